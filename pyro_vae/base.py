@@ -1,0 +1,260 @@
+"""The abstract parts of a VAE and the shapes they promise.
+
+A part is a module that returns a distribution:
+
+========== ========= ================= ================ ===========
+part       maths     call              batch shape      event shape
+========== ========= ================= ================ ===========
+Prior      p(t)      ``prior()``       ``()``           ``(d,)``
+Guide      q(t|x,φ)  ``guide(x)``      the batch of x   ``(d,)``
+Likelihood p(x|t,w)  ``likelihood(t)`` ``t.shape[:-1]`` ``x_shape``
+========== ========= ================= ================ ===========
+
+A new part is a class with a constructor ``(dims, own options...)`` and a ``forward``; the base class checks what goes in and
+what comes out at every call, so that a wrong shape is an error that names the part and never a silent broadcast.
+Every class of this project is abstract or final: no concrete method is overridden.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, NamedTuple, final
+
+import pyro.infer
+import torch
+from jaxtyping import Float
+from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
+from torch import Tensor, nn
+
+from pyro_vae.particles import Particles, Program
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Dims:
+    """What every part is told when it is built.
+
+    Attributes:
+        latent: d, the dimension of t.
+        x_shape: shape of one datum, for example ``(1, 28, 28)``.
+        x_mean: mean training datum, of shape ``x_shape``. Likelihoods start their output there; None starts it at the
+            centre of their link (probability 1/2, location 0).
+    """
+
+    latent: int
+    x_shape: Shape
+    x_mean: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Checks that sizes are positive and that the mean has the shape of a datum.
+
+        Raises:
+            ValueError: a size below 1, or a mean of another shape.
+        """
+        if self.latent < 1:
+            raise ValueError(f"latent: expected a size of at least 1, got {self.latent}")
+        if not self.x_shape or min(self.x_shape) < 1:
+            raise ValueError(f"x_shape: expected sizes of at least 1, got {self.x_shape}")
+        if self.x_mean is not None and self.x_mean.shape != self.x_shape:
+            raise ValueError(f"x_mean: expected shape {self.x_shape}, got {tuple(self.x_mean.shape)}")
+
+
+class Network(nn.Module, ABC):
+    """A deterministic map from ``(*lead, *in_shape)`` to ``(*lead, *out_shape)`` for any leading dimensions.
+
+    Leading dimensions are data, particles, or both: a network that knows only ``(B, ...)``, such as a convolution, flattens
+    and restores them itself.
+
+    Raises (when called):
+        ValueError: the input does not end in ``in_shape`` or the output is not ``(*lead, *out_shape)``.
+    """
+
+    def __init__(self, in_shape: Shape, out_shape: Shape) -> None:
+        super().__init__()
+        self.in_shape, self.out_shape = tuple(in_shape), tuple(out_shape)
+
+    @abstractmethod
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Maps ``(*lead, *in_shape)`` to ``(*lead, *out_shape)``."""
+
+    @final
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Calls ``forward`` between checks of both shapes."""
+        lead = leading_shape(inputs, self.in_shape, f"input of {type(self).__name__}")
+        outputs: Tensor = super().__call__(inputs)
+        if outputs.shape != lead + self.out_shape:
+            raise ValueError(
+                f"output of {type(self).__name__}: expected shape {lead + self.out_shape}, got {tuple(outputs.shape)}"
+            )
+        return outputs
+
+
+class Prior(nn.Module, ABC):
+    """p(t): ``prior()`` is a distribution of batch shape ``()`` and event shape ``(d,)``.
+
+    Args:
+        dims: the sizes (see `Dims`).
+
+    Raises (when called):
+        ValueError: ``forward`` returned a distribution of another shape.
+        TypeError: ``forward`` returned no Pyro distribution.
+    """
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__()
+        self.dims = dims
+
+    @abstractmethod
+    def forward(self) -> Distribution:
+        """Returns p(t)."""
+
+    @final
+    def __call__(self) -> Distribution:
+        """Calls ``forward`` and checks what it returns."""
+        return checked(super().__call__(), (), (self.dims.latent,), self)
+
+
+class Guide(nn.Module, ABC):
+    """q(t|x,φ): ``guide(x)`` is a distribution over t, of batch shape ``x.shape[:-len(x_shape)]`` and event shape ``(d,)``.
+
+    Args:
+        dims: the sizes (see `Dims`).
+
+    Raises (when called):
+        ValueError: x does not end in ``x_shape``, or ``forward`` returned a distribution of another shape.
+        TypeError: ``forward`` returned no Pyro distribution.
+    """
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__()
+        self.dims = dims
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Distribution:
+        """Returns q(t|x,φ) for x of shape ``(*batch, *x_shape)``."""
+
+    @final
+    def __call__(self, x: Tensor) -> Distribution:
+        """Calls ``forward`` and checks what goes in and what it returns."""
+        batch_shape = leading_shape(x, self.dims.x_shape, f"x given to {type(self).__name__}")
+        return checked(super().__call__(x), batch_shape, (self.dims.latent,), self)
+
+
+class Likelihood(nn.Module, ABC):
+    """p(x|t,w): ``likelihood(t)`` is a distribution over x, of batch shape ``t.shape[:-1]`` and event shape ``x_shape``.
+
+    Args:
+        dims: the sizes (see `Dims`).
+
+    Raises (when called):
+        ValueError: t does not end in d, or ``forward`` returned a distribution of another shape.
+        TypeError: ``forward`` returned no Pyro distribution.
+    """
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__()
+        self.dims = dims
+
+    @abstractmethod
+    def forward(self, t: Tensor) -> Distribution:
+        """Returns p(x|t,w) for t of shape ``(*batch, d)``."""
+
+    @final
+    def __call__(self, t: Tensor) -> Distribution:
+        """Calls ``forward`` and checks what goes in and what it returns."""
+        batch_shape = leading_shape(t, (self.dims.latent,), f"t given to {type(self).__name__}")
+        return checked(super().__call__(t), batch_shape, self.dims.x_shape, self)
+
+
+def leading_shape(value: Tensor, event_shape: Shape, what: str) -> Shape:
+    """Returns the dimensions of ``value`` left of ``event_shape``, or raises ValueError if it does not end in them."""
+    cut = value.dim() - len(event_shape)
+    if cut < 0 or value.shape[cut:] != event_shape:
+        sizes = ", ".join(str(size) for size in event_shape)
+        raise ValueError(f"{what}: expected shape (..., {sizes}), got {tuple(value.shape)}")
+    return tuple(value.shape[:cut])
+
+
+def checked(distribution: Any, batch_shape: Shape, event_shape: Shape, part: nn.Module) -> Distribution:
+    """Returns the distribution if its shapes are the promised ones, else raises an error that names the part."""
+    name = f"{type(part).__name__} ({type(part).__mro__[1].__name__})"
+    if not isinstance(distribution, Distribution):
+        raise TypeError(
+            f"{name}: expected a distribution of pyro.distributions, got {type(distribution).__module__}."
+            f"{type(distribution).__qualname__}"
+        )
+    if distribution.event_shape != event_shape:
+        raise ValueError(
+            f"{name}: expected event shape {event_shape}, got {tuple(distribution.event_shape)}; "
+            f".to_event(n) moves n batch dimensions into the event"
+        )
+    if distribution.batch_shape != batch_shape:
+        raise ValueError(f"{name}: expected batch shape {batch_shape}, got {tuple(distribution.batch_shape)}")
+    return distribution
+
+
+class Estimate(NamedTuple):
+    """What an estimator returns for a batch.
+
+    Attributes:
+        bound: the bound on log p(x) of each datum, in nats (B,).
+        surrogate: what is differentiated (B,): its gradient is the estimator's, its value has no meaning of its own.
+        particles: the log-probabilities behind it.
+    """
+
+    bound: Float[Tensor, " B"]
+    surrogate: Float[Tensor, " B"]
+    particles: Particles
+
+
+class Estimator(pyro.infer.ELBO, ABC):
+    """A bound on log p(x) and its gradient, for any Pyro model and guide.
+
+    `estimate` is all that a new estimator writes. As a `pyro.infer.ELBO` it also goes into ``pyro.infer.SVI(loss=...)``, where
+    it follows Pyro's convention: the loss is minus the bound, summed over the batch and multiplied by the plate's scale.
+
+    Args:
+        K: number of particles.
+        max_plate_nesting: number of plate dimensions the Pyro programs use.
+
+    Raises:
+        ValueError: K below 1.
+    """
+
+    def __init__(self, K: int = 1, max_plate_nesting: int = 1) -> None:
+        if K < 1:
+            raise ValueError(f"K: expected at least 1 particle, got {K}")
+        super().__init__(num_particles=K, max_plate_nesting=max_plate_nesting)
+        self.K = K
+
+    @abstractmethod
+    def estimate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Estimate:
+        """Returns bound and surrogate of each datum; ``args`` and ``kwargs`` go to model and guide."""
+
+    @final
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """Pyro's loss: minus the scaled sum of the bound, with the estimator's own gradient."""
+        estimate = self.estimate(model, guide, *args, **kwargs)
+        value = estimate.surrogate + (estimate.bound - estimate.surrogate).detach()
+        return -(value * estimate.particles.scale).sum()
+
+    @final
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """Pyro's loss as a number, without a gradient."""
+        with torch.no_grad():
+            return self.differentiable_loss(model, guide, *args, **kwargs).item()
+
+    @final
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """Pyro's loss as a number; adds its gradient to that of the parameters."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward()
+        return loss.item()
+
+    @final
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
+        """Pyro's hook for estimators that sum over traces; unused, since `estimate` reads its own."""
+        raise NotImplementedError

@@ -1,0 +1,65 @@
+"""Networks: the deterministic maps inside guides and likelihoods. Each takes any leading dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from math import prod
+from typing import Any, final
+
+from torch import Tensor, nn
+
+from pyro_vae.base import Network, Shape
+
+NetworkFactory = Callable[[Shape, Shape], Network]
+"""What a guide or a likelihood is given: it knows the shapes itself and builds its network from them."""
+
+
+@final
+class MLP(Network):
+    """A multilayer perceptron; without hidden layers, an affine map.
+
+    Args:
+        in_shape: shape of one input; the other dimensions lead.
+        out_shape: shape of one output.
+        hidden: width of each hidden layer; [] makes the map affine.
+        activation: the class of the nonlinearity between layers, for example torch.nn.Softplus.
+        init: fills each weight matrix in place, for example torch.nn.init.kaiming_normal_. Biases start at zero; a
+            likelihood adds the training mean to its output (see `pyro_vae.likelihoods`).
+
+    Raises:
+        ValueError: a hidden layer of no width.
+    """
+
+    def __init__(
+        self,
+        in_shape: Shape,
+        out_shape: Shape,
+        hidden: Sequence[int] = (256, 256),
+        activation: type[nn.Module] = nn.Tanh,
+        init: Callable[[Tensor], Any] = nn.init.xavier_uniform_,
+    ) -> None:
+        super().__init__(in_shape, out_shape)
+        if any(width < 1 for width in hidden):
+            raise ValueError(f"hidden: expected widths of at least 1, got {list(hidden)}")
+        widths = [prod(in_shape), *hidden, prod(out_shape)]
+        self.layers = nn.Sequential()
+        for fan_in, fan_out in pairwise(widths):
+            if len(self.layers) > 0:
+                self.layers.append(activation())
+            linear = nn.Linear(fan_in, fan_out)
+            init(linear.weight)
+            nn.init.zeros_(linear.bias)
+            self.layers.append(linear)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Maps ``(*lead, *in_shape)`` to ``(*lead, *out_shape)``."""
+        lead = inputs.shape[: inputs.dim() - len(self.in_shape)]
+        outputs: Tensor = self.layers(inputs.reshape(*lead, prod(self.in_shape)))
+        return outputs.reshape(*lead, *self.out_shape)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of trained numbers in a module."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+

@@ -1,0 +1,241 @@
+"""From a Pyro model and guide and data to log-probabilities (K, B). The only room that handles traces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import Any
+
+import pyro
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor, nn
+
+Program = Callable[..., Any]
+"""A Pyro model or guide."""
+Site = Mapping[str, Any]
+
+_PARTICLES = "particles"
+
+
+@dataclass(frozen=True)
+class Particles:
+    """K draws of the latents for each of B data, and their log-probabilities in nats.
+
+    Scales of plates and handlers are left out: every number is that of one datum and one particle. A mask counts, since it
+    says which data exist.
+
+    Attributes:
+        model: log-probability (K, B) of each sample site of the model, summed over its own event and plates.
+        guide: the same for the guide's sites.
+        observed: names of the model's observed sites.
+        values: the latents by site, with K leading.
+        reparameterised: whether each of the guide's sites carries a pathwise gradient.
+        scale: product of plate and handler scales, one number, or one for each datum (B,).
+    """
+
+    model: dict[str, Float[Tensor, "K B"]]
+    guide: dict[str, Float[Tensor, "K B"]]
+    observed: frozenset[str]
+    values: dict[str, Tensor]
+    reparameterised: dict[str, bool]
+    scale: float | Tensor
+
+    @property
+    def log_lik(self) -> Float[Tensor, "K B"]:
+        """Σ log p over the observed sites: log p(x|t,w)."""
+        return _sum([value for name, value in self.model.items() if name in self.observed], self.guide)
+
+    @property
+    def log_prior(self) -> Float[Tensor, "K B"]:
+        """Σ log p over the model's latent sites: log p(t)."""
+        return _sum([value for name, value in self.model.items() if name not in self.observed], self.guide)
+
+    @property
+    def log_q(self) -> Float[Tensor, "K B"]:
+        """Σ log q over the guide's sites: log q(t|x,φ)."""
+        return _sum(list(self.guide.values()), self.model)
+
+    @property
+    def log_w(self) -> Float[Tensor, "K B"]:
+        """Log importance weight: log p(x,t) - log q(t|x,φ)."""
+        return self.log_lik + self.log_prior - self.log_q
+
+    @property
+    def sites(self) -> dict[str, Float[Tensor, "K B"]]:
+        """Every log-probability by the name of its site, guide first, as ``"guide t"`` and ``"model x"``."""
+        return {f"guide {name}": value for name, value in self.guide.items()} | {
+            f"model {name}": value for name, value in self.model.items()
+        }
+
+
+def particles(
+    model: Program, guide: Program, *args: Any, K: int = 1, max_plate_nesting: int = 1, **kwargs: Any
+) -> Particles:
+    """Runs the guide and, on its draws, the model, with K particles in one vectorised pass.
+
+    The guide's distribution is expanded by the plate of particles: an encoder runs once for each datum.
+
+    Args:
+        model: a Pyro model p(x, t). All its sample sites stand in one vectorised data plate, named ``"data"`` if there are
+            several plates that all sites share.
+        guide: a Pyro guide q(t|x).
+        *args: given to both.
+        K: number of particles.
+        max_plate_nesting: number of plate dimensions the programs use; particles stand left of them.
+        **kwargs: given to both.
+
+    Returns:
+        The log-probabilities (see `Particles`).
+
+    Raises:
+        ValueError: K below 1, no data plate, latents that only one of the programs samples, or sites of different scales.
+    """
+    if K < 1:
+        raise ValueError(f"K: expected at least 1 particle, got {K}")
+    plate = pyro.plate(_PARTICLES, K, dim=-1 - max_plate_nesting)
+    with plate:
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    with plate:
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    guide_sites, model_sites = _sample_sites(guide_trace), _sample_sites(model_trace)
+    _check_latents(model_sites, guide_sites)
+    sites = list(guide_sites.values()) + list(model_sites.values())
+    data_dim = _data_dim(sites, max_plate_nesting)
+    shape = K, _size(sites, data_dim)
+
+    def log_probs(of: dict[str, Site]) -> dict[str, Tensor]:
+        return {name: _log_prob(site, plate.dim, data_dim, shape) for name, site in of.items()}
+
+    return Particles(
+        model=log_probs(model_sites),
+        guide=log_probs(guide_sites),
+        observed=frozenset(name for name, site in model_sites.items() if site["is_observed"]),
+        values={name: site["value"] for name, site in guide_sites.items()},
+        reparameterised={name: bool(site["fn"].has_rsample) for name, site in guide_sites.items()},
+        scale=_scale({**model_sites, **guide_sites}, shape[1]),
+    )
+
+
+class _ModuleParams(Messenger):
+    """Answers ``pyro.param`` for a module's own parameter with that parameter, so that Pyro's global store stays out of it."""
+
+    def _pyro_param(self, msg: Any) -> None:
+        init = msg["args"][1] if len(msg["args"]) > 1 else None
+        if isinstance(init, nn.Parameter):
+            msg["value"], msg["done"] = init, True
+
+
+@contextmanager
+def library_path() -> Iterator[None]:
+    """Runs Pyro programs as this library does: parameters stay in their modules, and nothing is validated at each step.
+
+    A bare ``pyro.param`` still lives in Pyro's store, which is its only home. Pyro's and PyTorch's validation flags and
+    ``module_local_params`` are put back at the end.
+    """
+    with pyro.settings.context(module_local_params=True), pyro.validation_enabled(False), _ModuleParams():
+        yield
+
+
+def parameters(model: Program, guide: Program, *args: Any, **kwargs: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The parameters that one run of each program uses, as unconstrained leaves by name: those of the model (w), of the guide (φ).
+
+    A parameter that both use counts as the guide's.
+    """
+    with library_path():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    phi = _parameters(guide_trace)
+    taken = {id(value) for value in phi.values()}
+    return {name: value for name, value in _parameters(model_trace).items() if id(value) not in taken}, phi
+
+
+def _parameters(trace: poutine.Trace) -> dict[str, Tensor]:
+    values = {name: site["value"] for name, site in trace.nodes.items() if site["type"] == "param"}
+    return {name: value.unconstrained() if hasattr(value, "unconstrained") else value for name, value in values.items()}
+
+
+def _sample_sites(trace: poutine.Trace) -> dict[str, Site]:
+    """The sites that have a log-probability: no subsample indices, no deterministic values."""
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample"
+        and not isinstance(site["fn"], _Subsample)
+        and not site["infer"].get("_deterministic", False)
+    }
+
+
+def _check_latents(model: dict[str, Site], guide: dict[str, Site]) -> None:
+    latents = {name for name, site in model.items() if not site["is_observed"]}
+    if missing := latents - guide.keys():
+        raise ValueError(f"the guide does not sample the model's latent sites {sorted(missing)}; it samples {sorted(guide)}")
+    if unused := guide.keys() - latents:
+        raise ValueError(f"the guide samples {sorted(unused)}, which are not latent sites of the model {sorted(latents)}")
+    if not model.keys() - latents:
+        raise ValueError("the model observes nothing: give one of its sites obs=...")
+
+
+def _data_dim(sites: list[Site], max_plate_nesting: int) -> int:
+    """The dimension of the plate that all sites share: the data."""
+    frames = [
+        {frame.name: frame.dim for frame in site["cond_indep_stack"] if frame.vectorized and frame.name != _PARTICLES}
+        for site in sites
+    ]
+    shared = {name: dim for name, dim in frames[0].items() if all(name in other for other in frames)}
+    if len(shared) > 1 and "data" in shared:
+        shared = {"data": shared["data"]}
+    if len(shared) != 1:
+        found = f"they share {sorted(shared)}" if shared else "there is none"
+        raise ValueError(
+            f'all sample sites must stand in one vectorised data plate, such as pyro.plate("data", len(x), dim=-1); {found}'
+        )
+    dim = next(iter(shared.values()))
+    if dim < -max_plate_nesting:
+        raise ValueError(f"a plate stands at dimension {dim}: give max_plate_nesting={-dim} (got {max_plate_nesting})")
+    return int(dim)
+
+
+def _size(sites: list[Site], dim: int) -> int:
+    return next(int(frame.size) for frame in sites[0]["cond_indep_stack"] if frame.dim == dim)
+
+
+def _log_prob(site: Site, particle_dim: int, data_dim: int, shape: tuple[int, int]) -> Tensor:
+    """log-probability (K, B) of a site without its scale, summed over its other plates."""
+    log_prob: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    log_prob = scale_and_mask(log_prob, 1.0, site["mask"])
+    if log_prob.shape == shape and particle_dim == -2:
+        return log_prob
+    rank = max(log_prob.dim(), -particle_dim)
+    full = [1] * (rank - log_prob.dim()) + list(log_prob.shape)
+    log_prob = log_prob.reshape(full)
+    full[particle_dim], full[data_dim] = shape
+    return log_prob.expand(full).movedim((particle_dim, data_dim), (0, 1)).reshape(*shape, -1).sum(-1)
+
+
+def _scale(sites: dict[str, Site], size: int) -> float | Tensor:
+    """The one scale that all sites share, a number or (B,)."""
+    (first, first_site), *others = sites.items()
+    scale = first_site["scale"]
+    for name, site in others:
+        other = site["scale"]
+        if other is not scale and not torch.equal(torch.as_tensor(scale).cpu(), torch.as_tensor(other).cpu()):
+            raise ValueError(
+                f"sites {first!r} and {name!r} have different scales ({scale} and {other}): a bound has one scale for each "
+                f"datum; weight the terms of an objective in the estimator, not by poutine.scale"
+            )
+    if not isinstance(scale, Tensor) or scale.numel() == 1:
+        return float(scale)
+    return scale.reshape(-1).expand(size)
+
+
+def _sum(terms: list[Tensor], other: dict[str, Tensor]) -> Tensor:
+    return reduce(add, terms) if terms else torch.zeros_like(next(iter(other.values())))
+

@@ -1,0 +1,304 @@
+"""Training: stochastic variational inference on any Pyro model and guide, a record an epoch.
+
+The random numbers of epoch e (order of the data, binarisation, ε) depend on the seed and on e alone, so that a run is
+reproducible bit for bit on a CPU and leaves the global random state as it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from pyro_vae.base import Estimate, Estimator
+from pyro_vae.data import Split, Splits
+from pyro_vae.estimators import ELBO
+from pyro_vae.particles import Program, library_path, parameters
+
+OptimiserFactory = Callable[[Iterable[Tensor]], Optimizer]
+ScheduleFactory = Callable[[Optimizer], LRScheduler]
+
+
+class Programs(Protocol):
+    """What is trained and evaluated: a Pyro model and a Pyro guide, both called with x. A `VAE` is one."""
+
+    @property
+    def model(self) -> Program:
+        """p(t) p(x|t,w)."""
+
+    @property
+    def guide(self) -> Program:
+        """q(t|x,φ)."""
+
+
+class Terms(NamedTuple):
+    """Means over data, in nats per datum.
+
+    Attributes:
+        bound: the estimator's bound on log p(x).
+        reconstruction: E_q log p(x|t,w).
+        kl: E_q [log q(t|x,φ) - log p(t)], estimated by the same draws.
+    """
+
+    bound: float
+    reconstruction: float
+    kl: float
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch's record.
+
+    Attributes:
+        epoch: from 1.
+        train: means over the training data while the weights moved.
+        valid: means over the validation data at the epoch's end, with the same random numbers at each epoch.
+        lr: the learning rate of the epoch.
+        seconds: wall time of the epoch.
+    """
+
+    epoch: int
+    train: Terms
+    valid: Terms
+    lr: float
+    seconds: float
+
+
+class Progress(NamedTuple):
+    """Where training stands inside an epoch: steps done of all, and the epoch's bound so far (nats per datum)."""
+
+    epoch: int
+    step: int
+    steps: int
+    bound: float
+
+
+class DivergedError(ArithmeticError):
+    """The bound became NaN or infinite. The weights are those of the last epoch that was finite."""
+
+
+class BurdaSchedule(LambdaLR):
+    """Learning rate lr · 10^(-i/7) for 3^i epochs, i = 0, 1, ... (Burda et al. 2016, section 5; there i ≤ 7: 3280 epochs).
+
+    Args:
+        optimizer: the optimiser, filled in by the program.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        super().__init__(optimizer, self.factor)
+
+    @staticmethod
+    def factor(epoch: int) -> float:
+        """10^(-i/7) for the stage i that holds an epoch counted from 0: stage i ends after (3^(i+1) - 1)/2 epochs."""
+        stage = 0
+        while epoch >= (3 ** (stage + 1) - 1) // 2:
+            stage += 1
+        return float(10 ** (-stage / 7))
+
+
+def fit(
+    programs: Programs,
+    data: Splits,
+    *,
+    epochs: int,
+    batch_size: int = 100,
+    estimator: Estimator | None = None,
+    optimiser: OptimiserFactory = Adam,
+    schedule: ScheduleFactory | None = None,
+    seed: int = 0,
+    on_step: Callable[[Progress], None] | None = None,
+) -> Iterator[Epoch]:
+    """Trains a model and a guide by stochastic variational inference and yields a record after each epoch.
+
+    This is a generator: training goes on as long as records are asked for (``for epoch in fit(...): print(epoch)``). Pyro's
+    global parameter store is left alone; a bare ``pyro.param`` of the programs is trained where it lives, in that store.
+
+    Args:
+        programs: a `VAE`, or anything with a Pyro ``model(x)`` and ``guide(x)``.
+        data: train and validation data, on the device of the programs.
+        epochs: number of passes over the training data.
+        batch_size: data per step; the last batch of an epoch holds what is left.
+        estimator: the bound and its gradient; None is `ELBO` with one particle.
+        optimiser: makes the optimiser from the parameters.
+        schedule: makes a learning-rate schedule, moved on after each epoch.
+        seed: of the order of the data, the binarisation and ε.
+        on_step: told where training stands, about ten times a second.
+
+    Yields:
+        An `Epoch`, with the weights of that epoch in place.
+
+    Raises:
+        ValueError: batch size or epochs out of range, data outside the likelihood's support, programs without parameters.
+        DivergedError: the bound became NaN or infinite; the last good weights are put back first.
+    """
+    estimator = ELBO() if estimator is None else estimator
+    if epochs < 1:
+        raise ValueError(f"epochs: expected at least 1, got {epochs}")
+    if not 1 <= batch_size <= len(data.train):
+        raise ValueError(f"batch_size: expected between 1 and the {len(data.train)} training data, got {batch_size}")
+    device = data.train.x.device
+    with seeded(device, seed, 0):
+        check_support(programs, data)
+        w, phi = parameters(programs.model, programs.guide, data.train.take(slice(0, batch_size)))
+    leaves = [*w.values(), *phi.values()]
+    if not leaves:
+        raise ValueError("model and guide use no parameters: nothing to train")
+    optimizer = optimiser(leaves)
+    scheduler = schedule(optimizer) if schedule else None
+    state = leaves + (list(programs.buffers()) if isinstance(programs, nn.Module) else [])
+    good = [tensor.detach().clone() for tensor in state]
+    steps = -(-len(data.train) // batch_size)
+
+    for epoch in range(1, epochs + 1):
+        start, lr, told = time.perf_counter(), float(optimizer.param_groups[0]["lr"]), 0.0
+        tally = Tally()
+        try:
+            with seeded(device, seed, epoch), library_path(), mode(programs, training=True):
+                for step, x in enumerate(data.train.batches(batch_size, shuffle=True), 1):
+                    tally.add(train_step(programs, estimator, optimizer, x))
+                    if on_step and (now := time.perf_counter()) - told > 0.1:
+                        told = now
+                        tally.check(f"epoch {epoch}", " while training")
+                        on_step(Progress(epoch, (epoch - 1) * steps + step, epochs * steps, tally.terms().bound))
+            tally.check(f"epoch {epoch}", " while training")
+            valid = evaluate_bound(programs, data.valid, estimator, batch_size, seed)
+            valid.check(f"epoch {epoch}", " on the validation data")
+        except DivergedError:
+            with torch.no_grad():
+                for tensor, kept in zip(state, good, strict=True):
+                    tensor.copy_(kept)
+            raise
+        good = [tensor.detach().clone() for tensor in state]
+        if scheduler:
+            scheduler.step()
+        yield Epoch(epoch, tally.terms(), valid.terms(), lr, time.perf_counter() - start)
+
+
+def train_step(programs: Programs, estimator: Estimator, optimizer: Optimizer, x: Tensor) -> Estimate:
+    """One update on one batch: ascends the mean of the estimator's surrogate. Returns the estimate, detached in use."""
+    optimizer.zero_grad(set_to_none=True)
+    estimate = estimator.estimate(programs.model, programs.guide, x)
+    (-estimate.surrogate.mean()).backward()
+    optimizer.step()
+    return estimate
+
+
+def evaluate_bound(programs: Programs, split: Split, estimator: Estimator, batch_size: int, seed: int) -> Tally:
+    """The estimator's bound and its terms over a split, without a gradient, by random numbers that only ``seed`` decides."""
+    tally = Tally()
+    with torch.no_grad(), seeded(split.x.device, seed, 0), library_path(), mode(programs, training=False):
+        for x in split.batches(batch_size):
+            tally.add(estimator.estimate(programs.model, programs.guide, x))
+    return tally
+
+
+class Tally:
+    """Sums over data, kept on the device in float64, and the first step at which each became NaN or infinite.
+
+    Reading it (`terms`, `check`) waits for the device; adding does not.
+    """
+
+    def __init__(self) -> None:
+        self.count = self.steps = 0
+        self.names: list[str] = []
+        self.bounds: list[Tensor] = []
+
+    def add(self, estimate: Estimate) -> None:
+        """Adds a batch: each datum counts once, so an uneven last batch has its own weight."""
+        draws = estimate.particles
+        with torch.no_grad():
+            kl = draws.log_q - draws.log_prior
+            per_datum = [estimate.bound, draws.log_lik.mean(0), kl.mean(0)]
+            per_datum += [value.mean(0) for value in draws.sites.values()]
+            row = torch.stack(per_datum).detach().to(torch.float64).sum(1)
+            self.steps += 1
+            self.count += len(estimate.bound)
+            failed = torch.where(row.isfinite(), torch.inf, float(self.steps))
+            if self.names:
+                self.total += row
+                self.failed = torch.minimum(self.failed, failed)
+            else:
+                self.names = ["bound", "reconstruction", "kl", *draws.sites]
+                self.total, self.failed = row, failed
+
+    def terms(self) -> Terms:
+        """Means per datum."""
+        bound, reconstruction, kl = (self.total[:3] / self.count).tolist()
+        return Terms(bound, reconstruction, kl)
+
+    def check(self, epoch: str, when: str) -> None:
+        """Raises DivergedError, naming the step and the sites, if a sum became NaN or infinite."""
+        failed = self.failed.tolist()
+        if (first := min(failed)) == float("inf"):
+            return
+        sites = [name for name, step in zip(self.names, failed, strict=True) if step == first][0:]
+        named = [name for name in sites if " " in name]
+        where = "at the sites " + ", ".join(repr(name) for name in named) if named else "in the bound alone"
+        raise DivergedError(
+            f"the bound became NaN or infinite in {epoch}, step {int(first)}{when}, {where}; the weights are those before "
+            f"this epoch. A smaller learning rate usually helps."
+        )
+
+
+def check_support(programs: Programs, data: Splits) -> None:
+    """Raises ValueError if a split holds values that the model's observed site cannot score.
+
+    Args:
+        programs: model and guide.
+        data: the splits.
+    """
+    import pyro  # noqa: PLC0415
+    from pyro import poutine  # noqa: PLC0415
+
+    with torch.no_grad(), library_path():
+        for name, split in (("training", data.train), ("validation", data.valid), ("test", data.test)):
+            trace = poutine.trace(programs.model).get_trace(split.take(slice(0, 1)))
+            for site_name, site in trace.nodes.items():
+                if site["type"] != "sample" or not site["is_observed"]:
+                    continue
+                support = site["fn"].support
+                inside = all(bool(support.check(x).all()) for x in split.batches(1000))
+                if not inside:
+                    low, high = split.x.min().item(), split.x.max().item()
+                    raise ValueError(f"{name} {site_name} {support} {low} {high}")
+    _ = pyro
+
+
+@contextmanager
+def seeded(device: torch.device, *numbers: int) -> Iterator[None]:
+    """Seeds the random numbers of the CPU and of ``device`` by a hash of ``numbers``, and puts back their state at the end."""
+    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    on_cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if on_cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def mode(programs: Any, training: bool) -> Iterator[None]:
+    """Puts a module into training or evaluation mode and back; other programs have no mode."""
+    if not isinstance(programs, nn.Module):
+        with nullcontext():
+            yield
+        return
+    was = programs.training
+    programs.train(training)
+    try:
+        yield
+    finally:
+        programs.train(was)
+
+
+_ = constraints

@@ -1,0 +1,89 @@
+"""The VAE: three parts as a Pyro model and a Pyro guide."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import final
+from weakref import WeakKeyDictionary
+
+import pyro
+from torch import Tensor, nn
+
+from pyro_vae.base import Dims, Guide, Likelihood, Prior
+
+# Pyro's parameter store is global and keyed by name; a second module under a used name silently never trains. The name
+# belongs to the object and not to its attributes, so that a deep copy gets a name of its own.
+_names: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+_numbers = count()
+
+
+@final
+class VAE(nn.Module):
+    """p(x|w) = ∫ p(x|t,w) p(t) dt with the amortised posterior q(t|x,φ) (Kingma and Welling 2014, equations 1-3).
+
+    `model` and `guide` are ordinary Pyro programs: stock `pyro.infer.SVI`, `Predictive` and `pyro.poutine` take them as they
+    are. Their sites are ``"t"`` (latent) and ``"x"`` (observed), inside the plate ``"data"`` at dimension -1.
+
+    Args:
+        prior: p(t).
+        guide: q(t|x,φ); kept as `posterior`, since `guide` is the Pyro program.
+        likelihood: p(x|t,w).
+
+    Raises:
+        ValueError: the parts were built for different sizes.
+        TypeError: an argument is not the part that its place takes.
+    """
+
+    def __init__(self, prior: Prior, guide: Guide, likelihood: Likelihood) -> None:
+        super().__init__()
+        for name, part, base in (("prior", prior, Prior), ("guide", guide, Guide), ("likelihood", likelihood, Likelihood)):
+            if not isinstance(part, base):
+                raise TypeError(f"{name}: expected a {base.__name__}, got {part!r}")
+        latents = {"prior": prior.dims.latent, "guide": guide.dims.latent, "likelihood": likelihood.dims.latent}
+        if len(set(latents.values())) > 1:
+            raise ValueError(f"parts of different latent sizes: {latents}")
+        if guide.dims.x_shape != likelihood.dims.x_shape:
+            raise ValueError(f"guide takes x of shape {guide.dims.x_shape}, likelihood gives {likelihood.dims.x_shape}")
+        self.prior, self.posterior, self.likelihood = prior, guide, likelihood
+
+    @property
+    def dims(self) -> Dims:
+        """The sizes that the parts were built for."""
+        return self.likelihood.dims
+
+    def model(self, x: Tensor | None = None, n: int = 1) -> Tensor:
+        """p(t) p(x|t,w): t ~ p(t), x ~ p(x|t,w).
+
+        Args:
+            x: observed data ``(B, *x_shape)``; None draws x.
+            n: how many data are drawn where x is None.
+
+        Returns:
+            x, of shape ``(B, *x_shape)``, or ``(K, B, *x_shape)`` inside a plate of particles.
+        """
+        self._register("prior", self.prior)
+        self._register("likelihood", self.likelihood)
+        with pyro.plate("data", n if x is None else len(x), dim=-1):
+            t = pyro.sample("t", self.prior())
+            sample: Tensor = pyro.sample("x", self.likelihood(t), obs=x)
+        return sample
+
+    def guide(self, x: Tensor) -> Tensor:
+        """q(t|x,φ): one t for each datum, and K of them inside a plate of particles, with one pass of the encoder.
+
+        Args:
+            x: data ``(B, *x_shape)``.
+
+        Returns:
+            t, of shape ``(B, d)`` or ``(K, B, d)``.
+        """
+        self._register("guide", self.posterior)
+        with pyro.plate("data", len(x), dim=-1):
+            sample: Tensor = pyro.sample("t", self.posterior(x))
+        return sample
+
+    def _register(self, role: str, part: nn.Module) -> None:
+        """Shows a part's parameters to Pyro, those of prior and likelihood as the model's (w), the guide's as φ."""
+        if self not in _names:
+            _names[self] = f"vae{next(_numbers)}"
+        pyro.module(f"{_names[self]}.{role}", part)
