@@ -7,6 +7,8 @@ network, with or without a bias per pixel.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import final
 
 import pyro.distributions as dist
@@ -111,3 +113,12 @@ def _logit_of_mean(dims: Dims, total_count: int) -> Tensor:
     if dims.x_mean is None:
         return torch.zeros(dims.x_shape)
     return (dims.x_mean / total_count).clamp(0.001, 0.999).logit()
+
+
+def default_likelihood(support: Constraint) -> Callable[[Dims], Likelihood]:
+    """The likelihood that fits data of a support: Bernoulli for {0, 1}, Binomial for counts 0..n, else Normal with learned σ."""
+    if support is constraints.boolean:
+        return Bernoulli
+    if isinstance(support, constraints.integer_interval):
+        return partial(Binomial, total_count=int(support.upper_bound))
+    return partial(Normal, learn_scale=True)

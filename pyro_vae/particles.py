@@ -13,6 +13,7 @@ import pyro
 import torch
 from jaxtyping import Float
 from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
@@ -155,6 +156,30 @@ def parameters(model: Program, guide: Program, *args: Any, **kwargs: Any) -> tup
     phi = _parameters(guide_trace)
     taken = {id(value) for value in phi.values()}
     return {name: value for name, value in _parameters(model_trace).items() if id(value) not in taken}, phi
+
+
+def observed(model: Program, *args: Any, values: Mapping[str, Tensor] | None = None) -> dict[str, Distribution]:
+    """The distribution p(x|t) of each site that the model observes.
+
+    Args:
+        model: a Pyro model.
+        *args: given to it.
+        values: latents by site; the others are drawn from the prior.
+    """
+    with library_path():
+        program = poutine.condition(poutine.uncondition(model), data=dict(values or {}))
+        trace = poutine.trace(program).get_trace(*args)
+    return {
+        name: site["fn"]
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and site["infer"].get("was_observed") and not site["infer"].get("_deterministic")
+    }
+
+
+def draw_latents(guide: Program, *args: Any) -> dict[str, Tensor]:
+    """One draw from the guide, by site."""
+    with library_path():
+        return {name: site["value"] for name, site in _sample_sites(poutine.trace(guide).get_trace(*args)).items()}
 
 
 def _parameters(trace: poutine.Trace) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.optim import Adam, Optimizer
@@ -22,7 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from pyro_vae.base import Estimate, Estimator
 from pyro_vae.data import Split, Splits
 from pyro_vae.estimators import ELBO
-from pyro_vae.particles import Program, library_path, parameters
+from pyro_vae.particles import Program, library_path, observed, parameters
 
 OptimiserFactory = Callable[[Iterable[Tensor]], Optimizer]
 ScheduleFactory = Callable[[Optimizer], LRScheduler]
@@ -119,8 +120,9 @@ def fit(
 ) -> Iterator[Epoch]:
     """Trains a model and a guide by stochastic variational inference and yields a record after each epoch.
 
-    This is a generator: training goes on as long as records are asked for (``for epoch in fit(...): print(epoch)``). Pyro's
-    global parameter store is left alone; a bare ``pyro.param`` of the programs is trained where it lives, in that store.
+    Arguments and data are checked at once; training goes on as long as records are asked for
+    (``for epoch in fit(...): print(epoch)``). Pyro's global parameter store is left alone; a bare ``pyro.param`` of the
+    programs is trained where it lives, in that store.
 
     Args:
         programs: a `VAE`, or anything with a Pyro ``model(x)`` and ``guide(x)``.
@@ -133,8 +135,8 @@ def fit(
         seed: of the order of the data, the binarisation and ε.
         on_step: told where training stands, about ten times a second.
 
-    Yields:
-        An `Epoch`, with the weights of that epoch in place.
+    Returns:
+        An iterator over `Epoch`s; with each, the weights of that epoch are in place.
 
     Raises:
         ValueError: batch size or epochs out of range, data outside the likelihood's support, programs without parameters.
@@ -155,32 +157,38 @@ def fit(
     optimizer = optimiser(leaves)
     scheduler = schedule(optimizer) if schedule else None
     state = leaves + (list(programs.buffers()) if isinstance(programs, nn.Module) else [])
-    good = [tensor.detach().clone() for tensor in state]
-    steps = -(-len(data.train) // batch_size)
 
-    for epoch in range(1, epochs + 1):
+    def run_epoch(epoch: int) -> Epoch:
         start, lr, told = time.perf_counter(), float(optimizer.param_groups[0]["lr"]), 0.0
+        steps = -(-len(data.train) // batch_size)
         tally = Tally()
-        try:
-            with seeded(device, seed, epoch), library_path(), mode(programs, training=True):
-                for step, x in enumerate(data.train.batches(batch_size, shuffle=True), 1):
-                    tally.add(train_step(programs, estimator, optimizer, x))
-                    if on_step and (now := time.perf_counter()) - told > 0.1:
-                        told = now
-                        tally.check(f"epoch {epoch}", " while training")
-                        on_step(Progress(epoch, (epoch - 1) * steps + step, epochs * steps, tally.terms().bound))
-            tally.check(f"epoch {epoch}", " while training")
-            valid = evaluate_bound(programs, data.valid, estimator, batch_size, seed)
-            valid.check(f"epoch {epoch}", " on the validation data")
-        except DivergedError:
-            with torch.no_grad():
-                for tensor, kept in zip(state, good, strict=True):
-                    tensor.copy_(kept)
-            raise
-        good = [tensor.detach().clone() for tensor in state]
+        with seeded(device, seed, epoch), library_path(), mode(programs, training=True):
+            for step, x in enumerate(data.train.batches(batch_size, shuffle=True), 1):
+                tally.add(train_step(programs, estimator, optimizer, x))
+                if on_step and (now := time.perf_counter()) - told > 0.1:
+                    told = now
+                    tally.check(f"in epoch {epoch}")
+                    on_step(Progress(epoch, (epoch - 1) * steps + step, epochs * steps, tally.terms().bound))
+        tally.check(f"in epoch {epoch}")
+        valid = evaluate_bound(programs, data.valid, estimator, batch_size, seed)
+        valid.check(f"on the validation data after epoch {epoch}")
         if scheduler:
             scheduler.step()
-        yield Epoch(epoch, tally.terms(), valid.terms(), lr, time.perf_counter() - start)
+        return Epoch(epoch, tally.terms(), valid.terms(), lr, time.perf_counter() - start)
+
+    def run() -> Iterator[Epoch]:
+        for epoch in range(1, epochs + 1):
+            good = [tensor.detach().clone() for tensor in state]
+            try:
+                record = run_epoch(epoch)
+            except DivergedError:
+                with torch.no_grad():
+                    for tensor, kept in zip(state, good, strict=True):
+                        tensor.copy_(kept)
+                raise
+            yield record
+
+    return run()
 
 
 def train_step(programs: Programs, estimator: Estimator, optimizer: Optimizer, x: Tensor) -> Estimate:
@@ -210,7 +218,7 @@ class Tally:
     def __init__(self) -> None:
         self.count = self.steps = 0
         self.names: list[str] = []
-        self.bounds: list[Tensor] = []
+        self._bounds: list[Tensor] = []
 
     def add(self, estimate: Estimate) -> None:
         """Adds a batch: each datum counts once, so an uneven last batch has its own weight."""
@@ -220,6 +228,7 @@ class Tally:
             per_datum = [estimate.bound, draws.log_lik.mean(0), kl.mean(0)]
             per_datum += [value.mean(0) for value in draws.sites.values()]
             row = torch.stack(per_datum).detach().to(torch.float64).sum(1)
+            self._bounds.append(estimate.bound.detach())
             self.steps += 1
             self.count += len(estimate.bound)
             failed = torch.where(row.isfinite(), torch.inf, float(self.steps))
@@ -235,42 +244,43 @@ class Tally:
         bound, reconstruction, kl = (self.total[:3] / self.count).tolist()
         return Terms(bound, reconstruction, kl)
 
-    def check(self, epoch: str, when: str) -> None:
+    def per_datum(self) -> Float[Tensor, " N"]:
+        """The bound of each datum, in the order they came."""
+        return torch.cat(self._bounds)
+
+    def check(self, when: str) -> None:
         """Raises DivergedError, naming the step and the sites, if a sum became NaN or infinite."""
         failed = self.failed.tolist()
         if (first := min(failed)) == float("inf"):
             return
-        sites = [name for name, step in zip(self.names, failed, strict=True) if step == first][0:]
+        sites = [name for name, step in zip(self.names, failed, strict=True) if step == first]
         named = [name for name in sites if " " in name]
         where = "at the sites " + ", ".join(repr(name) for name in named) if named else "in the bound alone"
         raise DivergedError(
-            f"the bound became NaN or infinite in {epoch}, step {int(first)}{when}, {where}; the weights are those before "
-            f"this epoch. A smaller learning rate usually helps."
+            f"the bound became NaN or infinite {when}, step {int(first)}, {where}; the weights are put back to those before "
+            f"that epoch. A smaller learning rate usually helps."
         )
 
 
 def check_support(programs: Programs, data: Splits) -> None:
-    """Raises ValueError if a split holds values that the model's observed site cannot score.
-
-    Args:
-        programs: model and guide.
-        data: the splits.
-    """
-    import pyro  # noqa: PLC0415
-    from pyro import poutine  # noqa: PLC0415
-
-    with torch.no_grad(), library_path():
-        for name, split in (("training", data.train), ("validation", data.valid), ("test", data.test)):
-            trace = poutine.trace(programs.model).get_trace(split.take(slice(0, 1)))
-            for site_name, site in trace.nodes.items():
-                if site["type"] != "sample" or not site["is_observed"]:
-                    continue
-                support = site["fn"].support
-                inside = all(bool(support.check(x).all()) for x in split.batches(1000))
-                if not inside:
-                    low, high = split.x.min().item(), split.x.max().item()
-                    raise ValueError(f"{name} {site_name} {support} {low} {high}")
-    _ = pyro
+    """Raises ValueError if a split holds values that the model cannot score, naming the split, the site and the range."""
+    for name, split in (("training", data.train), ("validation", data.valid), ("test", data.test)):
+        for site, distribution in observed(programs.model, split.take(slice(0, 1))).items():
+            if all(bool(distribution.support.check(x).all()) for x in split.batches(1000)):
+                continue
+            low, high = split.x.min().item(), split.x.max().item()
+            while hasattr(distribution, "base_dist"):
+                distribution = distribution.base_dist
+            message = (
+                f"the {name} data hold values from {low:g} to {high:g} that {type(distribution).__name__} at site {site!r} "
+                f"cannot score: its support is {distribution.support}"
+            )
+            if distribution.support is constraints.boolean and low >= 0:
+                message += (
+                    ". Grey pixels have no probability under it: binarise the data (binarise: dynamic draws the pixels anew at "
+                    "each use, fixed draws them once), or choose a likelihood for such values"
+                )
+            raise ValueError(message)
 
 
 @contextmanager
@@ -300,5 +310,3 @@ def mode(programs: Any, training: bool) -> Iterator[None]:
     finally:
         programs.train(was)
 
-
-_ = constraints

@@ -1,0 +1,116 @@
+"""What the experiments share on the screen: options from a function's signature, errors in one line, progress."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_type_hints
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+
+class Parser(ArgumentParser):
+    """jsonargparse's parser, with errors for people."""
+
+    slots: dict[str, Any] = {}
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints what is wrong in a line or two and ends with status 2."""
+        del ex
+        unknown = re.search(r'Parser key "([\w.]+)":\s+Expected a dot import path string: (\S+)', message)
+        if unknown:
+            key, name = unknown.groups()
+            message = f"--{key} {name}: there is no class of that name"
+            if known := _known(self.slots.get(key)):
+                message += f". Known: {', '.join(known)}. A class of your own: --{key} my_file.{name}, from the folder of my_file.py"
+        message = re.sub(r"\s*\n\s*", " ", message).strip()
+        fail(f"{message}\nFor all options: python {sys.argv[0]} --help", status=2)
+
+
+def parse(function: Callable[..., None], skip: set[str]) -> tuple[Parser, Namespace]:
+    """The parser of an experiment and the options of this process, with classes from files in the current folder in reach."""
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    parser = Parser(prog=f"python {sys.argv[0]}")
+    parser.slots = get_type_hints(function)
+    parser.add_argument("--config", action="config", help="A YAML file of options; those after it overrule it.")
+    parser.add_function_arguments(function, skip=skip)
+    return parser, parser.parse_args()
+
+
+def fail(message: str, status: int = 1) -> NoReturn:
+    """Prints an error for a person and ends."""
+    Console(stderr=True, highlight=False).print(Text.assemble(("error: ", "bold red"), message))
+    sys.exit(status)
+
+
+@contextmanager
+def failing_clearly() -> Iterator[None]:
+    """Turns the errors that the library raises for wrong input into one message without a traceback."""
+    try:
+        yield
+    except (ValueError, OSError, ArithmeticError) as error:
+        fail(str(error))
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a name; "auto" is CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:<number>, got {name!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device: {name} was asked for, and PyTorch sees {torch.cuda.device_count()} CUDA devices here")
+    return device
+
+
+class _TimeLeft(ProgressColumn):
+    """Time left at the mean pace so far."""
+
+    def render(self, task: Task) -> Text:
+        """Draws it."""
+        if not task.completed or task.elapsed is None or task.total is None:
+            return Text("")
+        left = round(task.elapsed * (task.total - task.completed) / task.completed)
+        return Text(f"{left // 60}:{left % 60:02d} left", style="cyan")
+
+
+class _Bound(ProgressColumn):
+    """The bound so far, in the field ``live``."""
+
+    def render(self, task: Task) -> Text:
+        """Draws it."""
+        live = task.fields.get("live")
+        return Text("" if live is None else f"bound {live:.2f} nats")
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar with a description, its live text and the time left. Off a terminal it draws nothing."""
+    columns = [TextColumn("{task.description}"), BarColumn(), _Bound(), TimeElapsedColumn(), _TimeLeft()]
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _known(slot: Any) -> list[str]:
+    """Names of the classes that fill a slot, given its type: a class, or a callable that returns one, or None."""
+    inner = [slot, *get_args(slot)]
+    inner += [deeper for part in inner for deeper in get_args(part)]
+    bases = [part for part in inner if isinstance(part, type) and part.__module__.split(".")[0] in ("pyro_vae", "torch")]
+    names: set[str] = set()
+    while bases:
+        below = bases.pop().__subclasses__()
+        names |= {child.__name__ for child in below if not child.__name__.startswith("_")}
+        bases += below
+    return sorted(names)

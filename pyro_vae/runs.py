@@ -1,0 +1,142 @@
+"""A run is a folder: what was asked, what happened, the weights, the versions, the figures.
+
+===================== =====================================================
+config.yaml           the resolved command line: ``--config`` takes it back
+metrics.jsonl         one `Epoch` a line
+result.json           the final evaluation
+model.safetensors     weights of the last epoch, with the sizes of the VAE
+versions.json         of this project and of what it stands on
+figures/*.png         pictures
+===================== =====================================================
+
+Nothing in it is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+from matplotlib.figure import Figure
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from pyro_vae._version import version as own_version
+from pyro_vae.base import Dims, Guide, Likelihood, Prior
+from pyro_vae.training import Epoch
+from pyro_vae.vae import VAE
+
+PriorFactory = Callable[[Dims], Prior]
+GuideFactory = Callable[[Dims], Guide]
+LikelihoodFactory = Callable[[Dims], Likelihood]
+SLOTS = {"prior": PriorFactory, "guide": GuideFactory, "likelihood": LikelihoodFactory}
+"""The parts of a VAE by their names on the command line and in config.yaml."""
+
+_CONFIG, _WEIGHTS, _METRICS = "config.yaml", "model.safetensors", "metrics.jsonl"
+
+
+class Run:
+    """The folder of one run, written as the run goes on.
+
+    Args:
+        folder: its path; it is made here.
+        config: the resolved options, in YAML.
+
+    Raises:
+        FileExistsError: the folder exists: nothing is ever overwritten.
+    """
+
+    def __init__(self, folder: Path, config: str) -> None:
+        self.folder = folder
+        try:
+            (folder / "figures").mkdir(parents=True)
+        except FileExistsError:
+            raise FileExistsError(f"out: {folder} exists and is left as it is; choose another folder") from None
+        except OSError as error:
+            raise OSError(f"out: {folder} cannot be made ({error.strerror})") from error
+        (folder / _CONFIG).write_text(config)
+        names = ["torch", "pyro-ppl", "numpy", "safetensors"]
+        versions = {"pyro_vae": own_version, "python": platform.python_version()} | {n: version(n) for n in names}
+        (folder / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
+
+    def record(self, epoch: Epoch, vae: VAE) -> None:
+        """Keeps an epoch: its weights, replaced in one move so that a cut leaves the old ones, then its line."""
+        sizes = {"latent": str(vae.dims.latent), "x_shape": json.dumps(vae.dims.x_shape), "epoch": str(epoch.epoch)}
+        unfinished = self.folder / f".{_WEIGHTS}"
+        state = {name: value.detach().cpu().contiguous() for name, value in vae.state_dict().items()}
+        unfinished.write_bytes(save(state, metadata={"format": "pyro_vae", **sizes}))
+        unfinished.replace(self.folder / _WEIGHTS)
+        row = asdict(epoch)
+        for part in ("train", "valid"):
+            row[part] = getattr(epoch, part)._asdict()
+        with (self.folder / _METRICS).open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def result(self, values: dict[str, Any]) -> None:
+        """Keeps the final evaluation."""
+        (self.folder / "result.json").write_text(json.dumps(values, indent=2) + "\n")
+
+    def figure(self, name: str, figure: Figure) -> None:
+        """Keeps a figure as ``figures/<name>.png``."""
+        figure.savefig(self.folder / "figures" / f"{name}.png")
+
+
+def load(folder: str | os.PathLike[str]) -> VAE:
+    """Rebuilds the VAE of a run folder, on the CPU, in evaluation mode, with its trained weights.
+
+    Args:
+        folder: a folder that a run wrote. Classes from a user's own file must be importable, as they were for the run.
+
+    Raises:
+        FileNotFoundError: no such folder, or a file of it is missing.
+        ValueError: a file of it is damaged, or is not from such a run; the message names the file.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: there is no such run folder")
+    for name in (_CONFIG, _WEIGHTS):
+        if not (path / name).is_file():
+            raise FileNotFoundError(f"{path}: not a complete run folder, it has no {name}")
+    with _blamed(path / _WEIGHTS), safe_open(path / _WEIGHTS, framework="pt") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format") != "pyro_vae":
+            raise ValueError("these are weights, but not of a run of pyro_vae")
+        dims = Dims(int(metadata["latent"]), tuple(json.loads(metadata["x_shape"])))
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (safe_open is no dict)
+    with _blamed(path / _CONFIG):
+        config = yaml.safe_load((path / _CONFIG).read_text())
+        if not isinstance(config, dict) or (missing := SLOTS.keys() - config.keys()):
+            raise ValueError(f"no configuration of a run: expected the keys {sorted(SLOTS)}" + (f", {sorted(missing)} are missing" if isinstance(config, dict) else ""))
+        vae = build(dims, {name: config[name] for name in SLOTS})
+    with _blamed(path / _WEIGHTS):
+        vae.load_state_dict(state)
+    return vae.eval()
+
+
+def build(dims: Dims, parts: dict[str, Any]) -> VAE:
+    """A VAE from its parts' descriptions (class path and arguments), as the command line and config.yaml give them."""
+    parser = ArgumentParser(exit_on_error=False)
+    for name, slot in SLOTS.items():
+        parser.add_argument(f"--{name}", type=slot)
+    factories = parser.instantiate(parser.parse_object(parts))
+    return VAE(*(factories[name](dims) for name in SLOTS))
+
+
+@contextmanager
+def _blamed(file: Path) -> Iterator[None]:
+    """Turns whatever reading a file raises into one ValueError that names it."""
+    try:
+        yield
+    except (SafetensorError, yaml.YAMLError, ArgumentError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: damaged, or not from such a run ({error})") from error
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{file}: {error}") from error
