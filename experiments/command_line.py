@@ -6,20 +6,40 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_type_hints
+from pkgutil import resolve_name
+from typing import Any, ClassVar, NoReturn, get_args, get_type_hints
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 
 class Parser(ArgumentParser):
-    """jsonargparse's parser, with errors for people."""
+    """The arguments of a function as options, with errors for people.
 
-    slots: dict[str, Any] = {}
+    What a class is not told keeps that class's own default: ``--optimiser Adadelta`` has Adadelta's learning rate.
+    (jsonargparse alone would hand the options of the default class on to the one in its place, where their names agree.)
+    """
+
+    slots: ClassVar[dict[str, Any]] = {}  # the class that each option takes, for what an error suggests
+
+    @classmethod
+    def of(cls, function: Callable[..., None], skip: set[str]) -> Parser:
+        """The parser of a function's arguments, explained by its docstring, but for those in ``skip``."""
+        parser = cls(prog=f"python {sys.argv[0]}", print_config=None)
+        parser.add_argument("--config", action="config", help="A YAML file of options; those after it overrule it.")
+        parser.add_argument("--print_config", action="store_true", help="Print all options as such a file and exit.")
+        parser.add_function_arguments(function, skip=skip, fail_untyped=False)
+        return parser
+
+    def arguments(self, options: Namespace) -> dict[str, Any]:
+        """The function's arguments for parsed options, with the classes made."""
+        made = self.instantiate(options)
+        return {name: value for name, value in vars(made).items() if name not in ("config", "print_config")}
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints what is wrong in a line or two and ends with status 2."""
@@ -29,7 +49,8 @@ class Parser(ArgumentParser):
             key, name = unknown.groups()
             message = f"--{key} {name}: there is no class of that name"
             if known := _known(self.slots.get(key)):
-                message += f". Known: {', '.join(known)}. A class of your own: --{key} my_file.{name}, from the folder of my_file.py"
+                message += f". Known: {', '.join(known)}"
+            message += f". A class of your own: --{key} my_file.{name}, from the folder of my_file.py"
         message = re.sub(r"\s*\n\s*", " ", message).strip()
         fail(f"{message}\nFor all options: python {sys.argv[0]} --help", status=2)
 
@@ -38,11 +59,39 @@ def parse(function: Callable[..., None], skip: set[str]) -> tuple[Parser, Namesp
     """The parser of an experiment and the options of this process, with classes from files in the current folder in reach."""
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
-    parser = Parser(prog=f"python {sys.argv[0]}")
-    parser.slots = get_type_hints(function)
-    parser.add_argument("--config", action="config", help="A YAML file of options; those after it overrule it.")
-    parser.add_function_arguments(function, skip=skip)
-    return parser, parser.parse_args()
+    Parser.slots = get_type_hints(function)
+    parser = Parser.of(function, skip)
+    given = parser.parse_args(defaults=False).as_dict()
+    given.pop("config", None)
+    print_config = given.pop("print_config", False)
+    for name, parameter in signature(function).parameters.items():
+        default = parameter.default
+        kind = default if isinstance(default, type) else type(default)
+        if name not in skip and kind.__module__ != "builtins":
+            given.setdefault(name, {"class_path": f"{kind.__module__}.{kind.__qualname__}"})
+    try:
+        options = parser.parse_object(_completed(function, given))
+    except ArgumentError as error:
+        parser.error(str(error))
+    del options["config"], options["print_config"]
+    if print_config:
+        print(parser.dump(options, skip_unset=False), end="")
+        sys.exit(0)
+    return parser, options
+
+
+def _completed(owner: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Fills in the options that each given class was not told, each class by itself, the inner ones first."""
+    names = set(signature(owner).parameters)
+    for name, value in given.items():
+        if isinstance(value, dict) and "class_path" in value and name in names:
+            value["init_args"] = _completed(resolve_name(value["class_path"]), value.get("init_args", {}))
+            alone = ArgumentParser(exit_on_error=False)
+            add = alone.add_class_arguments if isinstance(owner, type) else alone.add_function_arguments
+            add(owner, skip=names - {name}, fail_untyped=False)
+            alone.set_defaults({name: None})
+            given[name] = alone.parse_object({name: value}).as_dict()[name]
+    return given
 
 
 def fail(message: str, status: int = 1) -> NoReturn:
@@ -73,7 +122,9 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError:
         raise ValueError(f"device: expected auto, cpu, cuda or cuda:<number>, got {name!r}") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device: {name} was asked for, and PyTorch sees {torch.cuda.device_count()} CUDA devices here")
+        raise ValueError(
+            f"device: {name} was asked for, and PyTorch sees {torch.cuda.device_count()} CUDA devices here"
+        )
     return device
 
 
@@ -107,7 +158,9 @@ def _known(slot: Any) -> list[str]:
     """Names of the classes that fill a slot, given its type: a class, or a callable that returns one, or None."""
     inner = [slot, *get_args(slot)]
     inner += [deeper for part in inner for deeper in get_args(part)]
-    bases = [part for part in inner if isinstance(part, type) and part.__module__.split(".")[0] in ("pyro_vae", "torch")]
+    bases = [
+        part for part in inner if isinstance(part, type) and part.__module__.split(".")[0] in ("pyro_vae", "torch")
+    ]
     names: set[str] = set()
     while bases:
         below = bases.pop().__subclasses__()

@@ -29,7 +29,7 @@ from pyro_vae.guides import DiagonalNormal
 from pyro_vae.likelihoods import default_likelihood
 from pyro_vae.networks import count_parameters
 from pyro_vae.priors import StandardNormal
-from pyro_vae.runs import GuideFactory, LikelihoodFactory, PriorFactory, Run
+from pyro_vae.runs import GuideFactory, LikelihoodFactory, PriorFactory, Run, assemble
 from pyro_vae.training import Epoch, OptimiserFactory, Progress, ScheduleFactory, evaluate_bound, seeded
 
 console = Console(highlight=False)
@@ -81,10 +81,12 @@ def train(
     where = pick_device(device)
     splits = splits.to(where)
     if test_particles < 1 or test_images < 1:
-        raise ValueError(f"expected at least 1 of test_particles and test_images, got {test_particles} and {test_images}")
+        raise ValueError(
+            f"expected at least 1 of test_particles and test_images, got {test_particles} and {test_images}"
+        )
     dims = splits.dims(latent)
     with seeded(torch.device("cpu"), seed):  # on the CPU, so that the first weights are the same on every device
-        vae = VAE(prior(dims), guide(dims), (likelihood or default_likelihood(splits.support))(dims)).to(where)
+        vae = assemble(dims, prior, guide, likelihood or default_likelihood(splits.support)).to(where)
 
     records: list[Epoch] = []
     start = time.perf_counter()
@@ -92,7 +94,9 @@ def train(
         task = bar.add_task("")
 
         def on_step(now: Progress) -> None:
-            bar.update(task, description=f"epoch {now.epoch}/{epochs}", total=now.steps, completed=now.step, live=now.bound)
+            bar.update(
+                task, description=f"epoch {now.epoch}/{epochs}", total=now.steps, completed=now.step, live=now.bound
+            )
 
         training = fit(
             vae,
@@ -129,7 +133,9 @@ def train(
         report(run, vae, splits, estimator, test_particles, test_images, batch_size, trained_for)
     except KeyboardInterrupt:
         interrupted = True
-    console.print(f"Run folder: {run.folder}   (configuration, metrics, weights, {run.folder / 'figures'}/*.png)", soft_wrap=True)
+    console.print(
+        f"Run folder: {run.folder}   (configuration, metrics, weights, {run.folder / 'figures'}/*.png)", soft_wrap=True
+    )
     if interrupted:
         raise SystemExit(130)
 
@@ -165,13 +171,13 @@ def report(
     table = Table(title="Test set, nats per datum", title_justify="left")
     table.add_column("quantity")
     table.add_column("value", justify="right")
-    table.add_column("over")
-    everything = f"all {len(splits.test)} images"
+    table.add_column("images")
+    everything = f"all {len(splits.test)}"
     table.add_row(f"{type(estimator).__name__} bound (K = {estimator.K})", str(mean(tally.per_datum())), everything)
     table.add_row("  reconstruction  E log p(x|t)", f"{terms.reconstruction:.2f}", everything)
     table.add_row("  KL  E log q(t|x) − log p(t)", f"{terms.kl:.2f}", everything)
-    counted = everything if len(first) == len(splits.test) else f"the first {len(first)} images"
-    table.add_row(f"log p(x), importance sampling (K = {K})", str(likelihood), counted)
+    counted = everything if len(first) == len(splits.test) else f"first {len(first)}"
+    table.add_row(f"log p(x) (importance sampling, K = {K})", str(likelihood), counted)
     console.print(table)
     console.print(f"± is the standard error over images. Training took {trained_for:.0f} s.")
     bound = mean(tally.per_datum())
@@ -183,14 +189,19 @@ def draw(run: Run, vae: VAE, splits: Splits, records: list[Epoch]) -> None:
     x, labels = splits.test.x[:1000], None if splits.test.labels is None else splits.test.labels[:1000]
     vmax = float(splits.train.x.max())
     run.figure("learning_curves", figures.learning_curves(records))
-    run.figure("reconstructions", figures.reconstructions(x[:24], reconstruct(vae, x[:24]), "test data and their reconstructions"))
+    run.figure(
+        "reconstructions",
+        figures.reconstructions(x[:24], reconstruct(vae, x[:24]), "test data and their reconstructions"),
+    )
     run.figure("samples", figures.samples(sample(vae, x, 100), vmax, "means of p(x|t) at t ~ p(t)"))
     t = encode(vae, x)
     run.figure("latents", figures.latents(t, labels, "test data in the latent space, t ~ q(t|x,φ)"))
     if vae.dims.latent == 2:
         ticks = torch.linspace(-2.5, 2.5, 21, device=x.device)
         plane = torch.stack([ticks.repeat(21), ticks.flip(0).repeat_interleave(21)], dim=1)
-        run.figure("plane", figures.plane(decode(vae, plane, x), ticks.tolist(), vmax, "the latent plane: means of p(x|t)"))
+        run.figure(
+            "plane", figures.plane(decode(vae, plane, x), ticks.tolist(), vmax, "the latent plane: means of p(x|t)")
+        )
     elif vae.dims.latent > 2:
         run.figure("traversals", traversals(vae, x, vmax))
 
@@ -210,18 +221,18 @@ def traversals(vae: VAE, x: torch.Tensor, vmax: float) -> Any:
 
 def main() -> None:
     """Reads the options, fills in the likelihood that fits the data where none was chosen, and trains."""
-    parser, config = parse(train, skip={"splits", "config"})
+    parser, options = parse(train, skip={"splits", "config"})
     with failing_clearly():
-        options = parser.instantiate(config)
-        splits = options.data.load()
-        if config.likelihood is None:
-            factory = default_likelihood(splits.support)
-            chosen = factory if isinstance(factory, partial) else partial(factory)
+        arguments = parser.arguments(options)
+        splits = arguments["data"].load()
+        if options.likelihood is None:
+            fitting = default_likelihood(splits.support)
+            chosen = fitting if isinstance(fitting, partial) else partial(fitting)
             path = f"{chosen.func.__module__}.{chosen.func.__qualname__}"
-            config = parser.parse_object({"likelihood": {"class_path": path, "init_args": chosen.keywords}}, namespace=config)
-            options = parser.instantiate(config)
-        del options["config"]
-        train(**options, splits=splits, config=parser.dump(config))
+            likelihood = {"likelihood": {"class_path": path, "init_args": chosen.keywords}}
+            options = parser.parse_object(likelihood, namespace=options)
+            arguments = parser.arguments(options)
+        train(**arguments, splits=splits, config=parser.dump(options, skip_unset=False))
 
 
 if __name__ == "__main__":

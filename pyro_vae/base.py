@@ -24,12 +24,14 @@ from typing import Any, NamedTuple, final
 import pyro.infer
 import torch
 from jaxtyping import Float
-from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_vae.particles import Particles, Program
 
 Shape = tuple[int, ...]
+Distribution = TorchDistributionMixin
+"""What a part returns: any distribution of `pyro.distributions`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +81,6 @@ class Network(nn.Module, ABC):
     def forward(self, inputs: Tensor) -> Tensor:
         """Maps ``(*lead, *in_shape)`` to ``(*lead, *out_shape)``."""
 
-    @final
     def __call__(self, inputs: Tensor) -> Tensor:
         """Calls ``forward`` between checks of both shapes."""
         lead = leading_shape(inputs, self.in_shape, f"input of {type(self).__name__}")
@@ -110,7 +111,6 @@ class Prior(nn.Module, ABC):
     def forward(self) -> Distribution:
         """Returns p(t)."""
 
-    @final
     def __call__(self) -> Distribution:
         """Calls ``forward`` and checks what it returns."""
         return checked(super().__call__(), (), (self.dims.latent,), self)
@@ -135,7 +135,6 @@ class Guide(nn.Module, ABC):
     def forward(self, x: Tensor) -> Distribution:
         """Returns q(t|x,φ) for x of shape ``(*batch, *x_shape)``."""
 
-    @final
     def __call__(self, x: Tensor) -> Distribution:
         """Calls ``forward`` and checks what goes in and what it returns."""
         batch_shape = leading_shape(x, self.dims.x_shape, f"x given to {type(self).__name__}")
@@ -161,7 +160,6 @@ class Likelihood(nn.Module, ABC):
     def forward(self, t: Tensor) -> Distribution:
         """Returns p(x|t,w) for t of shape ``(*batch, d)``."""
 
-    @final
     def __call__(self, t: Tensor) -> Distribution:
         """Calls ``forward`` and checks what goes in and what it returns."""
         batch_shape = leading_shape(t, (self.dims.latent,), f"t given to {type(self).__name__}")

@@ -158,10 +158,10 @@ class _Torchvision(Data):
             images, labels = source.data, source.targets
             if images.dim() != 3 or len(images) != len(labels) or not len(images):
                 raise ValueError(f"{tuple(images.shape)} images and {tuple(labels.shape)} labels")
-        except (OSError, RuntimeError, ValueError) as error:
-            folder = self.root / self._name / "raw"
+        except Exception as error:  # the readers raise anything: assertions, struct and network errors
+            folder, reason = self.root / self._name / "raw", " ".join(str(error).split())
             raise OSError(
-                f"{self._name} could be neither read from {folder} nor downloaded ({error}). Put its four files "
+                f"{self._name} could be neither read from {folder} nor downloaded ({reason}). Put its four files "
                 f"(train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte) there, "
                 f"or name the folder above {self._name} with --data.root"
             ) from error
@@ -208,7 +208,7 @@ class FashionMNIST(_Torchvision):
 
 @final
 class Arrays(Data):
-    """Your own data: a ``.npy`` file with an array ``(N, ...)``, or a ``.npz`` file with arrays ``x`` and, if you like, ``labels``.
+    """Your own data: a ``.npy`` file with an array ``(N, ...)``, or a ``.npz`` file with arrays ``x`` and ``labels``.
 
     Args:
         path: the file.
@@ -233,7 +233,9 @@ class Arrays(Data):
             raise ValueError(f"{self.path}: {int((~finite).sum())} of {x.numel()} values are NaN or infinite")
         labels = _tensor(arrays, "labels", self.path) if "labels" in arrays else None
         if labels is not None and labels.shape != x.shape[:1]:
-            raise ValueError(f"{self.path}: expected one label for each of {len(x)} data, got shape {tuple(labels.shape)}")
+            raise ValueError(
+                f"{self.path}: expected one label for each of {len(x)} data, got shape {tuple(labels.shape)}"
+            )
         train, test = _hold_out(Split(x, labels), self.test, "test", self.split_seed)
         return _finish(train, test, self.binarise, self.valid, self.split_seed, support_of(x))
 
@@ -288,8 +290,9 @@ def _binarised(split: Split) -> Split:
 def _read_numpy(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a .npy or .npz file; nothing is unpickled."""
     try:
-        content = np.load(path, allow_pickle=False)
-        arrays = {"x": content} if isinstance(content, np.ndarray) else {name: content[name] for name in content.files}
+        with path.open("rb") as file:
+            content = np.load(file, allow_pickle=False)
+            arrays = {"x": content} if isinstance(content, np.ndarray) else dict(content)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such file") from None
     except Exception as error:  # np.load raises what the zip and header readers raise

@@ -38,7 +38,7 @@ def mean(values: Tensor) -> Mean:
 def log_px(
     programs: Programs, split: Split, K: int, *, batch_size: int = 100, max_plate_nesting: int = 1, seed: int = 0
 ) -> Float64[Tensor, " N"]:
-    """log p(x) of each datum by importance sampling from the guide: log (1/K) Σ_k w_k, in nats.
+    """Log p(x) of each datum by importance sampling from the guide: log (1/K) Σ_k w_k, in nats.
 
     This is L_K of Burda et al. 2016 (equation 8), a lower bound in expectation that rises to log p(x) with K. Particles come
     in chunks and their weights are summed on the way (streaming logsumexp): memory does not grow with K.

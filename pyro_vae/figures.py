@@ -9,8 +9,6 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -77,12 +75,21 @@ def traversals(means: Tensor, names: Sequence[str], ticks: Sequence[float], vmax
     """One line for each latent ``(lines · ticks, *x_shape)``: it moves over the ticks while the others stay."""
     n = len(ticks)
     rows = [means[i * n : (i + 1) * n] for i in range(len(names))]
-    return grid(rows, row_labels=names, column_labels=[f"{tick:+.1f}" if abs(tick) > 1e-6 else "0" for tick in ticks], vmax=vmax, title=title)
+    return grid(
+        rows,
+        row_labels=names,
+        column_labels=[f"{tick:+.1f}" if abs(tick) > 1e-6 else "0" for tick in ticks],
+        vmax=vmax,
+        title=title,
+    )
 
 
 def latents(t: Tensor, labels: Tensor | None, title: str = "") -> Figure:
-    """Latents ``(N, d)`` as points, coloured by label; above d = 2 by t-SNE (van der Maaten and Hinton 2008), which keeps
-    neighbours together and means nothing by its distances."""
+    """Latents ``(N, d)`` as points, coloured by label; above d = 2 by t-SNE.
+
+    t-SNE (van der Maaten and Hinton 2008) keeps neighbours together; its larger distances mean nothing.
+
+    """
     points = t.detach().cpu().double().numpy()
     names = [f"$t_{j + 1}$" for j in range(points.shape[1])]
     if points.shape[1] > 2:
@@ -93,20 +100,19 @@ def latents(t: Tensor, labels: Tensor | None, title: str = "") -> Figure:
         points, names = np.stack([points[:, 0], np.zeros(len(points))], 1), [names[0], ""]
     figure = _figure(6.6, 5.6, title)
     axes = figure.subplots()
-    style = {"s": 9, "alpha": 0.75, "linewidths": 0}
     if labels is None:
-        axes.scatter(*points.T, color="C0", **style)
+        axes.scatter(points[:, 0], points[:, 1], s=9, alpha=0.75, linewidths=0)
     else:
-        classes = np.unique(labels.cpu().numpy())
+        classes, member = np.unique(labels.cpu().numpy(), return_inverse=True)
+        palette = colormaps["tab10" if len(classes) <= 10 else "viridis"]
+        for k, value in enumerate(classes):
+            colour = palette(k) if len(classes) <= 10 else palette(k / len(classes))
+            of_class = points[member == k]
+            axes.scatter(
+                of_class[:, 0], of_class[:, 1], s=9, alpha=0.75, linewidths=0, color=colour, label=f"{value:g}"
+            )
         if len(classes) <= 20:
-            colours = ListedColormap(colormaps["tab10" if len(classes) <= 10 else "tab20"].colors[: len(classes)])
-            axes.scatter(*points.T, c=np.searchsorted(classes, labels.cpu().numpy()), cmap=colours, vmin=-0.5,
-                         vmax=len(classes) - 0.5, **style)
-            scale = ScalarMappable(Normalize(-0.5, len(classes) - 0.5), colours)
-            bar = figure.colorbar(scale, ax=axes, ticks=range(len(classes)), label="label")
-            bar.ax.set_yticklabels([f"{value:g}" for value in classes])
-        else:
-            figure.colorbar(axes.scatter(*points.T, c=labels.cpu().numpy(), **style), ax=axes, label="label")
+            figure.legend(title="label", loc="outside right center", markerscale=2)
     axes.set(xlabel=names[0], ylabel=names[1])
     if points.shape[1] == 2:
         axes.set_aspect("equal", adjustable="datalim")
@@ -144,7 +150,11 @@ def _canvas(rows: Sequence[Tensor], vmax: float, title: str, gap: float, margin:
         for j, value in enumerate(row):
             left, top = j * width * (1 + gap), i * height * (1 + gap)
             axes.imshow(
-                _image(value), cmap="gray_r", vmin=0, vmax=vmax, interpolation="nearest",
+                _image(value),
+                cmap="gray_r",
+                vmin=0,
+                vmax=vmax,
+                interpolation="nearest",
                 extent=(left, left + width, top + height, top),
             )
             if gap:

@@ -116,7 +116,7 @@ def _logit_of_mean(dims: Dims, total_count: int) -> Tensor:
 
 
 def default_likelihood(support: Constraint) -> Callable[[Dims], Likelihood]:
-    """The likelihood that fits data of a support: Bernoulli for {0, 1}, Binomial for counts 0..n, else Normal with learned σ."""
+    """The likelihood that fits data of a support: Bernoulli for {0, 1}, Binomial for counts, else Normal with learned σ."""
     if support is constraints.boolean:
         return Bernoulli
     if isinstance(support, constraints.integer_interval):

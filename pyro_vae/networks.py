@@ -62,4 +62,3 @@ class MLP(Network):
 def count_parameters(module: nn.Module) -> int:
     """Number of trained numbers in a module."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
-

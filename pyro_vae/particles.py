@@ -13,7 +13,7 @@ import pyro
 import torch
 from jaxtyping import Float
 from pyro import poutine
-from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
@@ -101,19 +101,27 @@ def particles(
     """
     if K < 1:
         raise ValueError(f"K: expected at least 1 particle, got {K}")
-    plate = pyro.plate(_PARTICLES, K, dim=-1 - max_plate_nesting)
-    with plate:
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    with plate:
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    particle_dim = -1 - max_plate_nesting
+    plate = pyro.plate(_PARTICLES, K, dim=particle_dim)
+    try:
+        with plate:
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        with plate:
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    except ValueError as error:
+        if f'"{_PARTICLES}", collide' not in str(error):
+            raise
+        raise ValueError(
+            f"a plate stands where the particles do: give a max_plate_nesting above {max_plate_nesting}"
+        ) from error
     guide_sites, model_sites = _sample_sites(guide_trace), _sample_sites(model_trace)
     _check_latents(model_sites, guide_sites)
     sites = list(guide_sites.values()) + list(model_sites.values())
-    data_dim = _data_dim(sites, max_plate_nesting)
+    data_dim = _data_dim(sites)
     shape = K, _size(sites, data_dim)
 
     def log_probs(of: dict[str, Site]) -> dict[str, Tensor]:
-        return {name: _log_prob(site, plate.dim, data_dim, shape) for name, site in of.items()}
+        return {name: _log_prob(site, particle_dim, data_dim, shape) for name, site in of.items()}
 
     return Particles(
         model=log_probs(model_sites),
@@ -145,8 +153,10 @@ def library_path() -> Iterator[None]:
         yield
 
 
-def parameters(model: Program, guide: Program, *args: Any, **kwargs: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The parameters that one run of each program uses, as unconstrained leaves by name: those of the model (w), of the guide (φ).
+def parameters(
+    model: Program, guide: Program, *args: Any, **kwargs: Any
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The parameters that one run of each program uses, as unconstrained leaves: those of the model (w), of the guide (φ).
 
     A parameter that both use counts as the guide's.
     """
@@ -158,7 +168,9 @@ def parameters(model: Program, guide: Program, *args: Any, **kwargs: Any) -> tup
     return {name: value for name, value in _parameters(model_trace).items() if id(value) not in taken}, phi
 
 
-def observed(model: Program, *args: Any, values: Mapping[str, Tensor] | None = None) -> dict[str, Distribution]:
+def observed(
+    model: Program, *args: Any, values: Mapping[str, Tensor] | None = None
+) -> dict[str, TorchDistributionMixin]:
     """The distribution p(x|t) of each site that the model observes.
 
     Args:
@@ -169,11 +181,8 @@ def observed(model: Program, *args: Any, values: Mapping[str, Tensor] | None = N
     with library_path():
         program = poutine.condition(poutine.uncondition(model), data=dict(values or {}))
         trace = poutine.trace(program).get_trace(*args)
-    return {
-        name: site["fn"]
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and site["infer"].get("was_observed") and not site["infer"].get("_deterministic")
-    }
+    sites = _sample_sites(trace).items()
+    return {name: site["fn"] for name, site in sites if site["infer"].get("was_observed")}
 
 
 def draw_latents(guide: Program, *args: Any) -> dict[str, Tensor]:
@@ -183,32 +192,38 @@ def draw_latents(guide: Program, *args: Any) -> dict[str, Tensor]:
 
 
 def _parameters(trace: poutine.Trace) -> dict[str, Tensor]:
-    values = {name: site["value"] for name, site in trace.nodes.items() if site["type"] == "param"}
+    """The unconstrained leaf of each parameter: Pyro's store hangs it on the value, a module's own parameter is one itself."""
+    values: dict[str, Any] = {name: site["value"] for name, site in trace.nodes.items() if site["type"] == "param"}
     return {name: value.unconstrained() if hasattr(value, "unconstrained") else value for name, value in values.items()}
 
 
 def _sample_sites(trace: poutine.Trace) -> dict[str, Site]:
     """The sites that have a log-probability: no subsample indices, no deterministic values."""
+    nodes: dict[str, Any] = dict(trace.nodes)
     return {
         name: site
-        for name, site in trace.nodes.items()
+        for name, site in nodes.items()
         if site["type"] == "sample"
         and not isinstance(site["fn"], _Subsample)
-        and not site["infer"].get("_deterministic", False)
+        and not site["infer"].get("_deterministic")
     }
 
 
 def _check_latents(model: dict[str, Site], guide: dict[str, Site]) -> None:
     latents = {name for name, site in model.items() if not site["is_observed"]}
-    if missing := latents - guide.keys():
-        raise ValueError(f"the guide does not sample the model's latent sites {sorted(missing)}; it samples {sorted(guide)}")
-    if unused := guide.keys() - latents:
-        raise ValueError(f"the guide samples {sorted(unused)}, which are not latent sites of the model {sorted(latents)}")
-    if not model.keys() - latents:
+    if len(latents) == len(model):
         raise ValueError("the model observes nothing: give one of its sites obs=...")
+    if missing := latents - guide.keys():
+        raise ValueError(
+            f"the guide does not sample the model's latent sites {sorted(missing)}; it samples {sorted(guide)}"
+        )
+    if unused := guide.keys() - latents:
+        raise ValueError(
+            f"the guide samples {sorted(unused)}, which are not latent sites of the model {sorted(latents)}"
+        )
 
 
-def _data_dim(sites: list[Site], max_plate_nesting: int) -> int:
+def _data_dim(sites: list[Site]) -> int:
     """The dimension of the plate that all sites share: the data."""
     frames = [
         {frame.name: frame.dim for frame in site["cond_indep_stack"] if frame.vectorized and frame.name != _PARTICLES}
@@ -222,10 +237,7 @@ def _data_dim(sites: list[Site], max_plate_nesting: int) -> int:
         raise ValueError(
             f'all sample sites must stand in one vectorised data plate, such as pyro.plate("data", len(x), dim=-1); {found}'
         )
-    dim = next(iter(shared.values()))
-    if dim < -max_plate_nesting:
-        raise ValueError(f"a plate stands at dimension {dim}: give max_plate_nesting={-dim} (got {max_plate_nesting})")
-    return int(dim)
+    return int(next(iter(shared.values())))
 
 
 def _size(sites: list[Site], dim: int) -> int:
@@ -263,4 +275,3 @@ def _scale(sites: dict[str, Site], size: int) -> float | Tensor:
 
 def _sum(terms: list[Tensor], other: dict[str, Tensor]) -> Tensor:
     return reduce(add, terms) if terms else torch.zeros_like(next(iter(other.values())))
-

@@ -38,9 +38,8 @@ from pyro_vae.vae import VAE
 PriorFactory = Callable[[Dims], Prior]
 GuideFactory = Callable[[Dims], Guide]
 LikelihoodFactory = Callable[[Dims], Likelihood]
-SLOTS = {"prior": PriorFactory, "guide": GuideFactory, "likelihood": LikelihoodFactory}
-"""The parts of a VAE by their names on the command line and in config.yaml."""
 
+_PARTS = ("prior", "guide", "likelihood")
 _CONFIG, _WEIGHTS, _METRICS = "config.yaml", "model.safetensors", "metrics.jsonl"
 
 
@@ -58,7 +57,8 @@ class Run:
     def __init__(self, folder: Path, config: str) -> None:
         self.folder = folder
         try:
-            (folder / "figures").mkdir(parents=True)
+            folder.mkdir(parents=True)
+            (folder / "figures").mkdir()
         except FileExistsError:
             raise FileExistsError(f"out: {folder} exists and is left as it is; choose another folder") from None
         except OSError as error:
@@ -70,10 +70,10 @@ class Run:
 
     def record(self, epoch: Epoch, vae: VAE) -> None:
         """Keeps an epoch: its weights, replaced in one move so that a cut leaves the old ones, then its line."""
-        sizes = {"latent": str(vae.dims.latent), "x_shape": json.dumps(vae.dims.x_shape), "epoch": str(epoch.epoch)}
+        sizes = {"latent": vae.dims.latent, "x_shape": vae.dims.x_shape, "epoch": epoch.epoch}
         unfinished = self.folder / f".{_WEIGHTS}"
         state = {name: value.detach().cpu().contiguous() for name, value in vae.state_dict().items()}
-        unfinished.write_bytes(save(state, metadata={"format": "pyro_vae", **sizes}))
+        unfinished.write_bytes(save(state, metadata={"pyro_vae": json.dumps(sizes)}))
         unfinished.replace(self.folder / _WEIGHTS)
         row = asdict(epoch)
         for part in ("train", "valid"):
@@ -107,16 +107,16 @@ def load(folder: str | os.PathLike[str]) -> VAE:
         if not (path / name).is_file():
             raise FileNotFoundError(f"{path}: not a complete run folder, it has no {name}")
     with _blamed(path / _WEIGHTS), safe_open(path / _WEIGHTS, framework="pt") as file:
-        metadata = file.metadata() or {}
-        if metadata.get("format") != "pyro_vae":
+        sizes = (file.metadata() or {}).get("pyro_vae")
+        if sizes is None:
             raise ValueError("these are weights, but not of a run of pyro_vae")
-        dims = Dims(int(metadata["latent"]), tuple(json.loads(metadata["x_shape"])))
+        dims = Dims(json.loads(sizes)["latent"], tuple(json.loads(sizes)["x_shape"]))
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (safe_open is no dict)
     with _blamed(path / _CONFIG):
         config = yaml.safe_load((path / _CONFIG).read_text())
-        if not isinstance(config, dict) or (missing := SLOTS.keys() - config.keys()):
-            raise ValueError(f"no configuration of a run: expected the keys {sorted(SLOTS)}" + (f", {sorted(missing)} are missing" if isinstance(config, dict) else ""))
-        vae = build(dims, {name: config[name] for name in SLOTS})
+        if not isinstance(config, dict) or not config.keys() >= set(_PARTS):
+            raise ValueError(f"no configuration of a run: it has not all of the keys {', '.join(_PARTS)}")
+        vae = build(dims, {name: config[name] for name in _PARTS})
     with _blamed(path / _WEIGHTS):
         vae.load_state_dict(state)
     return vae.eval()
@@ -125,10 +125,13 @@ def load(folder: str | os.PathLike[str]) -> VAE:
 def build(dims: Dims, parts: dict[str, Any]) -> VAE:
     """A VAE from its parts' descriptions (class path and arguments), as the command line and config.yaml give them."""
     parser = ArgumentParser(exit_on_error=False)
-    for name, slot in SLOTS.items():
-        parser.add_argument(f"--{name}", type=slot)
-    factories = parser.instantiate(parser.parse_object(parts))
-    return VAE(*(factories[name](dims) for name in SLOTS))
+    parser.add_function_arguments(assemble, skip={"dims"}, fail_untyped=False)
+    return assemble(dims, **vars(parser.instantiate(parser.parse_object(parts))))
+
+
+def assemble(dims: Dims, prior: PriorFactory, guide: GuideFactory, likelihood: LikelihoodFactory) -> VAE:
+    """The VAE of three parts that are still to be told its sizes."""
+    return VAE(prior(dims), guide(dims), likelihood(dims))
 
 
 @contextmanager

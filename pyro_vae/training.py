@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ OptimiserFactory = Callable[[Iterable[Tensor]], Optimizer]
 ScheduleFactory = Callable[[Optimizer], LRScheduler]
 
 
+@runtime_checkable
 class Programs(Protocol):
     """What is trained and evaluated: a Pyro model and a Pyro guide, both called with x. A `VAE` is one."""
 
@@ -219,6 +220,7 @@ class Tally:
         self.count = self.steps = 0
         self.names: list[str] = []
         self._bounds: list[Tensor] = []
+        self._total = self._failed = torch.zeros(0)
 
     def add(self, estimate: Estimate) -> None:
         """Adds a batch: each datum counts once, so an uneven last batch has its own weight."""
@@ -233,15 +235,15 @@ class Tally:
             self.count += len(estimate.bound)
             failed = torch.where(row.isfinite(), torch.inf, float(self.steps))
             if self.names:
-                self.total += row
-                self.failed = torch.minimum(self.failed, failed)
+                self._total += row
+                self._failed = torch.minimum(self._failed, failed)
             else:
                 self.names = ["bound", "reconstruction", "kl", *draws.sites]
-                self.total, self.failed = row, failed
+                self._total, self._failed = row, failed
 
     def terms(self) -> Terms:
         """Means per datum."""
-        bound, reconstruction, kl = (self.total[:3] / self.count).tolist()
+        bound, reconstruction, kl = (self._total[:3] / self.count).tolist()
         return Terms(bound, reconstruction, kl)
 
     def per_datum(self) -> Float[Tensor, " N"]:
@@ -250,7 +252,7 @@ class Tally:
 
     def check(self, when: str) -> None:
         """Raises DivergedError, naming the step and the sites, if a sum became NaN or infinite."""
-        failed = self.failed.tolist()
+        failed = self._failed.tolist()
         if (first := min(failed)) == float("inf"):
             return
         sites = [name for name, step in zip(self.names, failed, strict=True) if step == first]
@@ -269,13 +271,14 @@ def check_support(programs: Programs, data: Splits) -> None:
             if all(bool(distribution.support.check(x).all()) for x in split.batches(1000)):
                 continue
             low, high = split.x.min().item(), split.x.max().item()
-            while hasattr(distribution, "base_dist"):
-                distribution = distribution.base_dist
+            base = distribution
+            while hasattr(base, "base_dist"):
+                base = base.base_dist
             message = (
-                f"the {name} data hold values from {low:g} to {high:g} that {type(distribution).__name__} at site {site!r} "
-                f"cannot score: its support is {distribution.support}"
+                f"the {name} data hold values from {low:g} to {high:g} that {type(base).__name__} at site {site!r} "
+                f"cannot score: its support is {base.support}"
             )
-            if distribution.support is constraints.boolean and low >= 0:
+            if base.support is constraints.boolean and low >= 0:
                 message += (
                     ". Grey pixels have no probability under it: binarise the data (binarise: dynamic draws the pixels anew at "
                     "each use, fixed draws them once), or choose a likelihood for such values"
@@ -309,4 +312,3 @@ def mode(programs: Any, training: bool) -> Iterator[None]:
         yield
     finally:
         programs.train(was)
-

@@ -36,7 +36,11 @@ class VAE(nn.Module):
 
     def __init__(self, prior: Prior, guide: Guide, likelihood: Likelihood) -> None:
         super().__init__()
-        for name, part, base in (("prior", prior, Prior), ("guide", guide, Guide), ("likelihood", likelihood, Likelihood)):
+        for name, part, base in (
+            ("prior", prior, Prior),
+            ("guide", guide, Guide),
+            ("likelihood", likelihood, Likelihood),
+        ):
             if not isinstance(part, base):
                 raise TypeError(f"{name}: expected a {base.__name__}, got {part!r}")
         latents = {"prior": prior.dims.latent, "guide": guide.dims.latent, "likelihood": likelihood.dims.latent}

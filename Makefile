@@ -1,0 +1,46 @@
+# Everything a newcomer needs:  make train  ·  make test  ·  make check
+# Options of the main job:      make train ARGS="--data MNIST --latent 20"
+# Another Python:               make train PYTHON=python3.12
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+
+.PHONY: train test lint format types check clean
+
+train: .venv/installed
+	$(BIN)/python experiments/train.py $(ARGS)
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: .venv/installed-dev
+	$(BIN)/mypy
+
+check: lint types test
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+
+# The environment is made anew where pyproject.toml has changed; what is installed already is kept.
+.venv/installed: pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON) found; install Python 3.11 or newer, or name it: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: pyro_vae needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version 2>&1); name another: make PYTHON=python3.12"; exit 1; }
+	@command -v gcc >/dev/null || command -v cc >/dev/null || command -v clang >/dev/null || { echo "error: no C compiler found; PyTorch compiles with one: install gcc (Debian: apt install gcc g++, Fedora: dnf install gcc-c++)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "error: $(PYTHON) could not make a virtual environment (Debian: apt install python3-venv)"; exit 1; }
+	@echo "Installing pyro_vae and what it stands on into .venv (a few minutes the first time) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	@echo "Installing the tools of development into .venv ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,67 @@
+"""What every test shares: shape annotations are checked, and nothing may leak out of a test."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook("pyro_vae", "typechecker.check")
+
+import numpy as np  # noqa: E402
+import pyro  # noqa: E402
+import torch  # noqa: E402
+from torch.distributions import Distribution  # noqa: E402
+
+from pyro_vae.data import Digits, Splits  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks():
+    """Default dtype, validation flags, thread count and Pyro's settings are as they were; the parameter store starts empty."""
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+
+    def state():
+        return (
+            torch.get_default_dtype(),
+            torch.get_num_threads(),
+            Distribution._validate_args,
+            pyro.settings.get(),
+        )
+
+    before = state()
+    yield
+    assert state() == before
+    pyro.clear_param_store()
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def digits() -> Splits:
+    return Digits().load()
+
+
+@pytest.fixture(scope="session")
+def mnist_root(tmp_path_factory) -> Path:
+    """A small data set in MNIST's own file format, under both names: random grey images, labels 0..9."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for name in ("MNIST", "FashionMNIST"):
+        raw = root / name / "raw"
+        raw.mkdir(parents=True)
+        for part, size in (("train", 300), ("t10k", 100)):
+            images = rng.integers(0, 256, (size, 28, 28), dtype=np.uint8)
+            labels = rng.integers(0, 10, size, dtype=np.uint8)
+            header = struct.pack(">IIII", 0x803, size, 28, 28)
+            (raw / f"{part}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+            (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, size) + labels.tobytes())
+    return root

@@ -1,0 +1,233 @@
+"""What every part promises, for every subclass there is: a new part is tested by existing."""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch.distributions import constraints
+
+import pyro_vae.data
+import pyro_vae.estimators
+import pyro_vae.guides
+import pyro_vae.likelihoods
+import pyro_vae.networks
+import pyro_vae.priors
+from pyro_vae import VAE, Dims, Estimator, Guide, Likelihood, Network, Prior
+from pyro_vae.data import Data
+from pyro_vae.estimators import ELBO
+from pyro_vae.guides import DiagonalNormal
+from pyro_vae.likelihoods import Bernoulli, Binomial, Normal
+from pyro_vae.networks import MLP
+from pyro_vae.particles import library_path
+from pyro_vae.priors import StandardNormal
+from pyro_vae.training import train_step
+
+DIMS = Dims(2, (1, 4, 4))
+SMALL = Dims(1, (1,))
+NETWORK = partial(MLP, hidden=[8])
+
+
+def subclasses(base: type) -> list[type]:
+    """All concrete subclasses of the project."""
+    found = []
+    for cls in base.__subclasses__():
+        found += subclasses(cls)
+        if cls.__module__.startswith("pyro_vae") and not inspect.isabstract(cls) and not cls.__name__.startswith("_"):
+            found.append(cls)
+    return found
+
+
+PRIORS, GUIDES, LIKELIHOODS = subclasses(Prior), subclasses(Guide), subclasses(Likelihood)
+NETWORKS, ESTIMATORS, DATA = subclasses(Network), subclasses(Estimator), subclasses(Data)
+
+
+def build(cls: type, dims: Dims = DIMS, device: str = "cpu"):
+    """A part with its default options, and a small network where it takes one."""
+    torch.manual_seed(0)
+    options = {"network": NETWORK} if "network" in inspect.signature(cls).parameters else {}
+    with torch.device(device):
+        return cls(dims, **options)
+
+
+def vae_of(cls: type, device: str = "cpu") -> VAE:
+    """A VAE with this part in its place."""
+    prior = build(cls if cls in PRIORS else StandardNormal, device=device)
+    guide = build(cls if cls in GUIDES else DiagonalNormal, device=device)
+    return VAE(prior, guide, build(cls if cls in LIKELIHOODS else Bernoulli, device=device))
+
+
+def data_for(vae: VAE, size: int) -> torch.Tensor:
+    with torch.no_grad():
+        return vae.model(n=size)
+
+
+def test_subclasses_are_found():
+    assert {StandardNormal} <= set(PRIORS)
+    assert {Bernoulli, Binomial, Normal} <= set(LIKELIHOODS)
+    assert all((GUIDES, NETWORKS, ESTIMATORS, DATA))
+
+
+@pytest.mark.parametrize("cls", PRIORS)
+def test_prior(cls):
+    distribution = build(cls)()
+    assert (distribution.batch_shape, distribution.event_shape) == ((), (2,))
+    assert distribution.log_prob(distribution.sample((7,))).isfinite().all()
+
+
+@pytest.mark.parametrize("cls", GUIDES)
+@pytest.mark.parametrize("lead", [(), (3,), (5, 3)])
+def test_guide(cls, lead):
+    distribution = build(cls)(torch.rand(*lead, 1, 4, 4))
+    assert (distribution.batch_shape, distribution.event_shape) == (lead, (2,))
+    assert distribution.log_prob(distribution.sample((7,))).isfinite().all()
+
+
+@pytest.mark.parametrize("cls", LIKELIHOODS)
+@pytest.mark.parametrize("lead", [(), (3,), (5, 3)])
+def test_likelihood(cls, lead):
+    distribution = build(cls)(torch.randn(*lead, 2))
+    assert (distribution.batch_shape, distribution.event_shape) == (lead, (1, 4, 4))
+    assert distribution.log_prob(distribution.sample((7,))).isfinite().all()
+    assert distribution.mean.shape == (*lead, 1, 4, 4)
+
+
+def total(distribution) -> float:
+    """The integral, or sum, of a density over one dimension."""
+    support = getattr(distribution.support, "base_constraint", distribution.support)
+    if support.is_discrete:
+        upper = 1 if support is constraints.boolean else int(torch.as_tensor(support.upper_bound).max())
+        points, width = torch.arange(upper + 1.0), 1.0
+    else:
+        points, width = torch.linspace(-60, 60, 200_001), 120 / 200_000
+    return float(distribution.log_prob(points[:, None]).detach().double().exp().sum()) * width
+
+
+@pytest.mark.parametrize("cls", PRIORS + GUIDES + LIKELIHOODS)
+def test_density_integrates_to_one(cls):
+    part = build(cls, SMALL)
+    distribution = part() if cls in PRIORS else part(torch.full((1,), 0.7))
+    assert total(distribution) == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("cls", NETWORKS)
+@pytest.mark.parametrize("lead", [(), (3,), (5, 3)])
+def test_network(cls, lead):
+    network = cls((1, 4, 4), (2, 3))
+    assert network(torch.rand(*lead, 1, 4, 4)).shape == (*lead, 2, 3)
+    with pytest.raises(ValueError, match=rf"input of {cls.__name__}: expected shape \(..., 1, 4, 4\)"):
+        network(torch.rand(4, 5))
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("cls", PRIORS + GUIDES + LIKELIHOODS)
+def test_gradient_reaches_every_parameter(cls, estimator):
+    vae = vae_of(cls)
+    estimate = estimator(K=4).estimate(vae.model, vae.guide, data_for(vae, 6))
+    assert estimate.bound.shape == estimate.surrogate.shape == (6,)
+    estimate.surrogate.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in vae.parameters())
+
+
+@pytest.mark.parametrize("cls", PRIORS + GUIDES + LIKELIHOODS)
+def test_weights_survive_a_round_trip(cls):
+    vae, other = vae_of(cls), vae_of(cls)
+    with torch.no_grad():
+        for value in vae.state_dict().values():
+            value.add_(0.1)
+    other.load_state_dict(load(save(vae.state_dict())))
+    x = data_for(vae, 3)
+    values = []
+    for one in (vae, other):
+        torch.manual_seed(1)
+        values.append(ELBO().estimate(one.model, one.guide, x).bound)
+    torch.testing.assert_close(*values, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("cls", PRIORS + GUIDES + LIKELIHOODS)
+def test_a_training_step_on_the_meta_device(cls, estimator):
+    """A tensor made on the wrong device raises here."""
+    vae = vae_of(cls, device="meta")
+    x = torch.empty(6, 1, 4, 4, device="meta")
+    with library_path():
+        estimate = train_step(vae, estimator(K=3), torch.optim.Adam(vae.parameters()), x)
+    assert estimate.bound.device.type == "meta"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cls", PRIORS + GUIDES + LIKELIHOODS)
+def test_a_training_step_on_cuda(cls):
+    vae = vae_of(cls).cuda()
+    with library_path():
+        estimate = train_step(vae, ELBO(K=3), torch.optim.Adam(vae.parameters()), data_for(vae, 6))
+    assert estimate.bound.isfinite().all()
+
+
+@pytest.mark.parametrize("base", [Prior, Guide, Likelihood, Network, Estimator])
+def test_no_concrete_method_is_overridden(base):
+    def concrete(cls):
+        return {
+            name
+            for name, value in vars(cls).items()
+            if inspect.isfunction(value) and name != "__init__" and not getattr(value, "__isabstractmethod__", False)
+        }
+
+    for cls in subclasses(base):
+        assert not concrete(cls) & concrete(base), cls
+        assert getattr(cls, "__final__", False), f"{cls.__name__} is concrete and should be marked @final"
+
+
+def test_wrong_shapes_name_the_part():
+    class WrongEvent(Prior):
+        def forward(self):
+            return pyro_vae.priors.dist.Normal(torch.zeros(3), 1.0).to_event(1)
+
+    class WrongBatch(Guide):
+        def forward(self, x):
+            return pyro_vae.priors.dist.Normal(torch.zeros(2), 1.0).to_event(1)
+
+    class NotPyro(Prior):
+        def forward(self):
+            return torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2), 1.0), 1)
+
+    class WrongNetwork(Network):
+        def forward(self, inputs):
+            return inputs
+
+    with pytest.raises(ValueError, match=r"WrongEvent \(Prior\): expected event shape \(2,\), got \(3,\)"):
+        WrongEvent(DIMS)()
+    with pytest.raises(ValueError, match=r"WrongBatch \(Guide\): expected batch shape \(5,\), got \(\)"):
+        WrongBatch(DIMS)(torch.rand(5, 1, 4, 4))
+    with pytest.raises(TypeError, match="expected a distribution of pyro"):
+        NotPyro(DIMS)()
+    with pytest.raises(ValueError, match=r"output of WrongNetwork: expected shape \(5, 3\), got \(5, 2\)"):
+        WrongNetwork((2,), (3,))(torch.rand(5, 2))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Dims(0, (3,)), "latent"),
+        (lambda: Dims(2, ()), "x_shape"),
+        (lambda: Dims(2, (3,), torch.zeros(4)), "x_mean"),
+        (lambda: MLP((2,), (3,), hidden=[0]), "hidden"),
+        (lambda: Binomial(DIMS, total_count=0), "total_count"),
+        (lambda: Normal(DIMS, scale=0.0), "scale"),
+        (lambda: ELBO(K=0), "K: expected at least 1"),
+    ],
+)
+def test_bad_options_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "mean"), [(Bernoulli, {}, 0.3), (Binomial, {"total_count": 16}, 5.0), (Normal, {}, -2.0)]
+)
+def test_the_output_starts_at_the_training_mean(cls, options, mean):
+    dims = Dims(2, (1, 4, 4), torch.full((1, 4, 4), mean))
+    torch.testing.assert_close(cls(dims, **options)(torch.zeros(2)).mean, dims.x_mean)

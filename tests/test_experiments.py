@@ -1,0 +1,269 @@
+"""The command line as a person uses it: the whole path, a file of one's own, and what a wrong command says."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from pyro_vae import load
+
+ROOT = Path(__file__).parents[1]
+QUICK = ["--epochs", "2", "--test_particles", "5", "--guide.network.hidden", "[8]"]
+STUDENT = """
+    import pyro.distributions as dist
+    import torch
+    from pyro_vae import Prior
+
+    class StudentT(Prior):
+        \"\"\"p(t) = ∏ StudentT(t_j; df).
+
+        Args:
+            dims: the sizes.
+            df: degrees of freedom.
+        \"\"\"
+
+        def __init__(self, dims, df: float = 3.0):
+            super().__init__(dims)
+            self.df = df
+            self.register_buffer("loc", torch.zeros(dims.latent))
+
+        def forward(self):
+            return dist.StudentT(self.df, self.loc, 1.0).to_event(1)
+"""
+
+
+def start(*options: str, cwd: Path) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(ROOT / "experiments" / "train.py"), *options]
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch, capsys):
+    """Runs the script in this process and in a folder of its own: exit code, output, errors."""
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*options: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["train.py", *options])
+        code = 0
+        try:
+            importlib.import_module("train").main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def read(metrics: Path) -> list[dict]:
+    return [json.loads(line) for line in metrics.read_text().splitlines()]
+
+
+def test_the_main_job(train, tmp_path):
+    process = start(*QUICK, "--out", "run", cwd=tmp_path)
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, err) == (0, "")
+    for expected in (
+        "1300 train, 200 validation, 297 test",
+        "1/2",
+        "2/2",
+        "ELBO bound (K = 1)",
+        "log p(x)",
+        "K = 5",
+        "±",
+    ):
+        assert expected in out
+    folder = tmp_path / "run"
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+    figures = {file.stem for file in (folder / "figures").iterdir()}
+    assert figures == {"learning_curves", "reconstructions", "samples", "latents", "traversals"}
+    assert json.loads((folder / "result.json").read_text())["log_px"]["K"] == 5
+    vae = load(folder)
+    assert vae.dims.latent == 8
+    assert type(vae.likelihood).__name__ == "Binomial"
+    assert vae.likelihood.total_count == 16
+
+    # The resolved configuration gives the same run again, bit for bit; two latents draw the plane.
+    code, _, err = train("--config", "run/config.yaml", "--out", "again")
+    assert (code, err) == (0, "")
+    rows = [read(tmp_path / name / "metrics.jsonl") for name in ("run", "again")]
+    for one, two in zip(*rows, strict=True):
+        assert (one["train"], one["valid"]) == (two["train"], two["valid"])
+    assert (folder / "model.safetensors").read_bytes() == (tmp_path / "again" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST"])
+def test_image_data_with_the_same_command(train, name, mnist_root, tmp_path):
+    options = ["--data", name, "--data.root", str(mnist_root), "--data.valid", "50", "--latent", "2", "--out", "run"]
+    code, out, err = train(*QUICK, *options)
+    assert (code, err) == (0, "")
+    assert "250 train, 50 validation, 100 test, each 1×28×28" in out
+    assert "Bernoulli" in out
+    assert (tmp_path / "run" / "figures" / "plane.png").exists()
+
+
+def test_the_published_configuration(train, mnist_root, tmp_path):
+    config = str(ROOT / "experiments" / "iwae_mnist.yaml")
+    options = [
+        "--data.root",
+        str(mnist_root),
+        "--data.valid",
+        "50",
+        "--test_particles",
+        "3",
+        "--epochs",
+        "1",
+        "--out",
+        "run",
+    ]
+    code, out, err = train("--config", config, *options)
+    assert (code, err) == (0, "")
+    assert "d = 50, 425,284 parameters" in out
+
+
+def test_a_class_of_ones_own(train, tmp_path):
+    (tmp_path / "my_priors.py").write_text(textwrap.dedent(STUDENT))
+    options = ["--prior", "my_priors.StudentT", "--prior.df", "5"]
+    code, out, err = train(*QUICK, *options, "--out", "run")
+    assert (code, err) == (0, "")
+    assert "VAE: StudentT, DiagonalNormal, Binomial" in out
+    assert load(tmp_path / "run").prior.df == 5
+    code, out, _ = train("--prior.help", "my_priors.StudentT")
+    assert code == 0
+    assert "degrees of freedom" in out
+
+
+def test_ones_own_arrays(train, tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "x.npz", x=rng.normal(size=(200, 12)), labels=rng.integers(0, 3, 200))
+    options = ["--data", "Arrays", "--data.path", "x.npz", "--data.valid", "20", "--data.test", "20"]
+    code, out, err = train(*QUICK, *options)
+    assert (code, err) == (0, "")
+    assert "VAE: StandardNormal, DiagonalNormal, Normal" in out
+    assert len(list((tmp_path / "runs").glob("Arrays-*"))) == 1
+
+
+MY_NETWORK = """
+    from pyro_vae import Network
+    from pyro_vae.networks import MLP
+
+    class Narrow(Network):
+        def __init__(self, in_shape, out_shape, hidden: list[int] = [3], unused: int = 4):
+            super().__init__(in_shape, out_shape)
+            self.body = MLP(in_shape, out_shape, hidden)
+
+        def forward(self, inputs):
+            return self.body(inputs)
+"""
+
+
+def test_a_class_that_is_swapped_in_keeps_its_own_defaults(train, tmp_path):
+    """Their names agree with those of the default's options, and their values do not."""
+    (tmp_path / "my_nets.py").write_text(textwrap.dedent(MY_NETWORK))
+    network = ["--guide.network", "my_nets.Narrow", "--guide.network.unused", "7"]
+    code, out, err = train("--data", "MNIST", "--optimiser", "Adadelta", *network, "--print_config")
+    assert (code, err) == (0, "")
+    config = yaml.safe_load(out)
+    assert config["data"]["init_args"] == {"root": "data", "binarise": "dynamic", "valid": 10000, "split_seed": 0}
+    assert config["optimiser"]["init_args"]["lr"] == 1.0
+    assert config["guide"]["init_args"]["network"]["init_args"] == {"hidden": [3], "unused": 7}
+
+
+def test_options_of_the_default_classes_need_no_class(train, tmp_path):
+    code, out, _ = train("--data.valid", "100", "--guide.network.hidden", "[9]", "--print_config")
+    assert code == 0
+    config = yaml.safe_load(out)
+    assert config["data"]["init_args"]["valid"] == 100
+    assert config["guide"]["init_args"]["network"]["init_args"]["hidden"] == [9]
+
+
+def test_print_config_is_a_config(train, tmp_path):
+    code, out, _ = train("--latent", "3", "--print_config")
+    assert code == 0
+    (tmp_path / "c.yaml").write_text(out)
+    code, _, err = train("--config", "c.yaml", *QUICK)
+    assert (code, err) == (0, "")
+
+
+def test_help_explains_every_option(train, tmp_path):
+    code, out, _ = train("--help")
+    assert code == 0
+    for option in ("data", "prior", "guide", "likelihood", "latent", "estimator", "optimiser", "schedule", "epochs",
+                   "batch_size", "seed", "device", "test_particles", "test_images", "out", "print_config"):  # fmt: skip
+        assert f"--{option}" in out
+
+
+WRONG = {
+    "class": (["--prior", "Nothing"], "--prior Nothing: there is no class of that name. Known: StandardNormal"),
+    "class path": (["--prior", "no_file.Nothing"], "no_file"),
+    "option": (["--pior", "StandardNormal"], "pior"),
+    "option of a class": (["--guide.net", "MLP"], "'net' is not accepted"),
+    "type": (["--epochs", "many"], "epochs"),
+    "batch": (["--batch_size", "5000"], "batch_size: expected between 1 and the 1300 training data, got 5000"),
+    "epochs": (["--epochs", "0"], "epochs: expected at least 1"),
+    "particles": (["--test_particles", "0"], "test_particles"),
+    "split": (["--data.valid", "5000"], "valid: expected between 1 and"),
+    "latent": (["--latent", "0"], "latent: expected a size of at least 1, got 0"),
+    "estimator": (["--estimator.K", "0"], "K"),
+    "grey pixels": (["--likelihood", "Bernoulli"], "binarise"),
+    "no cuda": (["--device", "cuda"], "device: cuda was asked for, and PyTorch sees 0 CUDA devices"),
+    "device": (["--device", "toaster"], "device: expected auto, cpu, cuda"),
+    "no file": (["--data", "Arrays", "--data.path", "none.npy"], "none.npy: there is no such file"),
+    "config": (["--config", "none.yaml"], "none.yaml"),
+    "learning rate": (["--optimiser.lr", "-1"], "learning rate"),
+    "out": (["--out", "taken"], "out: taken exists and is left as it is"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_command_says_what_is_wrong(train, name, tmp_path):
+    options, message = WRONG[name]
+    (tmp_path / "taken").mkdir()
+    code, out, err = train(*options)
+    assert code in (1, 2)
+    assert "Traceback" not in out + err
+    assert " ".join(message.split()) in " ".join(err.split())
+    assert err.startswith("error: ")
+    assert not (tmp_path / "runs").exists()
+    assert not list((tmp_path / "taken").iterdir())
+
+
+def test_divergence_is_told_and_the_last_epoch_kept(train, tmp_path):
+    options = ["--optimiser", "SGD", "--optimiser.lr", "1e6", "--out", "run"]
+    code, out, err = train(*QUICK, *options)
+    assert code == 1
+    assert "Traceback" not in out + err
+    assert "the bound became NaN or infinite in epoch 1, step" in " ".join(err.split())
+
+
+def test_ctrl_c_keeps_what_was_reached(tmp_path):
+    process = start("--epochs", "100000", "--test_particles", "5", "--out", "run", cwd=tmp_path)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 3):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Traceback" not in out + err
+    assert "Stopped in epoch" in out
+    assert "log p(x)" in out
+    assert (tmp_path / "run" / "figures" / "samples.png").exists()
+    assert load(tmp_path / "run").dims.latent == 8
