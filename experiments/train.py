@@ -85,7 +85,9 @@ def train(
             f"expected at least 1 of test_particles and test_images, got {test_particles} and {test_images}"
         )
     dims = splits.dims(latent)
-    with seeded(torch.device("cpu"), seed):  # on the CPU, so that the first weights are the same on every device
+    with seeded(
+        torch.device("cpu"), seed, "first weights"
+    ):  # on the CPU, so that the first weights are the same on every device
         vae = assemble(dims, prior, guide, likelihood or default_likelihood(splits.support)).to(where)
 
     records: list[Epoch] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import log, prod, sqrt
 from typing import NamedTuple
 
@@ -57,7 +59,7 @@ def log_px(
     if K < 1:
         raise ValueError(f"K: expected at least 1 particle, got {K}")
     estimates: list[Tensor] = []
-    with torch.no_grad(), seeded(split.x.device, seed, K), library_path(), mode(programs, training=False):
+    with _evaluating(programs, split.x.device, seed, "log p(x)"), library_path():
         for x in split.batches(batch_size):
             most = max(1, _CHUNK // (len(x) * prod(x.shape[1:])))
             total = x.new_full((len(x),), -torch.inf, dtype=torch.float64)
@@ -72,26 +74,33 @@ def log_px(
 
 def reconstruct(programs: Programs, x: Tensor, seed: int = 0) -> Tensor:
     """E[x'|t] at one draw t ~ q(t|x,φ) for each datum: the mean of the model's first observed site, shape of x."""
-    with torch.no_grad(), seeded(x.device, seed), mode(programs, training=False):
+    with _evaluating(programs, x.device, seed, "images"):
         return _mean_image(programs, x, draw_latents(programs.guide, x))
 
 
 def sample(programs: Programs, x: Tensor, n: int, seed: int = 0) -> Tensor:
     """E[x|t] at n draws t ~ p(t). Of x only the shape of a datum and the device are used."""
-    with torch.no_grad(), seeded(x.device, seed), mode(programs, training=False):
+    with _evaluating(programs, x.device, seed, "images"):
         return _mean_image(programs, torch.zeros_like(x[:1]).expand(n, *x.shape[1:]), {})
 
 
 def encode(programs: Programs, x: Tensor, site: str = "t", seed: int = 0) -> Tensor:
     """One draw t ~ q(t|x,φ) for each datum ``(N, d)``: together, draws of the aggregate posterior."""
-    with torch.no_grad(), seeded(x.device, seed), mode(programs, training=False):
+    with _evaluating(programs, x.device, seed, "images"):
         return draw_latents(programs.guide, x)[site]
 
 
 def decode(programs: Programs, t: Tensor, x: Tensor, site: str = "t") -> Tensor:
     """E[x|t] for latents t ``(N, d)``. Of x only the shape of a datum is used."""
-    with torch.no_grad(), seeded(x.device, 0), mode(programs, training=False):
+    with _evaluating(programs, x.device, "images"):
         return _mean_image(programs, torch.zeros_like(x[:1]).expand(len(t), *x.shape[1:]), {site: t})
+
+
+@contextmanager
+def _evaluating(programs: Programs, device: torch.device, *key: int | str) -> Iterator[None]:
+    """No gradient, evaluation mode, and random numbers of their own."""
+    with torch.no_grad(), seeded(device, *key), mode(programs, training=False):
+        yield
 
 
 def _mean_image(programs: Programs, x: Tensor, values: dict[str, Tensor]) -> Tensor:

@@ -6,13 +6,13 @@ reproducible bit for bit on a CPU and leaves the global random state as it was.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -149,7 +149,7 @@ def fit(
     if not 1 <= batch_size <= len(data.train):
         raise ValueError(f"batch_size: expected between 1 and the {len(data.train)} training data, got {batch_size}")
     device = data.train.x.device
-    with seeded(device, seed, 0):
+    with seeded(device, seed, "setup"):
         check_support(programs, data)
         w, phi = parameters(programs.model, programs.guide, data.train.take(slice(0, batch_size)))
     leaves = [*w.values(), *phi.values()]
@@ -163,7 +163,7 @@ def fit(
         start, lr, told = time.perf_counter(), float(optimizer.param_groups[0]["lr"]), 0.0
         steps = -(-len(data.train) // batch_size)
         tally = Tally()
-        with seeded(device, seed, epoch), library_path(), mode(programs, training=True):
+        with seeded(device, seed, "epoch", epoch), library_path(), mode(programs, training=True):
             for step, x in enumerate(data.train.batches(batch_size, shuffle=True), 1):
                 tally.add(train_step(programs, estimator, optimizer, x))
                 if on_step and (now := time.perf_counter()) - told > 0.1:
@@ -204,7 +204,7 @@ def train_step(programs: Programs, estimator: Estimator, optimizer: Optimizer, x
 def evaluate_bound(programs: Programs, split: Split, estimator: Estimator, batch_size: int, seed: int) -> Tally:
     """The estimator's bound and its terms over a split, without a gradient, by random numbers that only ``seed`` decides."""
     tally = Tally()
-    with torch.no_grad(), seeded(split.x.device, seed, 0), library_path(), mode(programs, training=False):
+    with torch.no_grad(), seeded(split.x.device, seed, "bound"), library_path(), mode(programs, training=False):
         for x in split.batches(batch_size):
             tally.add(estimator.estimate(programs.model, programs.guide, x))
     return tally
@@ -287,9 +287,12 @@ def check_support(programs: Programs, data: Splits) -> None:
 
 
 @contextmanager
-def seeded(device: torch.device, *numbers: int) -> Iterator[None]:
-    """Seeds the random numbers of the CPU and of ``device`` by a hash of ``numbers``, and puts back their state at the end."""
-    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+def seeded(device: torch.device, *key: int | str) -> Iterator[None]:
+    """Seeds the random numbers of the CPU and of ``device`` by a hash of ``key``, and puts back their state at the end.
+
+    The key says what the numbers are for, so that two uses of one seed share none of them.
+    """
+    seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8]) >> 1
     on_cuda = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if on_cuda else []):
         torch.default_generator.manual_seed(seed)

@@ -108,7 +108,7 @@ def test_one_sgd_step_is_the_gradient_of_the_mean():
     oracle = LinearGaussian.random()
     vae, data = oracle.vae, oracle_data(oracle)
     before, phi = weights(vae), list(vae.parameters())
-    with seeded(torch.device("cpu"), 0, 1):
+    with seeded(torch.device("cpu"), 0, "epoch", 1):
         x = torch.cat(list(data.train.batches(50, shuffle=True)))
         gradient = torch.autograd.grad(ELBO().estimate(vae.model, vae.guide, x).bound.mean(), phi)
     next(fit(vae, data, epochs=1, batch_size=50, optimiser=partial(SGD, lr=0.01)))
