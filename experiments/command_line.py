@@ -51,6 +51,10 @@ class Parser(ArgumentParser):
             if known := _known(self.slots.get(key)):
                 message += f". Known: {', '.join(known)}"
             message += f". A class of your own: --{key} my_file.{name}, from the folder of my_file.py"
+        elif "Dict must include a class_path" in message and (key := re.search(r'Parser key "([\w.]+)"', message)):
+            message = f"--{key[1]} has no class of its own yet that could take options: name one with --{key[1]} CLASS"
+            if known := _known(self.slots.get(key[1])):
+                message += f" (known: {', '.join(known)})"
         message = re.sub(r"\s*\n\s*", " ", message).strip()
         fail(f"{message}\nFor all options: python {sys.argv[0]} --help", status=2)
 
@@ -106,7 +110,7 @@ def failing_clearly() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, ArithmeticError) as error:
-        fail(str(error))
+        fail(re.split(r"\n\s*Trace Shapes:", str(error))[0])  # Pyro appends its trace to what a part raises
 
 
 def pick_device(name: str) -> torch.device:

@@ -140,7 +140,8 @@ def fit(
         An iterator over `Epoch`s; with each, the weights of that epoch are in place.
 
     Raises:
-        ValueError: batch size or epochs out of range, data outside the likelihood's support, programs without parameters.
+        ValueError: batch size or epochs out of range, data outside the likelihood's support, programs without parameters
+            or outside the estimator's domain.
         DivergedError: the bound became NaN or infinite; the last good weights are put back first.
     """
     estimator = ELBO() if estimator is None else estimator
@@ -151,7 +152,10 @@ def fit(
     device = data.train.x.device
     with seeded(device, seed, "setup"):
         check_support(programs, data)
-        w, phi = parameters(programs.model, programs.guide, data.train.take(slice(0, batch_size)))
+        x = data.train.take(slice(0, batch_size))
+        w, phi = parameters(programs.model, programs.guide, x)
+        with torch.no_grad(), library_path():
+            estimator.estimate(programs.model, programs.guide, x)
     leaves = [*w.values(), *phi.values()]
     if not leaves:
         raise ValueError("model and guide use no parameters: nothing to train")

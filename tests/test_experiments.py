@@ -209,6 +209,22 @@ def test_help_explains_every_option(train, tmp_path):
         assert f"--{option}" in out
 
 
+MINE = """
+    import pyro.distributions as dist
+    import torch
+    from pyro_vae import Guide, Prior
+
+    class NoPart:
+        pass
+
+    class Wrong(Prior):
+        def forward(self):
+            return dist.Normal(torch.zeros(3), 1.0).to_event(1)
+
+    class Poisson(Guide):
+        def forward(self, x):
+            return dist.Poisson(torch.ones(len(x), self.dims.latent)).to_event(1)
+"""
 WRONG = {
     "class": (["--prior", "Nothing"], "--prior Nothing: there is no class of that name. Known: StandardNormal"),
     "class path": (["--prior", "no_file.Nothing"], "no_file"),
@@ -226,6 +242,15 @@ WRONG = {
     "device": (["--device", "toaster"], "device: expected auto, cpu, cuda"),
     "no file": (["--data", "Arrays", "--data.path", "none.npy"], "none.npy: there is no such file"),
     "config": (["--config", "none.yaml"], "none.yaml"),
+    "no class": (
+        ["--likelihood.network.hidden", "[3]"],
+        "name one with --likelihood CLASS (known: Bernoulli, Binomial, Normal)",
+    ),
+    "bad config": (["--config", "bad.yaml"], "Problems parsing config"),
+    "missing option": (["--data", "Arrays"], "required: path"),
+    "no part": (["--prior", "mine.NoPart"], "Expected 'mine.NoPart' to be a subclass of"),
+    "part of a wrong shape": (["--prior", "mine.Wrong"], "Wrong (Prior): expected event shape (8,), got (3,)"),
+    "guide without rsample": (["--guide", "mine.Poisson"], "its sites ['t'] have no rsample"),
     "learning rate": (["--optimiser.lr", "-1"], "learning rate"),
     "out": (["--out", "taken"], "out: taken exists and is left as it is"),
 }
@@ -235,6 +260,8 @@ WRONG = {
 def test_a_wrong_command_says_what_is_wrong(train, name, tmp_path):
     options, message = WRONG[name]
     (tmp_path / "taken").mkdir()
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    (tmp_path / "mine.py").write_text(textwrap.dedent(MINE))
     code, out, err = train(*options)
     assert code in (1, 2)
     assert "Traceback" not in out + err
