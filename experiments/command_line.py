@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
 from pkgutil import resolve_name
+from types import FrameType
 from typing import Any, ClassVar, NoReturn, get_args, get_type_hints
 
 import torch
@@ -111,6 +113,35 @@ def failing_clearly() -> Iterator[None]:
         yield
     except (ValueError, OSError, ArithmeticError) as error:
         fail(re.split(r"\n\s*Trace Shapes:", str(error))[0])  # Pyro appends its trace to what a part raises
+
+
+class StopRequest:
+    """The first Ctrl-C only asks to stop, so that nothing is cut in the middle of a write; the second one interrupts.
+
+    Use it as a context, and call `check` where stopping is safe.
+    """
+
+    def __init__(self) -> None:
+        self.made = False
+
+    def __enter__(self) -> StopRequest:
+        """Takes Ctrl-C over."""
+        self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Gives Ctrl-C back."""
+        signal.signal(signal.SIGINT, self._before)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.made:
+            signal.default_int_handler(number, frame)
+        self.made = True
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt if Ctrl-C was pressed."""
+        if self.made:
+            raise KeyboardInterrupt
 
 
 def pick_device(name: str) -> torch.device:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import failing_clearly, parse, pick_device, progress_bar
+from command_line import StopRequest, failing_clearly, parse, pick_device, progress_bar
 from rich.console import Console
 from rich.table import Table
 
@@ -92,10 +92,11 @@ def train(
 
     records: list[Epoch] = []
     start = time.perf_counter()
-    with progress_bar(console) as bar:
+    with progress_bar(console) as bar, StopRequest() as stop:
         task = bar.add_task("")
 
         def on_step(now: Progress) -> None:
+            stop.check()
             bar.update(
                 task, description=f"epoch {now.epoch}/{epochs}", total=now.steps, completed=now.step, live=now.bound
             )
@@ -118,6 +119,7 @@ def train(
                 run.record(record, vae)
                 records.append(record)
                 console.print(line(record, epochs))
+                stop.check()
         except KeyboardInterrupt:
             bar.stop()
             console.print(f"Stopped in epoch {len(records) + 1}.")
