@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import torch
@@ -40,6 +40,10 @@ class Particles:
         values: the latents by site, with K leading.
         reparameterised: whether each of the guide's sites carries a pathwise gradient.
         scale: product of plate and handler scales, one number, or one for each datum (B,).
+        drawn: the latents as the guide drew them, with their path to φ; `values` are these unless ``latents`` says otherwise.
+        distributions: for each latent site q and p, as the programs ran.
+        guide_at: the guide's log-probabilities by site at other values of its latents.
+        per_datum: sums a tensor of a site's batch shape over the site's own plates, to (K, B).
     """
 
     model: dict[str, Float[Tensor, "K B"]]
@@ -48,6 +52,10 @@ class Particles:
     values: dict[str, Tensor]
     reparameterised: dict[str, bool]
     scale: float | Tensor
+    drawn: dict[str, Tensor]
+    distributions: dict[str, tuple[TorchDistributionMixin, TorchDistributionMixin]]
+    guide_at: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    per_datum: Callable[[Tensor], Tensor]
 
     @property
     def log_lik(self) -> Float[Tensor, "K B"]:
@@ -78,7 +86,13 @@ class Particles:
 
 
 def particles(
-    model: Program, guide: Program, *args: Any, K: int = 1, max_plate_nesting: int = 1, **kwargs: Any
+    model: Program,
+    guide: Program,
+    *args: Any,
+    K: int = 1,
+    max_plate_nesting: int = 1,
+    latents: Literal["path", "fixed", "leaves"] = "path",
+    **kwargs: Any,
 ) -> Particles:
     """Runs the guide and, on its draws, the model, with K particles in one vectorised pass.
 
@@ -91,6 +105,8 @@ def particles(
         *args: given to both.
         K: number of particles.
         max_plate_nesting: number of plate dimensions the programs use; particles stand left of them.
+        latents: "path" keeps t as a function of φ; "fixed" cuts it, so that φ acts through the density of q alone; "leaves"
+            evaluates every density at a copy of t that is a leaf, so that derivatives by t can be taken.
         **kwargs: given to both.
 
     Returns:
@@ -103,11 +119,17 @@ def particles(
         raise ValueError(f"K: expected at least 1 particle, got {K}")
     particle_dim = -1 - max_plate_nesting
     plate = pyro.plate(_PARTICLES, K, dim=particle_dim)
+
+    def run(program: Program) -> poutine.Trace:
+        with plate:
+            return poutine.trace(program).get_trace(*args, **kwargs)
+
     try:
-        with plate:
-            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        with plate:
-            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        with _Fixed() if latents == "fixed" else nullcontext():
+            guide_trace = run(guide)
+        drawn = {name: site["value"] for name, site in _sample_sites(guide_trace).items()}
+        values = {name: t.detach().requires_grad_() for name, t in drawn.items()} if latents == "leaves" else drawn
+        model_trace = run(poutine.replay(model, trace=_with_values(guide_trace, values)))
     except ValueError as error:
         if f'"{_PARTICLES}", collide' not in str(error):
             raise
@@ -115,22 +137,43 @@ def particles(
             f"a plate stands where the particles do: give a max_plate_nesting above {max_plate_nesting}"
         ) from error
     guide_sites, model_sites = _sample_sites(guide_trace), _sample_sites(model_trace)
-    _check_latents(model_sites, guide_sites)
+    observed_sites = frozenset(name for name, site in model_sites.items() if site["is_observed"])
+    _check_latents(model_sites, guide_sites, observed_sites)
     sites = list(guide_sites.values()) + list(model_sites.values())
     data_dim = _data_dim(sites)
     shape = K, _size(sites, data_dim)
 
-    def log_probs(of: dict[str, Site]) -> dict[str, Tensor]:
-        return {name: _log_prob(site, particle_dim, data_dim, shape) for name, site in of.items()}
+    def per_datum(value: Tensor) -> Tensor:
+        return _per_datum(value, particle_dim, data_dim, shape)
+
+    def guide_at(at: dict[str, Tensor]) -> dict[str, Tensor]:
+        # One site's distribution does not depend on other latents; several may, and the guide runs again at the new values.
+        again = poutine.replay(guide, trace=_with_values(guide_trace, at))
+        new = guide_sites if len(guide_sites) == 1 else _sample_sites(run(again))
+        return {name: per_datum(_log_prob(site, at[name])) for name, site in new.items()}
 
     return Particles(
-        model=log_probs(model_sites),
-        guide=log_probs(guide_sites),
-        observed=frozenset(name for name, site in model_sites.items() if site["is_observed"]),
-        values={name: site["value"] for name, site in guide_sites.items()},
+        model={name: per_datum(_log_prob(site, site["value"])) for name, site in model_sites.items()},
+        guide=guide_at(values)
+        if latents == "leaves"
+        else {name: per_datum(_log_prob(site, site["value"])) for name, site in guide_sites.items()},
+        observed=observed_sites,
+        values=values,
         reparameterised={name: bool(site["fn"].has_rsample) for name, site in guide_sites.items()},
         scale=_scale({**model_sites, **guide_sites}, shape[1]),
+        drawn=drawn,
+        distributions={name: (site["fn"], model_sites[name]["fn"]) for name, site in guide_sites.items()},
+        guide_at=guide_at,
+        per_datum=per_datum,
     )
+
+
+class _Fixed(Messenger):
+    """Cuts each latent from its path to φ as it is drawn."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if isinstance(msg["value"], Tensor) and not isinstance(msg["fn"], _Subsample):
+            msg["value"] = msg["value"].detach()
 
 
 class _ModuleParams(Messenger):
@@ -209,9 +252,17 @@ def _sample_sites(trace: poutine.Trace) -> dict[str, Site]:
     }
 
 
-def _check_latents(model: dict[str, Site], guide: dict[str, Site]) -> None:
-    latents = {name for name, site in model.items() if not site["is_observed"]}
-    if len(latents) == len(model):
+def _with_values(trace: poutine.Trace, values: dict[str, Tensor]) -> poutine.Trace:
+    """A trace to replay: with other values of the latents, and the plates' subsamples as they were."""
+    changed = poutine.Trace()
+    for name, node in trace.nodes.items():
+        changed.nodes[name] = {**node, "value": values[name]} if name in values else node
+    return changed
+
+
+def _check_latents(model: dict[str, Site], guide: dict[str, Site], observed_sites: frozenset[str]) -> None:
+    latents = model.keys() - observed_sites
+    if not observed_sites:
         raise ValueError("the model observes nothing: give one of its sites obs=...")
     if missing := latents - guide.keys():
         raise ValueError(
@@ -244,17 +295,21 @@ def _size(sites: list[Site], dim: int) -> int:
     return next(int(frame.size) for frame in sites[0]["cond_indep_stack"] if frame.dim == dim)
 
 
-def _log_prob(site: Site, particle_dim: int, data_dim: int, shape: tuple[int, int]) -> Tensor:
-    """log-probability (K, B) of a site without its scale, summed over its other plates."""
-    log_prob: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-    log_prob = scale_and_mask(log_prob, 1.0, site["mask"])
-    if log_prob.shape == shape and particle_dim == -2:
-        return log_prob
-    rank = max(log_prob.dim(), -particle_dim)
-    full = [1] * (rank - log_prob.dim()) + list(log_prob.shape)
-    log_prob = log_prob.reshape(full)
+def _log_prob(site: Site, value: Tensor) -> Tensor:
+    """log-probability of a value at a site, without its scale and with its mask."""
+    log_prob: Tensor = site["fn"].log_prob(value, *site["args"], **site["kwargs"])
+    return scale_and_mask(log_prob, 1.0, site["mask"])
+
+
+def _per_datum(value: Tensor, particle_dim: int, data_dim: int, shape: tuple[int, int]) -> Tensor:
+    """A tensor of a site's batch shape as (K, B), summed over the site's other plates."""
+    if value.shape == shape and particle_dim == -2:
+        return value
+    rank = max(value.dim(), -particle_dim)
+    full = [1] * (rank - value.dim()) + list(value.shape)
+    value = value.reshape(full)
     full[particle_dim], full[data_dim] = shape
-    return log_prob.expand(full).movedim((particle_dim, data_dim), (0, 1)).reshape(*shape, -1).sum(-1)
+    return value.expand(full).movedim((particle_dim, data_dim), (0, 1)).reshape(*shape, -1).sum(-1)
 
 
 def _scale(sites: dict[str, Site], size: int) -> float | Tensor:

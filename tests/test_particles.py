@@ -85,6 +85,34 @@ def test_subsampled_plate():
     torch.testing.assert_close(draws.log_lik, torch.distributions.Normal(t[..., None], 1.0).log_prob(X).sum(-1))
 
 
+def test_model_and_guide_see_the_same_subsample():
+    def model(x):
+        with pyro.plate("data", len(x), subsample_size=2) as index:
+            t = pyro.sample("t", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(t, 1e-3), obs=x[index, 0])
+
+    def guide(x):
+        with pyro.plate("data", len(x), subsample_size=2) as index:
+            pyro.sample("t", dist.Normal(x[index, 0], 1e-3))
+
+    for latents in ("path", "fixed", "leaves"):
+        for seed in range(5):
+            torch.manual_seed(seed)
+            assert (particles(model, guide, X, latents=latents).log_lik > -20).all()
+
+
+@pytest.mark.parametrize(("model", "guide", "nesting"), [(two_layers, two_layers_guide, 2)])
+def test_the_three_kinds_of_latents_have_the_same_densities(model, guide, nesting):
+    draws = []
+    for latents in ("path", "fixed", "leaves"):
+        torch.manual_seed(2)
+        draws.append(particles(model, guide, X, K=3, max_plate_nesting=nesting, latents=latents))
+    for other in draws[1:]:
+        torch.testing.assert_close(other.log_w, draws[0].log_w)
+    at = draws[0].guide_at(draws[0].values)
+    torch.testing.assert_close(sum(at.values()), draws[0].log_q)
+
+
 def test_mask_counts():
     oracle = LinearGaussian.random()
     x, mask = oracle.data(4), torch.tensor([True, False, True, True])
