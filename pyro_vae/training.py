@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -144,7 +145,7 @@ def fit(
             or outside the estimator's domain.
         DivergedError: the bound became NaN or infinite; the last good weights are put back first.
     """
-    estimator = ELBO() if estimator is None else estimator
+    estimator = ELBO() if estimator is None else deepcopy(estimator)  # one may keep a state: a run has its own
     if epochs < 1:
         raise ValueError(f"epochs: expected at least 1, got {epochs}")
     if not 1 <= batch_size <= len(data.train):

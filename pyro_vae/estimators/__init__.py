@@ -1,0 +1,39 @@
+"""Estimators: each a bound on log p(x) in nats per datum, and a gradient of its own.
+
+=================== ================================== ============================== ====================================
+estimator           bound                              gradient by φ                  domain
+=================== ================================== ============================== ====================================
+`ELBO`              E_q log w                          path and score                 guides with ``rsample``
+`AnalyticKL`        E_q log p(x|t) - KL(q‖p)           path; KL in closed form        ``rsample``, and a known KL
+`ScoreFunction`     E_q log w                          score, with a control variate  any guide
+`STL`               E_q log w                          path alone                     ``rsample``
+`IWAE`              E log mean w                       path (and score, or alone)     ``rsample``
+`DReG`              E log mean w                       path, twice reparameterised    ``rsample``
+`VIMCO`             E log mean w                       score, leave-one-out           any guide, K ≥ 2
+`Renyi`             E log mean w^(1-α) / (1-α)         path and score                 ``rsample``, α ≠ 1
+`MIWAE`             mean of M IWAE bounds              path and score                 ``rsample``
+`PIWAE`             IWAE for w, MIWAE for φ            path and score                 ``rsample``
+`CIWAE`             β ELBO + (1-β) IWAE                path and score                 ``rsample``
+`RWS`               IWAE for w, wake-phase for φ       score, or DReG's form          any guide (``rsample`` for DReG)
+`TVO`               left Riemann sum over β            score (covariances)            any guide, K ≥ 2
+=================== ================================== ============================== ====================================
+"""
+
+from pyro_vae.estimators.multi import CIWAE, IWAE, MIWAE, PIWAE, RWS, TVO, VIMCO, DReG, Renyi
+from pyro_vae.estimators.single import ELBO, STL, AnalyticKL, ScoreFunction
+
+__all__ = [
+    "CIWAE",
+    "ELBO",
+    "IWAE",
+    "MIWAE",
+    "PIWAE",
+    "RWS",
+    "STL",
+    "TVO",
+    "VIMCO",
+    "AnalyticKL",
+    "DReG",
+    "Renyi",
+    "ScoreFunction",
+]

@@ -1,0 +1,171 @@
+"""Estimators of the evidence lower bound E_q log w, with log w = log p(x,t) - log q(t|x,φ)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from pyro_vae.base import Estimate, Estimator
+from pyro_vae.estimators.domain import require_particles, require_rsample
+from pyro_vae.particles import Particles, Program, particles
+
+
+@final
+class ELBO(Estimator):
+    """The evidence lower bound (Kingma and Welling 2014, equation 3), averaged over K particles.
+
+    Bound: (1/K) Σ_k log w_k, with t = g(ε,x,φ).
+
+    Gradient: that of the bound, through t (their equation 7; Σᵢ E_p(ε) ∇ log w(g(ε,xᵢ,φ), xᵢ)).
+
+    Domain: guides whose sites are all reparameterised (``rsample``).
+
+    Args:
+        K: number of particles.
+        max_plate_nesting: number of plate dimensions the Pyro programs use.
+    """
+
+    def estimate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Estimate:
+        """Returns bound and surrogate (B,), which are the same here."""
+        draws = particles(model, guide, *args, K=self.K, max_plate_nesting=self.max_plate_nesting, **kwargs)
+        require_rsample(draws, self)
+        bound = draws.log_w.mean(0)
+        return Estimate(bound=bound, surrogate=bound, particles=draws)
+
+
+@final
+class AnalyticKL(Estimator):
+    """The evidence lower bound with KL(q‖p) in closed form (Kingma and Welling 2014, equation 10).
+
+    Bound: (1/K) Σ_k log p(x|t_k,w) - KL(q(t|x,φ) ‖ p(t)).
+
+    Gradient: that of the bound, through t.
+
+    Domain: reparameterised guides whose sites each have a closed-form KL to the model's. With several latents the guide has to
+    draw them in the model's order, for only then is the KL of one, given those before it, a term of the bound.
+
+    Args:
+        K: number of particles.
+        max_plate_nesting: number of plate dimensions the Pyro programs use.
+    """
+
+    def estimate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Estimate:
+        """Returns bound and surrogate (B,), which are the same here.
+
+        Raises:
+            ValueError: a site without a closed form, or latents in another order than the model's; nothing is sampled instead.
+        """
+        draws = particles(model, guide, *args, K=self.K, max_plate_nesting=self.max_plate_nesting, **kwargs)
+        require_rsample(draws, self)
+        in_model = [name for name in draws.model if name not in draws.observed]
+        if list(draws.guide) != in_model:
+            raise ValueError(
+                f"AnalyticKL: the guide draws {list(draws.guide)}, the model {in_model}: expected one order"
+            )
+        kl = sum((self._kl(name, draws) for name in in_model), torch.zeros_like(draws.log_lik))
+        bound = (draws.log_lik - kl).mean(0)
+        return Estimate(bound=bound, surrogate=bound, particles=draws)
+
+    def _kl(self, name: str, draws: Particles) -> Tensor:
+        q, p = draws.distributions[name]
+        try:
+            return draws.per_datum(kl_divergence(q, p))
+        except NotImplementedError:
+            raise ValueError(
+                f"AnalyticKL: no closed-form KL is known at site {name!r} from {_name(q)} to {_name(p)}; use ELBO"
+            ) from None
+
+
+@final
+class STL(Estimator):
+    """Sticking the landing: the evidence lower bound without the score in its gradient (Roeder et al. 2017, section 3).
+
+    Bound: (1/K) Σ_k log w_k.
+
+    Gradient: by φ, (1/K) Σ_k ∂log w_k/∂t ∂t/∂φ, which leaves out -∇φ log q(t|x,φ) at fixed t, a term of mean zero. Where q is
+    the posterior it is zero for each draw. By w, that of the bound.
+
+    Domain: guides whose sites are all reparameterised (``rsample``).
+
+    Args:
+        K: number of particles.
+        max_plate_nesting: number of plate dimensions the Pyro programs use.
+    """
+
+    def estimate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Estimate:
+        """Returns bound and surrogate (B,)."""
+        draws = particles(model, guide, *args, K=self.K, max_plate_nesting=self.max_plate_nesting, **kwargs)
+        require_rsample(draws, self)
+        return Estimate(draws.log_w.mean(0), path_log_w(draws).mean(0), draws)
+
+
+@final
+class ScoreFunction(Estimator):
+    """The evidence lower bound by the log-derivative gradient (Ranganath et al. 2014, equation 3; Mnih and Gregor 2014).
+
+    Bound: (1/K) Σ_k log w_k.
+
+    Gradient: by φ, (1/K) Σ_k (log w_k - b_k) ∇φ log q(t_k|x,φ) at fixed t; by w, (1/K) Σ_k ∇w log p(x,t_k).
+
+    Domain: any guide, also without ``rsample``.
+
+    Args:
+        K: number of particles.
+        control: the control variate b: none; running, a moving average of log w over steps (Mnih and Gregor 2014, section 2.3);
+            leave-one-out, the mean log w of the datum's other particles (Kool et al. 2019), which needs K ≥ 2.
+        decay: of the moving average.
+        max_plate_nesting: number of plate dimensions the Pyro programs use.
+
+    Raises:
+        ValueError: leave-one-out with one particle, or a decay outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        K: int = 1,
+        control: Literal["none", "running", "leave-one-out"] = "none",
+        decay: float = 0.9,
+        max_plate_nesting: int = 1,
+    ) -> None:
+        super().__init__(K, max_plate_nesting)
+        if control == "leave-one-out":
+            require_particles(K, 2, self, "leave-one-out has no other particle to average")
+        if not 0 <= decay < 1:
+            raise ValueError(f"ScoreFunction: expected a decay in [0, 1), got {decay}")
+        self.control, self.decay = control, decay
+        self._average: Tensor | None = None
+
+    def estimate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Estimate:
+        """Returns bound and surrogate (B,); while gradients are taken, moves the running average on."""
+        nesting = self.max_plate_nesting
+        draws = particles(model, guide, *args, K=self.K, max_plate_nesting=nesting, latents="fixed", **kwargs)
+        log_w = draws.log_w.detach()
+        surrogate = draws.log_lik + draws.log_prior + (log_w - self._control(log_w)) * draws.log_q
+        return Estimate(log_w.mean(0), surrogate.mean(0), draws)
+
+    def _control(self, log_w: Tensor) -> Tensor:
+        if self.control == "leave-one-out":
+            return (log_w.sum(0) - log_w) / (self.K - 1)
+        if self.control == "none":
+            return torch.zeros_like(log_w)
+        # The average of earlier steps alone: it does not depend on this step's draws, so the gradient keeps its mean.
+        average = torch.zeros_like(log_w.mean()) if self._average is None else self._average
+        if torch.is_grad_enabled():
+            new = log_w.mean()
+            self._average = new if self._average is None else self.decay * average + (1 - self.decay) * new
+        return average
+
+
+def path_log_w(draws: Particles) -> Tensor:
+    """Sum of log w (K, B) and log q at fixed latents: its gradient by φ goes through t alone, since the two scores cancel."""
+    fixed = draws.guide_at({name: value.detach() for name, value in draws.values.items()})
+    return draws.log_w + sum(fixed.values(), torch.zeros_like(draws.log_w))
+
+
+def _name(distribution: Any) -> str:
+    while hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    return type(distribution).__name__
