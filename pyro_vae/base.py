@@ -18,6 +18,7 @@ Every class of this project is abstract or final: no concrete method is overridd
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
@@ -27,7 +28,7 @@ from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyro_vae.particles import Particles, Program
+from pyro_vae.particles import Latents, Particles, Program, particles
 
 Shape = tuple[int, ...]
 Distribution = TorchDistributionMixin
@@ -193,6 +194,10 @@ def checked(distribution: Any, batch_shape: Shape, event_shape: Shape, part: nn.
     return distribution
 
 
+Objective = Callable[[Particles], Particles]
+"""What is optimised, apart from the bound that is reported: the same draws with other weights of their terms."""
+
+
 class Estimate(NamedTuple):
     """What an estimator returns for a batch.
 
@@ -210,16 +215,24 @@ class Estimate(NamedTuple):
 class Estimator(pyro.infer.ELBO, ABC):
     """A bound on log p(x) and its gradient, for any Pyro model and guide.
 
-    `estimate` is all that a new estimator writes. As a `pyro.infer.ELBO` it also goes into ``pyro.infer.SVI(loss=...)``, where
-    it follows Pyro's convention: the loss is minus the bound, summed over the batch and multiplied by the plate's scale.
+    A new estimator writes `combine`, from the log-probabilities of its draws to a bound and a surrogate, and says in class
+    attributes what it draws. As a `pyro.infer.ELBO` it also goes into ``pyro.infer.SVI(loss=...)``, where it follows Pyro's
+    convention: the loss is minus the bound, summed over the batch and multiplied by the plate's scale.
 
     Args:
         K: number of particles.
         max_plate_nesting: number of plate dimensions the Pyro programs use.
 
+    Attributes:
+        latents: how φ acts on the draws (see `pyro_vae.particles.particles`); all but "fixed" need guides with ``rsample``.
+        M: how many groups of K particles are drawn; they come as one dimension of M·K.
+
     Raises:
         ValueError: K below 1.
     """
+
+    latents: Latents = "path"
+    M: int = 1
 
     def __init__(self, K: int = 1, max_plate_nesting: int = 1) -> None:
         if K < 1:
@@ -228,8 +241,38 @@ class Estimator(pyro.infer.ELBO, ABC):
         self.K = K
 
     @abstractmethod
-    def estimate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Estimate:
-        """Returns bound and surrogate of each datum; ``args`` and ``kwargs`` go to model and guide."""
+    def combine(self, draws: Particles) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """Returns the bound of each datum and the surrogate whose gradient is the estimator's."""
+
+    @final
+    def estimate(
+        self, model: Program, guide: Program, *args: Any, objective: Objective | None = None, **kwargs: Any
+    ) -> Estimate:
+        """Draws, and returns bound and surrogate of each datum.
+
+        Args:
+            model: a Pyro model.
+            guide: a Pyro guide.
+            *args: given to both.
+            objective: what is optimised in place of the bound; the bound that is returned stays what it is.
+            **kwargs: given to both.
+
+        Raises:
+            ValueError: the guide or the objective is outside the estimator's domain.
+        """
+        K, nesting = self.M * self.K, self.max_plate_nesting
+        draws = particles(model, guide, *args, K=K, max_plate_nesting=nesting, latents=self.latents, **kwargs)
+        if self.latents != "fixed" and (
+            blocked := [name for name, has_rsample in draws.reparameterised.items() if not has_rsample]
+        ):
+            raise ValueError(
+                f"{type(self).__name__} differentiates through the guide's samples, but its sites {blocked} have no "
+                f"rsample; use a reparameterised guide, or ScoreFunction, VIMCO, RWS or TVO"
+            )
+        bound, surrogate = self.combine(draws)
+        if objective is not None:
+            surrogate = self.combine(objective(draws))[1]
+        return Estimate(bound.detach(), surrogate, draws)
 
     @final
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:

@@ -23,6 +23,9 @@ Program = Callable[..., Any]
 """A Pyro model or guide."""
 Site = Mapping[str, Any]
 
+Latents = Literal["path", "fixed", "leaves"]
+"""How φ acts on the draws: through them, through the density of q alone, or through a copy that derivatives are taken by."""
+
 _PARTICLES = "particles"
 
 
@@ -44,6 +47,7 @@ class Particles:
         distributions: for each latent site q and p, as the programs ran.
         guide_at: the guide's log-probabilities by site at other values of its latents.
         per_datum: sums a tensor of a site's batch shape over the site's own plates, to (K, B).
+        kl_weight: of log p(t) - log q(t|x,φ) in `log_w`; 1 in a bound, another number in an objective.
     """
 
     model: dict[str, Float[Tensor, "K B"]]
@@ -56,6 +60,7 @@ class Particles:
     distributions: dict[str, tuple[TorchDistributionMixin, TorchDistributionMixin]]
     guide_at: Callable[[dict[str, Tensor]], dict[str, Tensor]]
     per_datum: Callable[[Tensor], Tensor]
+    kl_weight: float | Tensor = 1.0
 
     @property
     def log_lik(self) -> Float[Tensor, "K B"]:
@@ -74,8 +79,13 @@ class Particles:
 
     @property
     def log_w(self) -> Float[Tensor, "K B"]:
-        """Log importance weight: log p(x,t) - log q(t|x,φ)."""
-        return self.log_lik + self.log_prior - self.log_q
+        """Log importance weight: log p(x|t,w) + kl_weight (log p(t) - log q(t|x,φ)), that is log p(x,t) - log q(t|x,φ)."""
+        return self.log_lik + self.kl_weight * (self.log_prior - self.log_q)
+
+    @property
+    def log_p(self) -> Float[Tensor, "K B"]:
+        """The part of `log_w` that the model's parameters act in: log p(x|t,w) + kl_weight log p(t)."""
+        return self.log_lik + self.kl_weight * self.log_prior
 
     @property
     def sites(self) -> dict[str, Float[Tensor, "K B"]]:
@@ -91,7 +101,7 @@ def particles(
     *args: Any,
     K: int = 1,
     max_plate_nesting: int = 1,
-    latents: Literal["path", "fixed", "leaves"] = "path",
+    latents: Latents = "path",
     **kwargs: Any,
 ) -> Particles:
     """Runs the guide and, on its draws, the model, with K particles in one vectorised pass.

@@ -5,22 +5,33 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from pyro_vae import VAE, Dims
+from pyro_vae import VAE, Dims, Prior
 from pyro_vae.guides import DiagonalNormal
 from pyro_vae.likelihoods import Normal
 from pyro_vae.networks import MLP
-from pyro_vae.priors import StandardNormal
 
 affine = partial(MLP, hidden=())
 
 
+class ShiftedNormal(Prior):
+    """p(t) = N(a, I) with a learned a, which starts at 0: the gradient of the prior is tested too."""
+
+    def __init__(self, dims: Dims):
+        super().__init__(dims)
+        self.loc = torch.nn.Parameter(torch.zeros(dims.latent))
+
+    def forward(self):
+        return dist.Normal(self.loc, 1.0).to_event(1)
+
+
 @dataclass
 class LinearGaussian:
-    """p(t) = N(0, I), p(x|t) = N(W t + b, σ² I), q(t|x) = N(A x + a, diag s²): everything below is exact, in float64.
+    """p(t) = N(a, I) at a = 0, p(x|t) = N(W t + b, σ² I), q(t|x) = N(A x + a, diag s²): everything below is exact, in float64.
 
     The columns of W are orthogonal, so that the posterior has a diagonal covariance and the guide can be made equal to it.
     """
@@ -33,7 +44,7 @@ class LinearGaussian:
         generator = torch.Generator().manual_seed(seed)
         dims = Dims(d, (n,))
         vae = VAE(
-            StandardNormal(dims), DiagonalNormal(dims, affine), Normal(dims, affine, scale=0.7, learn_scale=True)
+            ShiftedNormal(dims), DiagonalNormal(dims, affine), Normal(dims, affine, scale=0.7, learn_scale=True)
         ).double()
         decoder, encoder = vae.likelihood.network.layers[0], vae.posterior.network.layers[0]
         with torch.no_grad():
@@ -44,6 +55,10 @@ class LinearGaussian:
             encoder.weight[d:].copy_(0.05 * torch.randn(d, n, generator=generator, dtype=torch.float64))
             encoder.bias.copy_(torch.tensor([0.1] * d + [-0.5] * d, dtype=torch.float64))
         return cls(vae)
+
+    @property
+    def a(self) -> Tensor:
+        return self.vae.prior.loc
 
     @property
     def W(self) -> Tensor:
@@ -66,15 +81,15 @@ class LinearGaussian:
         return (t @ self.W.T + self.b + self.variance.sqrt() * noise).detach()
 
     def log_px(self, x: Tensor) -> Tensor:
-        """log p(x|w) = log N(x; b, W Wᵀ + σ² I)."""
+        """log p(x|w) = log N(x; W a + b, W Wᵀ + σ² I)."""
         covariance = self.W @ self.W.T + self.variance * torch.eye(len(self.W), dtype=x.dtype)
-        return MultivariateNormal(self.b, covariance).log_prob(x)
+        return MultivariateNormal(self.W @ self.a + self.b, covariance).log_prob(x)
 
     def posterior(self, x: Tensor) -> MultivariateNormal:
-        """p(t|x) = N(Λ⁻¹ Wᵀ (x - b) / σ², Λ⁻¹) with Λ = I + Wᵀ W / σ²."""
+        """p(t|x) = N(Λ⁻¹ (Wᵀ (x - b) / σ² + a), Λ⁻¹) with Λ = I + Wᵀ W / σ²."""
         precision = torch.eye(self.W.shape[1], dtype=x.dtype) + self.W.T @ self.W / self.variance
         covariance = torch.linalg.inv(precision)
-        loc = (x - self.b) @ self.W @ covariance / self.variance
+        loc = ((x - self.b) @ self.W / self.variance + self.a) @ covariance
         return MultivariateNormal(loc, covariance)
 
     def elbo(self, x: Tensor) -> Tensor:

@@ -181,7 +181,7 @@ def test_parameters_of_model_and_guide():
     oracle = LinearGaussian.random()
     vae = oracle.vae
     w, phi = parameters(vae.model, vae.guide, oracle.data(2))
-    assert {id(p) for p in w.values()} == {id(p) for p in vae.likelihood.parameters()}
+    assert {id(p) for p in w.values()} == {id(p) for p in (*vae.prior.parameters(), *vae.likelihood.parameters())}
     assert {id(p) for p in phi.values()} == {id(p) for p in vae.posterior.parameters()}
 
 

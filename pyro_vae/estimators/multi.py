@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from itertools import pairwise
 from math import log
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-from pyro_vae.base import Estimate, Estimator
-from pyro_vae.estimators.domain import require_particles, require_rsample
+from pyro_vae.base import Estimator
+from pyro_vae.estimators.domain import require_particles
 from pyro_vae.estimators.single import path_log_w
-from pyro_vae.particles import Particles, Program, particles
+from pyro_vae.particles import Particles
 
 
 @final
@@ -39,13 +39,11 @@ class IWAE(Estimator):
         super().__init__(K, max_plate_nesting)
         self.stl = stl
 
-    def estimate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Estimate:
+    def combine(self, draws: Particles) -> tuple[Tensor, Tensor]:
         """Returns bound and surrogate (B,)."""
-        draws = particles(model, guide, *args, K=self.K, max_plate_nesting=self.max_plate_nesting, **kwargs)
-        require_rsample(draws, self)
         bound = log_mean(draws.log_w)
         surrogate = (normalised(draws.log_w) * path_log_w(draws)).sum(0) if self.stl else bound
-        return Estimate(bound, surrogate, draws)
+        return bound, surrogate
 
 
 @final
@@ -64,15 +62,16 @@ class DReG(Estimator):
         max_plate_nesting: number of plate dimensions the Pyro programs use.
     """
 
+    latents = "leaves"
+
     def __init__(self, K: int = 5, max_plate_nesting: int = 1) -> None:
         super().__init__(K, max_plate_nesting)
 
-    def estimate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Estimate:
+    def combine(self, draws: Particles) -> tuple[Tensor, Tensor]:
         """Returns bound and surrogate (B,)."""
-        draws = _leaves(self, self.K, model, guide, *args, **kwargs)
         weights = normalised(draws.log_w)
-        by_w = (weights * (draws.log_lik + draws.log_prior)).sum(0)
-        return Estimate(log_mean(draws.log_w).detach(), by_w + path(draws, weights**2), draws)
+        by_w = (weights * draws.log_p).sum(0)
+        return log_mean(draws.log_w), by_w + path(draws, weights - draws.kl_weight * (weights - weights**2))
 
 
 @final
@@ -100,12 +99,10 @@ class Renyi(Estimator):
             raise ValueError("Renyi: alpha = 1 is a limit of the formula, the evidence lower bound: use ELBO")
         self.alpha = alpha
 
-    def estimate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Estimate:
-        """Returns bound and surrogate (B,), which are the same here."""
-        draws = particles(model, guide, *args, K=self.K, max_plate_nesting=self.max_plate_nesting, **kwargs)
-        require_rsample(draws, self)
+    def combine(self, draws: Particles) -> tuple[Tensor, Tensor]:
+        """Returns bound and surrogate (B,), which are the same."""
         bound = log_mean((1 - self.alpha) * draws.log_w) / (1 - self.alpha)
-        return Estimate(bound, bound, draws)
+        return bound, bound
 
 
 @final
@@ -131,13 +128,10 @@ class MIWAE(Estimator):
         super().__init__(K, max_plate_nesting)
         self.M = _positive(M, self)
 
-    def estimate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Estimate:
-        """Returns bound and surrogate (B,), which are the same here."""
-        nesting = self.max_plate_nesting
-        draws = particles(model, guide, *args, K=self.M * self.K, max_plate_nesting=nesting, **kwargs)
-        require_rsample(draws, self)
+    def combine(self, draws: Particles) -> tuple[Tensor, Tensor]:
+        """Returns bound and surrogate (B,), which are the same."""
         bound = log_mean(draws.log_w.unflatten(0, (self.K, self.M))).mean(0)
-        return Estimate(bound, bound, draws)
+        return bound, bound
 
 
 @final
@@ -159,17 +153,18 @@ class PIWAE(Estimator):
         ValueError: M below 1.
     """
 
+    latents = "leaves"
+
     def __init__(self, M: int = 8, K: int = 8, max_plate_nesting: int = 1) -> None:
         super().__init__(K, max_plate_nesting)
         self.M = _positive(M, self)
 
-    def estimate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Estimate:
+    def combine(self, draws: Particles) -> tuple[Tensor, Tensor]:
         """Returns bound and surrogate (B,)."""
-        draws = _leaves(self, self.M * self.K, model, guide, *args, **kwargs)
-        by_w = (normalised(draws.log_w) * (draws.log_lik + draws.log_prior)).sum(0)
+        by_w = (normalised(draws.log_w) * draws.log_p).sum(0)
         weights = normalised(draws.log_w.unflatten(0, (self.K, self.M))).flatten(0, 1) / self.M
-        by_phi = path(draws, weights) - (weights * draws.log_q).sum(0)
-        return Estimate(log_mean(draws.log_w).detach(), by_w + by_phi, draws)
+        by_phi = path(draws, weights) - (weights * draws.kl_weight * draws.log_q).sum(0)
+        return log_mean(draws.log_w), by_w + by_phi
 
 
 @final
@@ -197,12 +192,10 @@ class CIWAE(Estimator):
             raise ValueError(f"CIWAE: expected beta in [0, 1], got {beta}")
         self.beta = beta
 
-    def estimate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Estimate:
-        """Returns bound and surrogate (B,), which are the same here."""
-        draws = particles(model, guide, *args, K=self.K, max_plate_nesting=self.max_plate_nesting, **kwargs)
-        require_rsample(draws, self)
+    def combine(self, draws: Particles) -> tuple[Tensor, Tensor]:
+        """Returns bound and surrogate (B,), which are the same."""
         bound = self.beta * draws.log_w.mean(0) + (1 - self.beta) * log_mean(draws.log_w)
-        return Estimate(bound, bound, draws)
+        return bound, bound
 
 
 @final
@@ -224,20 +217,20 @@ class VIMCO(Estimator):
         ValueError: K below 2.
     """
 
+    latents = "fixed"
+
     def __init__(self, K: int = 5, max_plate_nesting: int = 1) -> None:
         super().__init__(K, max_plate_nesting)
         require_particles(K, 2, self, "each particle's baseline is made of the others")
 
-    def estimate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Estimate:
+    def combine(self, draws: Particles) -> tuple[Tensor, Tensor]:
         """Returns bound and surrogate (B,)."""
-        nesting = self.max_plate_nesting
-        draws = particles(model, guide, *args, K=self.K, max_plate_nesting=nesting, latents="fixed", **kwargs)
         log_w = draws.log_w.detach()
         bound = log_mean(log_w)
         others = (log_w.sum(0) - log_w) / (self.K - 1)
         replaced = torch.logaddexp(_log_sum_of_others(log_w), others) - log(self.K)
         signal = bound - replaced
-        return Estimate(bound, (signal * draws.log_q + normalised(log_w) * draws.log_w).sum(0), draws)
+        return bound, (signal * draws.log_q + normalised(log_w) * draws.log_w).sum(0)
 
 
 @final
@@ -264,20 +257,14 @@ class RWS(Estimator):
         super().__init__(K, max_plate_nesting)
         require_particles(K, 2, self, "with one particle the weights say nothing about the posterior")
         self.dreg = dreg
+        self.latents = "leaves" if dreg else "fixed"
 
-    def estimate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Estimate:
+    def combine(self, draws: Particles) -> tuple[Tensor, Tensor]:
         """Returns bound and surrogate (B,)."""
-        if self.dreg:
-            draws = _leaves(self, self.K, model, guide, *args, **kwargs)
-            weights = normalised(draws.log_w)
-            by_phi = path(draws, weights - weights**2)
-        else:
-            nesting = self.max_plate_nesting
-            draws = particles(model, guide, *args, K=self.K, max_plate_nesting=nesting, latents="fixed", **kwargs)
-            weights = normalised(draws.log_w)
-            by_phi = (weights * draws.log_q).sum(0)
-        by_w = (weights * (draws.log_lik + draws.log_prior)).sum(0)
-        return Estimate(log_mean(draws.log_w).detach(), by_w + by_phi, draws)
+        weights = normalised(draws.log_w)
+        by_phi = path(draws, weights - weights**2) if self.dreg else (weights * draws.log_q).sum(0)
+        by_w = (weights * draws.log_p).sum(0)
+        return log_mean(draws.log_w), by_w + by_phi
 
 
 @final
@@ -301,6 +288,8 @@ class TVO(Estimator):
         ValueError: K below 2, no partition, or β_1 outside (0, 1).
     """
 
+    latents = "fixed"
+
     def __init__(self, K: int = 10, partitions: int = 2, beta_1: float = 0.025, max_plate_nesting: int = 1) -> None:
         super().__init__(K, max_plate_nesting)
         require_particles(K, 2, self, "a covariance needs two")
@@ -309,10 +298,8 @@ class TVO(Estimator):
         inner = [beta_1 ** (1 - p / (partitions - 1)) for p in range(partitions - 1)]
         self.betas = [0.0, *inner, 1.0]
 
-    def estimate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Estimate:
+    def combine(self, draws: Particles) -> tuple[Tensor, Tensor]:
         """Returns bound and surrogate (B,)."""
-        nesting = self.max_plate_nesting
-        draws = particles(model, guide, *args, K=self.K, max_plate_nesting=nesting, latents="fixed", **kwargs)
         log_w = draws.log_w
         f = log_w.detach()
         bound, surrogate = torch.zeros_like(f[0]), torch.zeros_like(f[0])
@@ -324,7 +311,7 @@ class TVO(Estimator):
             terms = v * log_w + spread * (draws.log_q + beta * log_w)
             bound = bound + (after - beta) * mean
             surrogate = surrogate + (after - beta) * terms.sum(0)
-        return Estimate(bound, surrogate, draws)
+        return bound, surrogate
 
 
 def log_mean(log_w: Tensor) -> Tensor:
@@ -362,13 +349,6 @@ def _over_event(value: Tensor, draws: Particles, name: str) -> Tensor:
     """Sums over the event dimensions of a latent."""
     event = len(draws.distributions[name][0].event_shape)
     return value.sum(tuple(range(-event, 0))) if event else value
-
-
-def _leaves(estimator: Estimator, K: int, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Particles:
-    nesting = estimator.max_plate_nesting
-    draws = particles(model, guide, *args, K=K, max_plate_nesting=nesting, latents="leaves", **kwargs)
-    require_rsample(draws, estimator)
-    return draws
 
 
 def _positive(M: int, estimator: Estimator) -> int:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_vae.base import Estimate, Estimator
-from pyro_vae.estimators.domain import require_particles, require_rsample
-from pyro_vae.particles import Particles, Program, particles
+from pyro_vae.base import Estimator
+from pyro_vae.estimators.domain import require_particles
+from pyro_vae.particles import Particles
 
 
 @final
@@ -28,12 +28,10 @@ class ELBO(Estimator):
         max_plate_nesting: number of plate dimensions the Pyro programs use.
     """
 
-    def estimate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Estimate:
-        """Returns bound and surrogate (B,), which are the same here."""
-        draws = particles(model, guide, *args, K=self.K, max_plate_nesting=self.max_plate_nesting, **kwargs)
-        require_rsample(draws, self)
+    def combine(self, draws: Particles) -> tuple[Tensor, Tensor]:
+        """Returns bound and surrogate (B,), which are the same."""
         bound = draws.log_w.mean(0)
-        return Estimate(bound=bound, surrogate=bound, particles=draws)
+        return bound, bound
 
 
 @final
@@ -52,22 +50,20 @@ class AnalyticKL(Estimator):
         max_plate_nesting: number of plate dimensions the Pyro programs use.
     """
 
-    def estimate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Estimate:
-        """Returns bound and surrogate (B,), which are the same here.
+    def combine(self, draws: Particles) -> tuple[Tensor, Tensor]:
+        """Returns bound and surrogate (B,), which are the same.
 
         Raises:
             ValueError: a site without a closed form, or latents in another order than the model's; nothing is sampled instead.
         """
-        draws = particles(model, guide, *args, K=self.K, max_plate_nesting=self.max_plate_nesting, **kwargs)
-        require_rsample(draws, self)
         in_model = [name for name in draws.model if name not in draws.observed]
         if list(draws.guide) != in_model:
             raise ValueError(
                 f"AnalyticKL: the guide draws {list(draws.guide)}, the model {in_model}: expected one order"
             )
         kl = sum((self._kl(name, draws) for name in in_model), torch.zeros_like(draws.log_lik))
-        bound = (draws.log_lik - kl).mean(0)
-        return Estimate(bound=bound, surrogate=bound, particles=draws)
+        bound = (draws.log_lik - draws.kl_weight * kl).mean(0)
+        return bound, bound
 
     def _kl(self, name: str, draws: Particles) -> Tensor:
         q, p = draws.distributions[name]
@@ -95,11 +91,9 @@ class STL(Estimator):
         max_plate_nesting: number of plate dimensions the Pyro programs use.
     """
 
-    def estimate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Estimate:
+    def combine(self, draws: Particles) -> tuple[Tensor, Tensor]:
         """Returns bound and surrogate (B,)."""
-        draws = particles(model, guide, *args, K=self.K, max_plate_nesting=self.max_plate_nesting, **kwargs)
-        require_rsample(draws, self)
-        return Estimate(draws.log_w.mean(0), path_log_w(draws).mean(0), draws)
+        return draws.log_w.mean(0), path_log_w(draws).mean(0)
 
 
 @final
@@ -123,6 +117,8 @@ class ScoreFunction(Estimator):
         ValueError: leave-one-out with one particle, or a decay outside [0, 1).
     """
 
+    latents = "fixed"
+
     def __init__(
         self,
         K: int = 1,
@@ -138,13 +134,11 @@ class ScoreFunction(Estimator):
         self.control, self.decay = control, decay
         self._average: Tensor | None = None
 
-    def estimate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Estimate:
+    def combine(self, draws: Particles) -> tuple[Tensor, Tensor]:
         """Returns bound and surrogate (B,); while gradients are taken, moves the running average on."""
-        nesting = self.max_plate_nesting
-        draws = particles(model, guide, *args, K=self.K, max_plate_nesting=nesting, latents="fixed", **kwargs)
         log_w = draws.log_w.detach()
-        surrogate = draws.log_lik + draws.log_prior + (log_w - self._control(log_w)) * draws.log_q
-        return Estimate(log_w.mean(0), surrogate.mean(0), draws)
+        surrogate = draws.log_p + (log_w - self._control(log_w)) * draws.log_q
+        return log_w.mean(0), surrogate.mean(0)
 
     def _control(self, log_w: Tensor) -> Tensor:
         if self.control == "leave-one-out":
@@ -162,7 +156,7 @@ class ScoreFunction(Estimator):
 def path_log_w(draws: Particles) -> Tensor:
     """Sum of log w (K, B) and log q at fixed latents: its gradient by φ goes through t alone, since the two scores cancel."""
     fixed = draws.guide_at({name: value.detach() for name, value in draws.values.items()})
-    return draws.log_w + sum(fixed.values(), torch.zeros_like(draws.log_w))
+    return draws.log_w + draws.kl_weight * sum(fixed.values(), torch.zeros_like(draws.log_w))
 
 
 def _name(distribution: Any) -> str:
