@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from inspect import signature
 from pathlib import Path
 from pkgutil import resolve_name
@@ -73,7 +74,7 @@ def parse(function: Callable[..., None], skip: set[str]) -> tuple[Parser, Namesp
     for name, parameter in signature(function).parameters.items():
         default = parameter.default
         kind = default if isinstance(default, type) else type(default)
-        if name not in skip and kind.__module__ != "builtins":
+        if name not in skip and kind.__module__ != "builtins" and not is_dataclass(kind):
             given.setdefault(name, {"class_path": f"{kind.__module__}.{kind.__qualname__}"})
     try:
         options = parser.parse_object(_completed(function, given))

@@ -28,6 +28,7 @@ from pyro_vae.evaluate import decode, encode, log_px, mean, reconstruct, sample
 from pyro_vae.guides import DiagonalNormal
 from pyro_vae.likelihoods import default_likelihood
 from pyro_vae.networks import count_parameters
+from pyro_vae.objectives import Objective
 from pyro_vae.priors import StandardNormal
 from pyro_vae.runs import GuideFactory, LikelihoodFactory, PriorFactory, Run, assemble
 from pyro_vae.training import Epoch, OptimiserFactory, Progress, ScheduleFactory, evaluate_bound, seeded
@@ -43,10 +44,13 @@ def train(
     likelihood: LikelihoodFactory | None = None,
     latent: int = 8,
     estimator: Estimator = ELBO(),
+    objective: Objective = Objective(),
     optimiser: OptimiserFactory = torch.optim.Adam,
     schedule: ScheduleFactory | None = None,
     epochs: int = 60,
     batch_size: int = 50,
+    e_steps: int = 0,
+    m_steps: int = 0,
     seed: int = 0,
     device: str = "auto",
     test_particles: int = 1000,
@@ -66,10 +70,13 @@ def train(
             for binary pixels, Binomial for counts, Normal with a learned scale for other numbers.
         latent: d, the dimension of the latent t.
         estimator: The bound on log p(x) that is maximised, and its gradient.
+        objective: What is optimised in place of the bound, by weights of its terms. The bound itself is reported in any case.
         optimiser: The optimiser of w and φ.
         schedule: A learning-rate schedule, moved on after each epoch. By default the rate is constant.
         epochs: Passes over the training data.
         batch_size: Data per step.
+        e_steps: Steps on φ alone, in turn with m_steps on w alone (an EM-style schedule). By default each step moves both.
+        m_steps: Steps on w alone.
         seed: Of the first weights, the order of the data and the noise. The split and the test set do not depend on it.
         device: auto (CUDA where there is one), cpu, cuda or cuda:<number>.
         test_particles: K of the final estimate of log p(x) by importance sampling.
@@ -110,6 +117,9 @@ def train(
             optimiser=optimiser,
             schedule=schedule,
             seed=seed,
+            objective=objective,
+            e_steps=e_steps,
+            m_steps=m_steps,
             on_step=on_step,
         )
         run = Run(out or Path("runs") / f"{type(data).__name__}-{datetime.now():%Y%m%d-%H%M%S}", config)

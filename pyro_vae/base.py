@@ -18,7 +18,6 @@ Every class of this project is abstract or final: no concrete method is overridd
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
@@ -28,6 +27,7 @@ from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from pyro_vae.objectives import Objective
 from pyro_vae.particles import Latents, Particles, Program, particles
 
 Shape = tuple[int, ...]
@@ -194,10 +194,6 @@ def checked(distribution: Any, batch_shape: Shape, event_shape: Shape, part: nn.
     return distribution
 
 
-Objective = Callable[[Particles], Particles]
-"""What is optimised, apart from the bound that is reported: the same draws with other weights of their terms."""
-
-
 class Estimate(NamedTuple):
     """What an estimator returns for a batch.
 
@@ -226,6 +222,7 @@ class Estimator(pyro.infer.ELBO, ABC):
     Attributes:
         latents: how φ acts on the draws (see `pyro_vae.particles.particles`); all but "fixed" need guides with ``rsample``.
         M: how many groups of K particles are drawn; they come as one dimension of M·K.
+        closed_form_kl: whether the KL is computed and not estimated from the draws.
 
     Raises:
         ValueError: K below 1.
@@ -233,6 +230,7 @@ class Estimator(pyro.infer.ELBO, ABC):
 
     latents: Latents = "path"
     M: int = 1
+    closed_form_kl: bool = False
 
     def __init__(self, K: int = 1, max_plate_nesting: int = 1) -> None:
         if K < 1:
@@ -261,18 +259,40 @@ class Estimator(pyro.infer.ELBO, ABC):
             ValueError: the guide or the objective is outside the estimator's domain.
         """
         K, nesting = self.M * self.K, self.max_plate_nesting
-        draws = particles(model, guide, *args, K=K, max_plate_nesting=nesting, latents=self.latents, **kwargs)
-        if self.latents != "fixed" and (
-            blocked := [name for name, has_rsample in draws.reparameterised.items() if not has_rsample]
-        ):
+
+        def draw() -> Particles:
+            return particles(model, guide, *args, K=K, max_plate_nesting=nesting, latents=self.latents, **kwargs)
+
+        draws = draw()
+        if self.latents != "fixed":
+            self._require_rsample(draws)
+        bound, surrogate = self.combine(draws)
+        if objective is not None and not objective.is_the_bound:
+            if not objective.noise:
+                self._require_closed_form(objective)
+                with objective.sampling():
+                    surrogate = self.combine(objective.reweigh(draw()))[1]
+            else:
+                surrogate = self.combine(objective.reweigh(draws))[1]
+        return Estimate(bound.detach(), surrogate, draws)
+
+    def _require_rsample(self, draws: Particles) -> None:
+        if blocked := [name for name, has_rsample in draws.reparameterised.items() if not has_rsample]:
             raise ValueError(
                 f"{type(self).__name__} differentiates through the guide's samples, but its sites {blocked} have no "
                 f"rsample; use a reparameterised guide, or ScoreFunction, VIMCO, RWS or TVO"
             )
-        bound, surrogate = self.combine(draws)
-        if objective is not None:
-            surrogate = self.combine(objective(draws))[1]
-        return Estimate(bound.detach(), surrogate, draws)
+
+    def _require_closed_form(self, objective: Objective) -> None:
+        if objective.beta > 0 and not self.closed_form_kl:
+            raise ValueError(
+                f"objective: without noise the KL cannot be estimated from draws: use the estimator AnalyticKL, or "
+                f"beta = 0 (got {type(self).__name__} and beta = {objective.beta:g})"
+            )
+        if self.latents == "fixed":
+            raise ValueError(
+                f"objective: without noise φ acts through t alone, which {type(self).__name__} does not differentiate"
+            )
 
     @final
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:

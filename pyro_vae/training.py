@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from pyro_vae.base import Estimate, Estimator
 from pyro_vae.data import Split, Splits
 from pyro_vae.estimators import ELBO
+from pyro_vae.objectives import Objective
 from pyro_vae.particles import Program, library_path, observed, parameters
 
 OptimiserFactory = Callable[[Iterable[Tensor]], Optimizer]
@@ -118,6 +119,9 @@ def fit(
     optimiser: OptimiserFactory = Adam,
     schedule: ScheduleFactory | None = None,
     seed: int = 0,
+    objective: Objective | None = None,
+    e_steps: int = 0,
+    m_steps: int = 0,
     on_step: Callable[[Progress], None] | None = None,
 ) -> Iterator[Epoch]:
     """Trains a model and a guide by stochastic variational inference and yields a record after each epoch.
@@ -135,6 +139,9 @@ def fit(
         optimiser: makes the optimiser from the parameters.
         schedule: makes a learning-rate schedule, moved on after each epoch.
         seed: of the order of the data, the binarisation and ε.
+        objective: what is optimised in place of the bound; None is the bound. Records report the bound in any case.
+        e_steps: steps on φ alone, in turn with `m_steps` on w alone (an EM-style schedule); 0 and 0 move both in each step.
+        m_steps: steps on w alone.
         on_step: told where training stands, about ten times a second.
 
     Returns:
@@ -150,13 +157,16 @@ def fit(
         raise ValueError(f"epochs: expected at least 1, got {epochs}")
     if not 1 <= batch_size <= len(data.train):
         raise ValueError(f"batch_size: expected between 1 and the {len(data.train)} training data, got {batch_size}")
+    if min(e_steps, m_steps) < 0 or (e_steps > 0) != (m_steps > 0):
+        raise ValueError(f"e_steps and m_steps: expected both 0 or both at least 1, got {e_steps} and {m_steps}")
+    objective = objective or Objective()
     device = data.train.x.device
     with seeded(device, seed, "setup"):
         check_support(programs, data)
         x = data.train.take(slice(0, batch_size))
         w, phi = parameters(programs.model, programs.guide, x)
         with torch.no_grad(), library_path():
-            estimator.estimate(programs.model, programs.guide, x)
+            estimator.estimate(programs.model, programs.guide, x, objective=objective)
     leaves = [*w.values(), *phi.values()]
     if not leaves:
         raise ValueError("model and guide use no parameters: nothing to train")
@@ -170,7 +180,10 @@ def fit(
         tally = Tally()
         with seeded(device, seed, "epoch", epoch), library_path(), mode(programs, training=True):
             for step, x in enumerate(data.train.batches(batch_size, shuffle=True), 1):
-                tally.add(train_step(programs, estimator, optimizer, x))
+                # Counted over the whole run: a cycle of E and M steps does not begin anew with each epoch.
+                phase = ((epoch - 1) * steps + step - 1) % (e_steps + m_steps) if e_steps else None
+                still = [] if phase is None else list((w if phase < e_steps else phi).values())
+                tally.add(train_step(programs, estimator, optimizer, x, objective.at(epoch), still))
                 if on_step and (now := time.perf_counter()) - told > 0.1:
                     told = now
                     tally.check(f"in epoch {epoch}")
@@ -197,11 +210,20 @@ def fit(
     return run()
 
 
-def train_step(programs: Programs, estimator: Estimator, optimizer: Optimizer, x: Tensor) -> Estimate:
-    """One update on one batch: ascends the mean of the estimator's surrogate. Returns the estimate, detached in use."""
+def train_step(
+    programs: Programs,
+    estimator: Estimator,
+    optimizer: Optimizer,
+    x: Tensor,
+    objective: Objective | None = None,
+    still: Sequence[Tensor] = (),
+) -> Estimate:
+    """One update on one batch: ascends the mean of the estimator's surrogate, with the parameters in ``still`` kept."""
     optimizer.zero_grad(set_to_none=True)
-    estimate = estimator.estimate(programs.model, programs.guide, x)
+    estimate = estimator.estimate(programs.model, programs.guide, x, objective=objective)
     (-estimate.surrogate.mean()).backward()
+    for parameter in still:
+        parameter.grad = None
     optimizer.step()
     return estimate
 

@@ -50,6 +50,8 @@ class AnalyticKL(Estimator):
         max_plate_nesting: number of plate dimensions the Pyro programs use.
     """
 
+    closed_form_kl = True
+
     def combine(self, draws: Particles) -> tuple[Tensor, Tensor]:
         """Returns bound and surrogate (B,), which are the same.
 
