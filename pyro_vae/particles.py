@@ -47,6 +47,7 @@ class Particles:
         distributions: for each latent site q and p, as the programs ran.
         guide_at: the guide's log-probabilities by site at other values of its latents.
         per_datum: sums a tensor of a site's batch shape over the site's own plates, to (K, B).
+        programs: model, guide and what they were called with.
         kl_weight: of log p(t) - log q(t|x,φ) in `log_w`; 1 in a bound, another number in an objective.
     """
 
@@ -60,6 +61,7 @@ class Particles:
     distributions: dict[str, tuple[TorchDistributionMixin, TorchDistributionMixin]]
     guide_at: Callable[[dict[str, Tensor]], dict[str, Tensor]]
     per_datum: Callable[[Tensor], Tensor]
+    programs: tuple[Program, Program, tuple[Any, ...], dict[str, Any]]
     kl_weight: float | Tensor = 1.0
 
     @property
@@ -175,6 +177,7 @@ def particles(
         distributions={name: (site["fn"], model_sites[name]["fn"]) for name, site in guide_sites.items()},
         guide_at=guide_at,
         per_datum=per_datum,
+        programs=(model, guide, args, kwargs),
     )
 
 

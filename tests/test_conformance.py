@@ -18,7 +18,7 @@ import pyro_vae.networks
 import pyro_vae.priors
 from pyro_vae import VAE, Dims, Estimator, Guide, Likelihood, Network, Prior
 from pyro_vae.data import Data
-from pyro_vae.estimators import ELBO
+from pyro_vae.estimators import ELBO, Stock
 from pyro_vae.guides import DiagonalNormal
 from pyro_vae.likelihoods import Bernoulli, Binomial, Normal
 from pyro_vae.networks import MLP
@@ -147,7 +147,7 @@ def test_weights_survive_a_round_trip(cls):
     torch.testing.assert_close(*values, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", [cls for cls in ESTIMATORS if cls is not Stock])  # Pyro's own read numbers
 @pytest.mark.parametrize("cls", PRIORS + GUIDES + LIKELIHOODS)
 def test_a_training_step_on_the_meta_device(cls, estimator):
     """A tensor made on the wrong device raises here."""

@@ -16,11 +16,13 @@ estimator           bound                              gradient by φ           
 `CIWAE`             β ELBO + (1-β) IWAE                path and score                 ``rsample``
 `RWS`               IWAE for w, wake-phase for φ       score, or DReG's form          any guide (``rsample`` for DReG)
 `TVO`               left Riemann sum over β            score (covariances)            any guide, K ≥ 2
+`Stock`             that of a class of ``pyro.infer``  that class's                   that class's
 =================== ================================== ============================== ====================================
 """
 
 from pyro_vae.estimators.multi import CIWAE, IWAE, MIWAE, PIWAE, RWS, TVO, VIMCO, DReG, Renyi
 from pyro_vae.estimators.single import ELBO, STL, AnalyticKL, ScoreFunction
+from pyro_vae.estimators.stock import Stock
 
 __all__ = [
     "CIWAE",
@@ -36,4 +38,5 @@ __all__ = [
     "DReG",
     "Renyi",
     "ScoreFunction",
+    "Stock",
 ]

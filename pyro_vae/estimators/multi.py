@@ -116,15 +116,15 @@ class MIWAE(Estimator):
     Domain: guides whose sites are all reparameterised (``rsample``).
 
     Args:
+        K: number of particles of each bound.
         M: number of bounds.
-        K: number of particles of each.
         max_plate_nesting: number of plate dimensions the Pyro programs use.
 
     Raises:
         ValueError: M below 1.
     """
 
-    def __init__(self, M: int = 8, K: int = 8, max_plate_nesting: int = 1) -> None:
+    def __init__(self, K: int = 8, M: int = 8, max_plate_nesting: int = 1) -> None:
         super().__init__(K, max_plate_nesting)
         self.M = _positive(M, self)
 
@@ -145,8 +145,8 @@ class PIWAE(Estimator):
     Domain: guides whose sites are all reparameterised (``rsample``).
 
     Args:
-        M: number of bounds for φ.
-        K: number of particles of each.
+        K: number of particles of each bound for φ.
+        M: number of these bounds.
         max_plate_nesting: number of plate dimensions the Pyro programs use.
 
     Raises:
@@ -155,7 +155,7 @@ class PIWAE(Estimator):
 
     latents = "leaves"
 
-    def __init__(self, M: int = 8, K: int = 8, max_plate_nesting: int = 1) -> None:
+    def __init__(self, K: int = 8, M: int = 8, max_plate_nesting: int = 1) -> None:
         super().__init__(K, max_plate_nesting)
         self.M = _positive(M, self)
 
