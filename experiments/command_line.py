@@ -191,15 +191,17 @@ def progress_bar(console: Console) -> Progress:
 
 
 def _known(slot: Any) -> list[str]:
-    """Names of the classes that fill a slot, given its type: a class, or a callable that returns one, or None."""
+    """Names of the libraries' classes that fill a slot, given its type: a class, or a callable that returns one, or None."""
+
+    def ours(part: Any) -> bool:
+        return isinstance(part, type) and part.__module__.split(".")[0] in ("pyro_vae", "torch")
+
     inner = [slot, *get_args(slot)]
     inner += [deeper for part in inner for deeper in get_args(part)]
-    bases = [
-        part for part in inner if isinstance(part, type) and part.__module__.split(".")[0] in ("pyro_vae", "torch")
-    ]
+    bases = [part for part in inner if ours(part)]
     names: set[str] = set()
     while bases:
         below = bases.pop().__subclasses__()
-        names |= {child.__name__ for child in below if not child.__name__.startswith("_")}
+        names |= {child.__name__ for child in below if ours(child) and not child.__name__.startswith("_")}
         bases += below
     return sorted(names)
