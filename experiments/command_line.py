@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import is_dataclass
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from pkgutil import resolve_name
@@ -19,6 +20,9 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
+
+from pyro_vae.data import Splits
+from pyro_vae.likelihoods import default_likelihood
 
 
 class Parser(ArgumentParser):
@@ -58,6 +62,8 @@ class Parser(ArgumentParser):
             message = f"--{key[1]} has no class of its own yet that could take options: name one with --{key[1]} CLASS"
             if known := _known(self.slots.get(key[1])):
                 message += f" (known: {', '.join(known)})"
+        no_list = r"Expected a <class '(?:list|collections.abc.Sequence)'>.\s+Got value: (\S+)"
+        message = re.sub(no_list, r"expected a list, such as '[\1]'", message)
         message = re.sub(r"\s*\n\s*", " ", message).strip()
         fail(f"{message}\nFor all options: python {sys.argv[0]} --help", status=2)
 
@@ -85,6 +91,33 @@ def parse(function: Callable[..., None], skip: set[str]) -> tuple[Parser, Namesp
         print(parser.dump(options, skip_unset=False), end="")
         sys.exit(0)
     return parser, options
+
+
+def with_data(parser: Parser, options: Namespace) -> tuple[dict[str, Any], Splits, Namespace]:
+    """The function's arguments, its data, loaded, and the options with a likelihood that fits the data if none was chosen."""
+    arguments = parser.arguments(options)
+    splits = arguments["data"].load()
+    if options.likelihood is None:
+        fitting = default_likelihood(splits.support)
+        chosen = fitting if isinstance(fitting, partial) else partial(fitting)
+        path = f"{chosen.func.__module__}.{chosen.func.__qualname__}"
+        likelihood = {"likelihood": {"class_path": path, "init_args": chosen.keywords}}
+        options = parser.parse_object(likelihood, namespace=options)
+        arguments = parser.arguments(options)
+    return arguments, splits, options
+
+
+def parse_one_of(functions: Mapping[str, Callable[..., None]], skip: set[str]) -> tuple[str, Parser, Namespace]:
+    """Like `parse`, for a script of several jobs: the first word of the command line names the one that is meant."""
+    job = sys.argv[1] if len(sys.argv) > 1 else "nothing"
+    if job not in functions:
+        jobs = "\n".join(f"  {name:<12}{doc.splitlines()[0]}" for name, f in functions.items() if (doc := f.__doc__))
+        if job in ("-h", "--help"):
+            print(f"usage: python {sys.argv[0]} JOB [options]\n\njobs:\n{jobs}\n\nEach has its own --help.")
+            sys.exit(0)
+        fail(f"expected one of the jobs {', '.join(functions)} as the first word, got {job}\n{jobs}", status=2)
+    sys.argv[:2] = [f"{sys.argv[0]} {job}"]
+    return job, *parse(functions[job], skip)
 
 
 def _completed(owner: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:

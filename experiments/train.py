@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import time
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import StopRequest, failing_clearly, parse, pick_device, progress_bar
+from command_line import StopRequest, failing_clearly, parse, pick_device, progress_bar, with_data
 from rich.console import Console
 from rich.table import Table
 
@@ -237,15 +236,7 @@ def main() -> None:
     """Reads the options, fills in the likelihood that fits the data where none was chosen, and trains."""
     parser, options = parse(train, skip={"splits", "config"})
     with failing_clearly():
-        arguments = parser.arguments(options)
-        splits = arguments["data"].load()
-        if options.likelihood is None:
-            fitting = default_likelihood(splits.support)
-            chosen = fitting if isinstance(fitting, partial) else partial(fitting)
-            path = f"{chosen.func.__module__}.{chosen.func.__qualname__}"
-            likelihood = {"likelihood": {"class_path": path, "init_args": chosen.keywords}}
-            options = parser.parse_object(likelihood, namespace=options)
-            arguments = parser.arguments(options)
+        arguments, splits, options = with_data(parser, options)
         train(**arguments, splits=splits, config=parser.dump(options, skip_unset=False))
 
 

@@ -25,7 +25,8 @@ class MLP(Network):
         hidden: width of each hidden layer; [] makes the map affine.
         activation: the class of the nonlinearity between layers, for example torch.nn.Softplus.
         init: fills each weight matrix in place, for example torch.nn.init.kaiming_normal_. Biases start at zero; a
-            likelihood adds the training mean to its output (see `pyro_vae.likelihoods`).
+            likelihood adds the training mean to its output (see `pyro_vae.likelihoods`). None leaves weights and biases as
+            `torch.nn.Linear` makes them, about half as large as the default's.
 
     Raises:
         ValueError: a hidden layer of no width.
@@ -37,7 +38,7 @@ class MLP(Network):
         out_shape: Shape,
         hidden: Sequence[int] = (256, 256),
         activation: type[nn.Module] = nn.Tanh,
-        init: Callable[[Tensor], Any] = nn.init.xavier_uniform_,
+        init: Callable[[Tensor], Any] | None = nn.init.xavier_uniform_,
     ) -> None:
         super().__init__(in_shape, out_shape)
         if any(width < 1 for width in hidden):
@@ -48,8 +49,9 @@ class MLP(Network):
             if len(self.layers) > 0:
                 self.layers.append(activation())
             linear = nn.Linear(fan_in, fan_out)
-            init(linear.weight)
-            nn.init.zeros_(linear.bias)
+            if init:
+                init(linear.weight)
+                nn.init.zeros_(linear.bias)
             self.layers.append(linear)
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,8 @@ import torch  # noqa: E402
 from torch.distributions import Distribution  # noqa: E402
 
 from pyro_vae.data import Digits, Splits  # noqa: E402
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
 @pytest.fixture(autouse=True)
@@ -65,3 +71,42 @@ def mnist_root(tmp_path_factory) -> Path:
             (raw / f"{part}-images-idx3-ubyte").write_bytes(header + images.tobytes())
             (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, size) + labels.tobytes())
     return root
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch, capsys):
+    """Runs a script of experiments/ in this process and in a folder of its own: exit code, output, errors."""
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str, *options: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *options])
+        code = 0
+        try:
+            importlib.import_module(name).main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def start_script(tmp_path):
+    """Starts a script of experiments/ in a process and a folder of its own."""
+
+    def start(name: str, *options: str) -> subprocess.Popen:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(EXPERIMENTS.parent),
+            "COLUMNS": "100",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+        command = [sys.executable, str(EXPERIMENTS / f"{name}.py"), *options]
+        return subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    return start

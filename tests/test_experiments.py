@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
 import signal
-import subprocess
-import sys
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,40 +40,18 @@ STUDENT = """
 """
 
 
-def start(*options: str, cwd: Path) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(ROOT / "experiments" / "train.py"), *options]
-    return subprocess.Popen(
-        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
 @pytest.fixture
-def train(tmp_path, monkeypatch, capsys):
-    """Runs the script in this process and in a folder of its own: exit code, output, errors."""
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.chdir(tmp_path)
-
-    def run(*options: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["train.py", *options])
-        code = 0
-        try:
-            importlib.import_module("train").main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
+def train(script):
+    """Runs train.py in this process and in a folder of its own: exit code, output, errors."""
+    return partial(script, "train")
 
 
 def read(metrics: Path) -> list[dict]:
     return [json.loads(line) for line in metrics.read_text().splitlines()]
 
 
-def test_the_main_job(train, tmp_path):
-    process = start(*QUICK, "--out", "run", cwd=tmp_path)
+def test_the_main_job(train, tmp_path, start_script):
+    process = start_script("train", *QUICK, "--out", "run")
     out, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (0, "")
     for expected in (
@@ -279,8 +254,8 @@ def test_divergence_is_told_and_the_last_epoch_kept(train, tmp_path):
     assert "the bound became NaN or infinite in epoch 1, step" in " ".join(err.split())
 
 
-def test_ctrl_c_keeps_what_was_reached(tmp_path):
-    process = start("--epochs", "100000", "--test_particles", "5", "--out", "run", cwd=tmp_path)
+def test_ctrl_c_keeps_what_was_reached(tmp_path, start_script):
+    process = start_script("train", "--epochs", "100000", "--test_particles", "5", "--out", "run")
     try:
         metrics = tmp_path / "run" / "metrics.jsonl"
         deadline = time.monotonic() + 120

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import matplotlib
+import numpy as np
 import pytest
 import torch
 
 from pyro_vae import figures
+from pyro_vae.gradients import GROUPS, PARTS, Draws, fit_line, moments
 from pyro_vae.training import Epoch, Terms
 
 
@@ -52,3 +54,18 @@ def test_no_global_state_of_matplotlib(tmp_path):
     saved(figures.samples(torch.rand(4, 1, 4, 4), vmax=1.0), tmp_path)
     assert dict(matplotlib.rcParams) == before
     assert not matplotlib._pylab_helpers.Gcf.figs
+
+
+def test_comparisons_with_little_to_show(tmp_path):
+    """One K, one seed, an estimator that is not resolved, no labels."""
+    draws = Draws(dict.fromkeys(PARTS, torch.randn(GROUPS, 9)), dict.fromkeys(PARTS, [9.0] * GROUPS), 0.01)
+    found = moments(draws, draws)["w"]
+    line = figures.SNRLine([3], [found], fit_line([3], [found.log_snr]), 1)
+    saved(figures.snr({"w": {"IWAE": line}, "phi": {"IWAE": line}}), tmp_path)
+    cost = {"IWAE": ([3], np.array([found.variance]))}
+    saved(figures.cost({"w": cost, "phi": cost}), tmp_path)
+    one = figures.Curve(np.array([0, 10]), np.array([[0.0, 1.0]]), np.array([[-200.0, -100.0]]))
+    saved(figures.convergence({"IWAE": one}), tmp_path)
+    images = torch.rand(36, 1, 8, 8)
+    case = figures.Case(images[:18], images[:18], images, torch.randn(40, 3), torch.randn(50, 3))
+    saved(figures.cases({"one": case, "other": case}, None, 1.0), tmp_path)

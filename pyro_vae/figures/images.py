@@ -1,4 +1,4 @@
-"""Figures: pure functions from records and arrays to matplotlib figures. Nothing is trained, read or drawn at random here."""
+"""Figures of one run: learning curves, images, latents."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from math import ceil, isqrt
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from sklearn.manifold import TSNE
 from torch import Tensor
 
+from pyro_vae.figures.canvas import new_figure
 from pyro_vae.training import Epoch
 
 
 def learning_curves(records: Sequence[Epoch], title: str = "") -> Figure:
     """Training and validation bound, reconstruction and KL against the epoch, in nats per datum."""
-    figure = _figure(11, 3.4, title)
+    figure = new_figure(11, 3.4, title)
     epochs = [record.epoch for record in records]
     for axes, name, label in zip(
         figure.subplots(1, 3),
@@ -98,7 +98,7 @@ def latents(t: Tensor, labels: Tensor | None, title: str = "") -> Figure:
         names = [f"t-SNE of t, coordinate {j + 1}" for j in range(2)]
     if points.shape[1] == 1:
         points, names = np.stack([points[:, 0], np.zeros(len(points))], 1), [names[0], ""]
-    figure = _figure(6.6, 5.6, title)
+    figure = new_figure(6.6, 5.6, title)
     axes = figure.subplots()
     if labels is None:
         axes.scatter(points[:, 0], points[:, 1], s=9, alpha=0.75, linewidths=0)
@@ -144,8 +144,15 @@ def _canvas(rows: Sequence[Tensor], vmax: float, title: str, gap: float, margin:
     columns = max(len(row) for row in rows)
     inches = min(0.7, 9 / columns)
     tall = inches * len(rows) * height / width
-    figure = _figure(inches * columns + margin, tall + (0.7 if title else 0.4), title)
+    figure = new_figure(inches * columns + margin, tall + (0.7 if title else 0.4), title)
     axes = figure.subplots()
+    tiles(axes, rows, vmax, gap)
+    return figure, axes
+
+
+def tiles(axes: Axes, rows: Sequence[Tensor], vmax: float, gap: float = 0.12) -> None:
+    """Draws lines of images into a pair of axes, measured in pixels."""
+    height, width = _image(rows[0][0]).shape[:2]
     for i, row in enumerate(rows):
         for j, value in enumerate(row):
             left, top = j * width * (1 + gap), i * height * (1 + gap)
@@ -159,8 +166,8 @@ def _canvas(rows: Sequence[Tensor], vmax: float, title: str, gap: float, margin:
             )
             if gap:
                 axes.add_patch(Rectangle((left, top), width, height, fill=False, lw=0.5, color="0.7"))
+    columns = max(len(row) for row in rows)
     axes.set(xlim=(-0.5, columns * width * (1 + gap)), ylim=(len(rows) * height * (1 + gap), -0.5))
-    return figure, axes
 
 
 def _image(value: Tensor) -> np.ndarray:
@@ -173,12 +180,3 @@ def _image(value: Tensor) -> np.ndarray:
     flat = array.reshape(-1)
     height = next(side for side in range(isqrt(flat.size), 0, -1) if flat.size % side == 0)
     return flat.reshape(height, -1)
-
-
-def _figure(width: float, height: float, title: str) -> Figure:
-    """A figure outside pyplot: no global state, no display."""
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    if title:
-        figure.suptitle(title, fontsize=10)
-    return figure

@@ -1,0 +1,171 @@
+"""What the comparisons share: a folder of finished cells that a second run goes on from, names of parts, tables."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from inspect import signature
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+import torch
+import yaml
+from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from pyro_vae import VAE, Estimator
+from pyro_vae.data import Splits
+from pyro_vae.likelihoods import default_likelihood
+from pyro_vae.runs import GuideFactory, LikelihoodFactory, PriorFactory, assemble
+from pyro_vae.training import seeded
+
+EstimatorFactory = Callable[[int], Estimator]
+
+
+class Cells:
+    """The finished cells of a comparison, each in a file of its own: what is there is not computed again.
+
+    Args:
+        folder: where they lie. None names a folder by the options: the same command goes on where it was, another one
+            begins anew.
+        name: what the folder's name begins with, if it is named here.
+        config: the resolved options, in YAML.
+        grid: names of the options that list the cells; with more of these, the same folder goes on.
+
+    Raises:
+        ValueError: the folder holds cells of other options.
+    """
+
+    def __init__(self, folder: Path | None, name: str, config: str, grid: set[str]) -> None:
+        options = yaml.safe_load(config)
+        fixed = {key: value for key, value in options.items() if key not in grid | {"out", "device"}}
+        digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:8]
+        self.folder = folder or Path("runs") / f"{name}-{digest}"
+        kept = self.folder / "config.yaml"
+        if kept.is_file():
+            before = yaml.safe_load(kept.read_text())
+            changed = [key for key, value in fixed.items() if before.get(key) != value]
+            if changed:
+                key = changed[0]
+                raise ValueError(
+                    f"out: {self.folder} holds a comparison with other options ({key}: there {_short(before.get(key))}, here "
+                    f"{_short(fixed[key])}); choose another folder"
+                )
+        elif self.folder.exists() and any(self.folder.iterdir()):
+            raise ValueError(f"out: {self.folder} exists and holds no comparison; choose another folder")
+        (self.folder / "cells").mkdir(parents=True, exist_ok=True)
+        (self.folder / "figures").mkdir(exist_ok=True)
+        kept.write_text(config)
+
+    def get(self, *key: object) -> dict[str, Any] | None:
+        """A finished cell, or None."""
+        path = self._path(*key)
+        cell: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+        return cell
+
+    def put(self, cell: dict[str, Any], *key: object) -> None:
+        """Keeps a finished cell, in one move."""
+        path = self._path(*key)
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(cell))
+        unfinished.replace(path)
+
+    def table(self, name: str, title: str, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> Table:
+        """Writes rows as ``<name>.csv`` (every key) and ``<name>.md`` (the columns), and returns the latter for the screen."""
+        with (self.folder / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        table = Table(
+            title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True
+        )
+        lines = [f"| {' | '.join(columns)} |", f"|{'|'.join(' --- ' for _ in columns)}|"]
+        for column in columns:
+            table.add_column(column, no_wrap=True, justify="left" if column == columns[0] else "right")
+        for row in rows:
+            shown = [_shown(row[column]) for column in columns]
+            table.add_row(*shown)
+            lines.append(f"| {' | '.join(shown)} |")
+        (self.folder / f"{name}.md").write_text(f"{title}\n\n" + "\n".join(lines) + "\n")
+        return table
+
+    def figure(self, name: str, figure: Figure) -> None:
+        """Keeps a figure as ``figures/<name>.png``."""
+        figure.savefig(self.folder / "figures" / f"{name}.png")
+
+    def _path(self, *key: object) -> Path:
+        return self.folder / "cells" / f"{file_name(*key)}.json"
+
+
+def file_name(*key: object) -> str:
+    """A name for a cell's file or folder."""
+    return re.sub(r"[^\w.,=()+-]", "_", "-".join(str(part) for part in key))
+
+
+def label(part: str | dict[str, Any]) -> str:
+    """A part's name for tables: its class and the options that are not the class's own, ``IWAE(stl=True)``."""
+    path, options = (part, {}) if isinstance(part, str) else (part["class_path"], part.get("init_args") or {})
+    defaults = signature(resolve_name(path)).parameters
+    name = path.rpartition(".")[2] if path.startswith("pyro_vae.") else path
+    own = [f"{key}={value}" for key, value in options.items() if value != defaults[key].default]
+    return f"{name}({', '.join(own)})" if own else name
+
+
+def labels(parts: Sequence[str | dict[str, Any]], option: str) -> list[str]:
+    """The names of several parts.
+
+    Raises:
+        ValueError: none, or one twice.
+    """
+    names = [label(part) for part in parts]
+    if not names:
+        raise ValueError(f"{option}: expected at least one")
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"{option}: {', '.join(sorted(twice))} stands there twice")
+    return names
+
+
+def left_out(console: Console, reasons: dict[str, str], found: bool) -> None:
+    """Says which cells were left out, and why; raises ValueError if nothing else was found."""
+    if not found:
+        cell, reason = next(iter(reasons.items()))
+        raise ValueError(f"nothing can be compared here. {cell}: {reason}")
+    for cell, reason in reasons.items():
+        console.print(f"Left out: {cell}: {reason}", soft_wrap=True)
+
+
+def initialised(
+    splits: Splits,
+    latent: int,
+    prior: PriorFactory,
+    guide: GuideFactory,
+    likelihood: LikelihoodFactory | None,
+    seed: int,
+) -> VAE:
+    """The VAE that train.py starts from, on the CPU."""
+    with seeded(torch.device("cpu"), seed, "first weights"):
+        return assemble(splits.dims(latent), prior, guide, likelihood or default_likelihood(splits.support))
+
+
+def check_numbers(numbers: Sequence[int], option: str, least: int) -> None:
+    """Raises ValueError if there is no number, one below ``least``, or one twice."""
+    if not numbers or min(numbers) < least or len(set(numbers)) < len(numbers):
+        raise ValueError(f"{option}: expected different numbers of at least {least}, got {numbers}")
+
+
+def _shown(value: Any) -> str:
+    """A number in three digits, four where it is in the hundreds; 2.5e4 in place of 2.5e+04."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.1f}" if 100 <= abs(value) < 1000 else re.sub(r"e\+?(-?)0*", r"e\1", f"{value:.3g}")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 60 else text[:57] + "..."
