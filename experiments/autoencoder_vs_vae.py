@@ -24,8 +24,9 @@ from pyro_vae.evaluate import encode, log_px, mean, reconstruct, sample
 from pyro_vae.guides import DiagonalNormal
 from pyro_vae.objectives import Objective
 from pyro_vae.priors import StandardNormal
+from pyro_vae.programs import seeded
 from pyro_vae.runs import GuideFactory, LikelihoodFactory, PriorFactory, Run
-from pyro_vae.training import OptimiserFactory, Progress, evaluate_bound, seeded
+from pyro_vae.training import OptimiserFactory, Progress, evaluate_bound
 
 console = Console(highlight=False)
 CASES = {

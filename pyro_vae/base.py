@@ -83,9 +83,9 @@ class Network(nn.Module, ABC):
         """Maps ``(*lead, *in_shape)`` to ``(*lead, *out_shape)``."""
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Calls ``forward`` between checks of both shapes."""
+        """Calls ``forward`` between checks of both shapes. Its output has the type of its input, under autocast too."""
         lead = leading_shape(inputs, self.in_shape, f"input of {type(self).__name__}")
-        outputs: Tensor = super().__call__(inputs)
+        outputs: Tensor = super().__call__(inputs).to(inputs.dtype)
         if outputs.shape != lead + self.out_shape:
             raise ValueError(
                 f"output of {type(self).__name__}: expected shape {lead + self.out_shape}, got {tuple(outputs.shape)}"
@@ -244,7 +244,13 @@ class Estimator(pyro.infer.ELBO, ABC):
 
     @final
     def estimate(
-        self, model: Program, guide: Program, *args: Any, objective: Objective | None = None, **kwargs: Any
+        self,
+        model: Program,
+        guide: Program,
+        *args: Any,
+        objective: Objective | None = None,
+        kl_weight: float | Tensor | None = None,
+        **kwargs: Any,
     ) -> Estimate:
         """Draws, and returns bound and surrogate of each datum.
 
@@ -253,6 +259,7 @@ class Estimator(pyro.infer.ELBO, ABC):
             guide: a Pyro guide.
             *args: given to both.
             objective: what is optimised in place of the bound; the bound that is returned stays what it is.
+            kl_weight: of this step, in place of the objective's β.
             **kwargs: given to both.
 
         Raises:
@@ -271,9 +278,9 @@ class Estimator(pyro.infer.ELBO, ABC):
             if not objective.noise:
                 self._require_closed_form(objective)
                 with objective.sampling():
-                    surrogate = self.combine(objective.reweigh(draw()))[1]
+                    surrogate = self.combine(objective.reweigh(draw(), kl_weight))[1]
             else:
-                surrogate = self.combine(objective.reweigh(draws))[1]
+                surrogate = self.combine(objective.reweigh(draws, kl_weight))[1]
         return Estimate(bound.detach(), surrogate, draws)
 
     def _require_rsample(self, draws: Particles) -> None:

@@ -58,16 +58,13 @@ class Split:
         x = self.x[index]
         return torch.bernoulli(x) if self.dynamic else x
 
-    def batches(self, size: int, shuffle: bool = False) -> Iterator[Tensor]:
-        """All data once, ``size`` at a time; the last batch holds what is left.
+    def order(self) -> Tensor:
+        """The indices of all data in random order, drawn on the CPU, so that it is the same on every device."""
+        return torch.randperm(len(self)).to(self.x.device)
 
-        The order is drawn on the CPU, so that it is the same on every device.
-        """
-        if shuffle:
-            order = torch.randperm(len(self)).to(self.x.device)
-            yield from (self.take(index) for index in order.split(size))
-        else:
-            yield from (self.take(slice(start, start + size)) for start in range(0, len(self), size))
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """All data once, in their order, ``size`` at a time; the last batch holds what is left."""
+        yield from (self.take(slice(start, start + size)) for start in range(0, len(self), size))
 
 
 class Splits(NamedTuple):

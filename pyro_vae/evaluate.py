@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_vae.data import Split
 from pyro_vae.particles import draw_latents, library_path, observed, particles
-from pyro_vae.training import Programs, mode, seeded
+from pyro_vae.programs import Programs, mode, seeded
 
 _CHUNK = 2**20
 """Numbers in the largest temporary, particles × data × pixels: small enough for a processor's cache."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pyro_vae.base import Estimator
 from pyro_vae.particles import library_path, parameters
-from pyro_vae.training import Programs, mode, seeded
+from pyro_vae.programs import Programs, mode, seeded
 
 GROUPS = 20
 """G: enough for an error by the jackknife, and few enough that G gradients fit into memory."""
@@ -89,18 +89,21 @@ class Moments:
         value, error = self._jackknife(self._variance)
         return Interval(value, max(0.0, value - _Z * error), value + _Z * error)
 
-    @property
-    def log_snr(self) -> tuple[float, float]:
-        """Logarithm of ‖E g‖ / √tr Cov g and its standard error; NaN where ‖E g‖² is within two errors of zero."""
-        value, error = self._jackknife(lambda keep: _off_diagonal(self.inner, keep) / self._variance(keep))
+    def log_snr(self, mean_of_reference: bool = False) -> tuple[float, float]:
+        """Logarithm of `snr` and its standard error; NaN where ‖E g‖² is within two errors of zero."""
+        inner = self.reference if mean_of_reference else self.inner
+        value, error = self._jackknife(lambda keep: _off_diagonal(inner, keep) / self._variance(keep))
         if not value > 2 * error:
             return nan, nan
         return log(value) / 2, error / value / 2
 
-    @property
-    def snr(self) -> Interval:
-        """Signal-to-noise ratio of one draw, ‖E g‖ / √tr Cov g (Rainforth et al. 2018, equation 3, over all coordinates)."""
-        value, error = self.log_snr
+    def snr(self, mean_of_reference: bool = False) -> Interval:
+        """Signal-to-noise ratio of one draw, ‖E g‖ / √tr Cov g (Rainforth et al. 2018, equation 3, over all coordinates).
+
+        Args:
+            mean_of_reference: take ‖E g‖ from the reference's draws: for a gradient of the same mean and more noise.
+        """
+        value, error = self.log_snr(mean_of_reference)
         return Interval(exp(value), exp(value - _Z * error), exp(value + _Z * error)) if isfinite(value) else UNRESOLVED
 
     @property

@@ -47,13 +47,13 @@ class Objective:
         """Nothing is changed."""
         return self == Objective()
 
-    def at(self, epoch: int) -> Objective:
-        """The objective of one epoch, counted from 1."""
-        return replace(self, beta=self.beta * min(1.0, epoch / self.warm_up), warm_up=0) if self.warm_up else self
+    def weight(self, epoch: int) -> float:
+        """The weight of the KL in an epoch, counted from 1."""
+        return self.beta * min(1.0, epoch / self.warm_up) if self.warm_up else self.beta
 
-    def reweigh(self, draws: Particles) -> Particles:
-        """The same draws with this objective's weight of the KL."""
-        weight: float | Tensor = self.beta
+    def reweigh(self, draws: Particles, weight: float | Tensor | None = None) -> Particles:
+        """The same draws with another weight of the KL: β, or the one given in its place; none below the free nats."""
+        weight = self.beta if weight is None else weight
         if self.free_nats:
             weight = weight * ((draws.log_q - draws.log_prior).mean().detach() > self.free_nats)
         return replace(draws, kl_weight=weight)

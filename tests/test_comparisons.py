@@ -194,6 +194,7 @@ WRONG = {
     "class": (["gradients", "--estimators", "[Nothing]"], "there is no class of that name. Known: AnalyticKL, CIWAE"),
     "batch": (["gradients", "--batch", "0"], "batch: expected between 1 and the 1300 training data, got 0"),
     "reference": (["gradients", "--reference", "VIMCO"], "reference VIMCO at K = 1: VIMCO: expected K of at least 2"),
+    "same mean": (["gradients", "--same_mean", "[STL, Mine]"], "same_mean: Mine is not among the estimators"),
     "alone": (
         ["gradients", "--estimators", "[VIMCO]", "--particles", "[1]", "--draws", "20"],
         "none of them can be compared",

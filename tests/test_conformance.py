@@ -17,14 +17,15 @@ import pyro_vae.likelihoods
 import pyro_vae.networks
 import pyro_vae.priors
 from pyro_vae import VAE, Dims, Estimator, Guide, Likelihood, Network, Prior
-from pyro_vae.data import Data
+from pyro_vae.data import Data, Split
 from pyro_vae.estimators import ELBO, Stock
 from pyro_vae.guides import DiagonalNormal
 from pyro_vae.likelihoods import Bernoulli, Binomial, Normal
 from pyro_vae.networks import MLP
+from pyro_vae.objectives import Objective
 from pyro_vae.particles import library_path
 from pyro_vae.priors import StandardNormal
-from pyro_vae.training import train_step
+from pyro_vae.steps import Update
 
 DIMS = Dims(2, (1, 4, 4))
 SMALL = Dims(1, (1,))
@@ -153,18 +154,20 @@ def test_a_training_step_on_the_meta_device(cls, estimator):
     """A tensor made on the wrong device raises here."""
     vae = vae_of(cls, device="meta")
     x = torch.empty(6, 1, 4, 4, device="meta")
+    optimizer = torch.optim.Adam(vae.parameters())
+    step = Update(vae, estimator(K=3), Objective(), Split(x), optimizer, {"both": list(vae.parameters())})
     with library_path():
-        estimate = train_step(vae, estimator(K=3), torch.optim.Adam(vae.parameters()), x)
-    assert estimate.bound.device.type == "meta"
+        assert step(torch.arange(6, device="meta"), 1.0, "both").bound.device.type == "meta"
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("cls", PRIORS + GUIDES + LIKELIHOODS)
 def test_a_training_step_on_cuda(cls):
     vae = vae_of(cls).cuda()
+    optimizer = torch.optim.Adam(vae.parameters())
+    step = Update(vae, ELBO(K=3), Objective(), Split(data_for(vae, 6)), optimizer, {"both": list(vae.parameters())})
     with library_path():
-        estimate = train_step(vae, ELBO(K=3), torch.optim.Adam(vae.parameters()), data_for(vae, 6))
-    assert estimate.bound.isfinite().all()
+        assert step(torch.arange(6, device="cuda"), 1.0, "both").bound.isfinite().all()
 
 
 @pytest.mark.parametrize("base", [Prior, Guide, Likelihood, Network, Estimator])

@@ -41,7 +41,7 @@ from pyro_vae.estimators import (
 )
 from pyro_vae.objectives import Objective
 from pyro_vae.particles import library_path, particles
-from pyro_vae.training import seeded
+from pyro_vae.programs import seeded
 
 CPU = torch.device("cpu")
 MEAN = Tensor.mean

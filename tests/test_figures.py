@@ -9,7 +9,8 @@ import torch
 
 from pyro_vae import figures
 from pyro_vae.gradients import GROUPS, PARTS, Draws, fit_line, moments
-from pyro_vae.training import Epoch, Terms
+from pyro_vae.tally import Terms
+from pyro_vae.training import Epoch
 
 
 def saved(figure, tmp_path):
@@ -60,7 +61,7 @@ def test_comparisons_with_little_to_show(tmp_path):
     """One K, one seed, an estimator that is not resolved, no labels."""
     draws = Draws(dict.fromkeys(PARTS, torch.randn(GROUPS, 9)), dict.fromkeys(PARTS, [9.0] * GROUPS), 0.01)
     found = moments(draws, draws)["w"]
-    line = figures.SNRLine([3], [found], fit_line([3], [found.log_snr]), 1)
+    line = figures.SNRLine([3], [found.snr()], fit_line([3], [found.log_snr()]), 1)
     saved(figures.snr({"w": {"IWAE": line}, "phi": {"IWAE": line}}), tmp_path)
     cost = {"IWAE": ([3], np.array([found.variance]))}
     saved(figures.cost({"w": cost, "phi": cost}), tmp_path)

@@ -17,7 +17,7 @@ from pyro_vae.data import Split, Splits
 from pyro_vae.estimators import ELBO, IWAE, STL, VIMCO, AnalyticKL, DReG, ScoreFunction
 from pyro_vae.objectives import Objective
 from pyro_vae.particles import library_path
-from pyro_vae.training import seeded
+from pyro_vae.programs import seeded
 
 CPU = torch.device("cpu")
 
@@ -78,7 +78,7 @@ def test_the_reported_bound_is_the_bound(name, objective):
 
 def test_warm_up():
     objective = Objective(beta=2.0, warm_up=4)
-    assert [objective.at(epoch).beta for epoch in (1, 2, 4, 5, 100)] == [0.5, 1.0, 2.0, 2.0, 2.0]
+    assert [objective.weight(epoch) for epoch in (1, 2, 4, 5, 100)] == [0.5, 1.0, 2.0, 2.0, 2.0]
 
 
 def test_free_nats_cost_nothing():

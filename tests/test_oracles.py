@@ -11,7 +11,7 @@ from pyro_vae.data import Split
 from pyro_vae.estimators import ELBO
 from pyro_vae.evaluate import log_px
 from pyro_vae.particles import library_path, particles
-from pyro_vae.training import seeded
+from pyro_vae.programs import seeded
 
 CPU = torch.device("cpu")
 N_SE = 4.5  # of a normal: one false alarm in 150,000 numbers

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from pyro_vae import Dims, load
 from pyro_vae.runs import Run, build
-from pyro_vae.training import Epoch, Terms
+from pyro_vae.tally import Terms
+from pyro_vae.training import Epoch
 
 PARTS = {
     "prior": {"class_path": "pyro_vae.priors.StandardNormal"},

@@ -21,7 +21,9 @@ from pyro_vae.likelihoods import Bernoulli, Binomial, Normal
 from pyro_vae.networks import MLP
 from pyro_vae.particles import library_path
 from pyro_vae.priors import StandardNormal
-from pyro_vae.training import BurdaSchedule, DivergedError, Tally, evaluate_bound, seeded
+from pyro_vae.programs import seeded
+from pyro_vae.tally import DivergedError, Tally, names_of, sums
+from pyro_vae.training import BurdaSchedule, evaluate_bound
 
 NETWORK = partial(MLP, hidden=[16])
 
@@ -109,7 +111,7 @@ def test_one_sgd_step_is_the_gradient_of_the_mean():
     vae, data = oracle.vae, oracle_data(oracle)
     before, phi = weights(vae), list(vae.parameters())
     with seeded(torch.device("cpu"), 0, "epoch", 1):
-        x = torch.cat(list(data.train.batches(50, shuffle=True)))
+        x = data.train.take(data.train.order())
         gradient = torch.autograd.grad(ELBO().estimate(vae.model, vae.guide, x).surrogate.mean(), phi)
     next(fit(vae, data, epochs=1, batch_size=50, optimiser=partial(SGD, lr=0.01)))
     expected = before + 0.01 * torch.cat([g.flatten() for g in gradient])
@@ -229,7 +231,8 @@ class Constant(Network):
 def test_tally_is_on_the_meta_device_too():
     oracle = LinearGaussian.random()
     vae = oracle.vae.to("meta")
-    tally = Tally()
     with library_path():
-        tally.add(ELBO().estimate(vae.model, vae.guide, torch.empty(4, 5, device="meta", dtype=torch.float64)))
+        estimate = ELBO().estimate(vae.model, vae.guide, torch.empty(4, 5, device="meta", dtype=torch.float64))
+    tally = Tally(names_of(estimate))
+    tally.add(sums(estimate))
     assert tally.count == 4

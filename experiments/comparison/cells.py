@@ -22,10 +22,16 @@ from rich.table import Table
 from pyro_vae import VAE, Estimator
 from pyro_vae.data import Splits
 from pyro_vae.likelihoods import default_likelihood
+from pyro_vae.programs import seeded
 from pyro_vae.runs import GuideFactory, LikelihoodFactory, PriorFactory, assemble
-from pyro_vae.training import seeded
 
 EstimatorFactory = Callable[[int], Estimator]
+
+
+def wide_console() -> Console:
+    """The screen; where there is none, room for every column."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=max(100, console.width))
 
 
 class Cells:

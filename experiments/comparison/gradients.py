@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 import yaml
 from command_line import StopRequest, pick_device, progress_bar
-from rich.console import Console
 
-from comparison.cells import Cells, EstimatorFactory, check_numbers, initialised, labels, left_out
+from comparison.cells import Cells, EstimatorFactory, check_numbers, initialised, labels, left_out, wide_console
 from pyro_vae import VAE, figures, load
 from pyro_vae.data import Data, Digits, Splits
 from pyro_vae.estimators import IWAE, STL, VIMCO, DReG
 from pyro_vae.gradients import Draws, Interval, Moments, draw_gradients, fit_line, moments
 from pyro_vae.guides import DiagonalNormal
 from pyro_vae.priors import StandardNormal
+from pyro_vae.programs import seeded
 from pyro_vae.runs import GuideFactory, LikelihoodFactory, PriorFactory
-from pyro_vae.training import check_support, seeded
+from pyro_vae.training import check_support
 
-console = Console(highlight=False)
+console = wide_console()
 
 
 def gradients(
@@ -30,6 +30,7 @@ def gradients(
     particles: Sequence[int] = (1, 3, 10, 30, 100),
     draws: int = 1000,
     reference: EstimatorFactory = IWAE,
+    same_mean: Sequence[str] = (),
     batch: int = 10,
     fit_from: int = 10,
     run: Path | None = None,
@@ -52,6 +53,8 @@ def gradients(
         particles: The numbers of particles K.
         draws: N, how many gradients are drawn for each estimator and K: a multiple of 20.
         reference: Whose mean gradient at the same K the bias is measured against. IWAE's is without bias for L_K.
+        same_mean: Names of estimators whose gradients are known to have the reference's mean: their signal-to-noise ratio takes
+            ‖mean‖ from the reference's draws, which tells it better where those have less noise.
         batch: How many of the first training data the gradient is taken over.
         fit_from: The smallest K that the slopes of log SNR against log K are fitted to.
         run: A run folder: its trained VAE is the frozen state. By default a VAE of the parts below, as initialised.
@@ -68,6 +71,7 @@ def gradients(
     """
     described = yaml.safe_load(config)
     names, (reference_name,) = labels(described["estimators"], "estimators"), labels([described["reference"]], "")
+    _check_known(same_mean, names)
     check_numbers(particles, "particles", 1)
     where = pick_device(device)
     splits = splits.to(where)
@@ -80,7 +84,7 @@ def gradients(
         raise ValueError(f"batch: expected between 1 and the {len(splits.train)} training data, got {batch}")
     with seeded(where, seed, "batch"):
         x = splits.train.take(slice(0, batch))
-    cells = Cells(out, "gradients", config, {"estimators", "particles", "fit_from"})
+    cells = Cells(out, "gradients", config, {"estimators", "particles", "same_mean", "fit_from"})
 
     made = dict(zip(names, estimators, strict=True))
     skipped: dict[str, str] = {}
@@ -121,13 +125,23 @@ def gradients(
     left_out(console, skipped, bool(done))
     done = {(name, K): done[name, K] for name in made for K in sorted(particles) if (name, K) in done}
     report_gradients(
-        cells, done, reference_name, fit_from, f"{type(data).__name__}, N = {draws} draws, batch of {batch}"
+        cells, done, reference_name, same_mean, fit_from, f"{type(data).__name__}, N = {draws} draws, batch of {batch}"
     )
     console.print(f"Tables, figures and cells: {cells.folder}", soft_wrap=True)
 
 
+def _check_known(same_mean: Sequence[str], names: Sequence[str]) -> None:
+    if unknown := set(same_mean) - set(names):
+        raise ValueError(f"same_mean: {', '.join(sorted(unknown))} is not among the estimators")
+
+
 def report_gradients(
-    cells: Cells, done: dict[tuple[str, int], dict[str, Any]], reference: str, fit_from: int, what: str
+    cells: Cells,
+    done: dict[tuple[str, int], dict[str, Any]],
+    reference: str,
+    same_mean: Sequence[str],
+    fit_from: int,
+    what: str,
 ) -> None:
     """Tables and figures of the gradients half."""
     names = list(dict.fromkeys(name for name, _ in done))
@@ -139,13 +153,15 @@ def report_gradients(
         for name in names:
             K = sorted(k for other, k in done if other == name)
             of_name = [known[name, k] for k in K]
-            points = [m.log_snr if k >= fit_from else (nan, nan) for k, m in zip(K, of_name, strict=True)]
-            lines[part][name] = figures.SNRLine(K, of_name, fit_line(K, points), fit_from)
+            shared = name in same_mean
+            points = [m.log_snr(shared) if k >= fit_from else (nan, nan) for k, m in zip(K, of_name, strict=True)]
+            ratios = [m.snr(shared) for m in of_name]
+            lines[part][name] = figures.SNRLine(K, ratios, fit_line(K, points), fit_from)
             ms = np.array([done[name, k]["ms"] for k in K])
             costs[part][name] = K, np.array([m.variance for m in of_name]) * ms[:, None]
             for k, m in zip(K, of_name, strict=True):
                 of_reference = known.get((reference, k))
-                rows.append(_row(name, k, part, m, done[name, k], of_reference, name == reference))
+                rows.append(_row(name, k, part, m, done[name, k], of_reference, name == reference, shared))
         columns = ["estimator", "K", "‖mean‖", "variance", "SNR", "bias", "ms", "var·ms"]
         if any(row["ratio"] != "" for row in rows):
             columns.insert(4, "ratio")
@@ -155,8 +171,11 @@ def report_gradients(
         f"Gradients of the mean bound of the batch. variance: over all coordinates, summed;\n"
         f"ratio: to {reference}'s at the same K; SNR: ‖mean‖ / √variance of one draw;\n"
         f"bias: ‖mean - mean of {reference}‖ / ‖mean of {reference}‖ at the same K;\n"
-        f"var·ms: cost of a gradient of unit variance. ±, <: 95 % limits (jackknife).\n"
+        f"var·ms: cost of a gradient of unit variance. ±, <: 95 % limits (jackknife)."
     )
+    if same_mean:
+        console.print(f"SNR of {', '.join(same_mean)}: with ‖mean‖ of {reference}, whose mean is known to be the same.")
+    console.print()
     slopes = [
         {
             "estimator": name,
@@ -172,10 +191,17 @@ def report_gradients(
 
 
 def _row(
-    name: str, K: int, part: str, m: Moments, cell: dict[str, Any], reference: Moments | None, is_reference: bool
+    name: str,
+    K: int,
+    part: str,
+    m: Moments,
+    cell: dict[str, Any],
+    reference: Moments | None,
+    is_reference: bool,
+    same_mean: bool,
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"estimator": name, "K": K, "parameters": part, "N": cell["draws"]}
-    intervals = {"‖mean‖": m.norm, "variance": m.variance, "SNR": m.snr, "bias": m.bias}
+    intervals = {"‖mean‖": m.norm, "variance": m.variance, "SNR": m.snr(same_mean), "bias": m.bias}
     for column, interval in intervals.items():
         exempt = column == "bias" and is_reference
         row[column] = "—" if exempt else _narrow(interval)

@@ -12,10 +12,18 @@ import numpy as np
 import torch
 import yaml
 from command_line import StopRequest, pick_device, progress_bar
-from rich.console import Console
 from scipy.stats import t as student_t
 
-from comparison.cells import Cells, EstimatorFactory, check_numbers, file_name, initialised, labels, left_out
+from comparison.cells import (
+    Cells,
+    EstimatorFactory,
+    check_numbers,
+    file_name,
+    initialised,
+    labels,
+    left_out,
+    wide_console,
+)
 from pyro_vae import VAE, figures, fit
 from pyro_vae.data import Data, Digits, Split, Splits
 from pyro_vae.estimators import ELBO, IWAE, DReG
@@ -25,9 +33,10 @@ from pyro_vae.guides import DiagonalNormal
 from pyro_vae.objectives import Objective
 from pyro_vae.priors import StandardNormal
 from pyro_vae.runs import GuideFactory, LikelihoodFactory, PriorFactory, Run
+from pyro_vae.steps import Compile, Precision
 from pyro_vae.training import Epoch, OptimiserFactory, Progress, ScheduleFactory
 
-console = Console(highlight=False)
+console = wide_console()
 
 
 def training(
@@ -45,6 +54,8 @@ def training(
     optimiser: OptimiserFactory = torch.optim.Adam,
     schedule: ScheduleFactory | None = None,
     batch_size: int = 50,
+    compile: Compile = "auto",
+    precision: Precision = "fp32",
     test_particles: int = 1000,
     test_images: int = 500,
     device: str = "auto",
@@ -72,6 +83,8 @@ def training(
         optimiser: The optimiser of w and φ.
         schedule: A learning-rate schedule, moved on after each epoch.
         batch_size: Data per step.
+        compile: Compile the step: on, off, or auto, where the steps ahead outweigh the time that it takes.
+        precision: fp32, or bf16: the networks' matrix products in bfloat16.
         test_particles: K of the evaluation of log p(x), the same for all.
         test_images: How many test images it is taken over, counted from the first.
         device: auto (CUDA where there is one), cpu, cuda or cuda:<number>.
@@ -125,6 +138,8 @@ def training(
                         schedule=schedule,
                         seed=seed,
                         objective=objective,
+                        compile=compile,
+                        precision=precision,
                         on_step=on_step,
                     )
                 except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import NamedTuple
 
 import numpy as np
@@ -12,17 +13,17 @@ from torch import Tensor
 
 from pyro_vae.figures.canvas import new_figure
 from pyro_vae.figures.images import tiles
-from pyro_vae.gradients import Line, Moments
+from pyro_vae.gradients import Interval, Line
 
 PARAMETERS = {"phi": "φ, the guide's", "w": "w, the model's"}
 _MARKERS = "osD^vP*X<>hp"
 
 
 class SNRLine(NamedTuple):
-    """Moments of one estimator's gradient by one part of the parameters, against K, and the line fitted to them."""
+    """Signal-to-noise ratio of one estimator's gradient by one part of the parameters, against K, and the fitted line."""
 
     K: Sequence[int]
-    moments: Sequence[Moments]
+    snr: Sequence[Interval]
     line: Line
     fit_from: int
 
@@ -39,8 +40,8 @@ def snr(lines: Mapping[str, Mapping[str, SNRLine]], title: str = "") -> Figure:
     """Signal-to-noise ratio against K on logarithmic axes, by part of the parameters and estimator, with fitted lines."""
     figure = new_figure(11, 4.6, title)
     for axes, (part, of_part) in zip(figure.subplots(1, len(lines)), lines.items(), strict=True):
-        for i, (name, (K, moments, line, fit_from)) in enumerate(of_part.items()):
-            seen = [(k, m.snr) for k, m in zip(K, moments, strict=True) if m.snr.value == m.snr.value]
+        for i, (name, (K, ratios, line, fit_from)) in enumerate(of_part.items()):
+            seen = [(k, ratio) for k, ratio in zip(K, ratios, strict=True) if isfinite(ratio.value)]
             at, value = np.array([k for k, _ in seen]), np.array([interval for _, interval in seen]).reshape(-1, 3)
             slope = f": slope {line.slope.value:+.2f} [{line.slope.low:+.2f}, {line.slope.high:+.2f}]"
             _errors(axes, at, value, i, name + (slope if line.points >= 3 else ""))

@@ -1,0 +1,1 @@
+"""What benchmark.py measures: this project and its peers at the same work."""

@@ -1,0 +1,122 @@
+"""From a function of tensors that runs Pyro programs to one compiled graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._decomp import get_decompositions
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_vae.particles import library_path
+from pyro_vae.programs import seeded
+
+aten = torch.ops.aten
+
+
+class NotCompiledError(Exception):
+    """A function cannot be compiled; the message says why."""
+
+
+def compiled(
+    programs: Any,
+    function: Callable[..., list[Tensor]],
+    leaves: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    rules: dict[Any, Callable[..., Any]],
+    *watched: Any,
+) -> Callable[..., list[Tensor]]:
+    """Compiles ``function(swapped, held, *inputs)``, in which the programs use tensors ``swapped`` for their parameters.
+
+    ``swapped`` require a gradient. ``held`` are the same numbers as plain tensors; what the function writes into these and into
+    its inputs, the compiled function writes.
+
+    Args:
+        programs: a module.
+        function: from tensors to tensors, through the programs.
+        leaves: parameters of the module.
+        inputs: tensors of the shapes that it will be called with.
+        rules: how operations are composed of others, by operation.
+        watched: objects that tracing must leave as they are.
+
+    Returns:
+        The compiled function of the inputs; it reads the leaves where they are, as they are at each call.
+
+    Raises:
+        NotCompiledError: it cannot be traced or compiled.
+    """
+    if not isinstance(programs, nn.Module):
+        raise NotCompiledError("the programs are no torch.nn.Module, whose parameters could be made inputs of a graph")
+    known = {id(parameter): name for name, parameter in programs.named_parameters()}
+    if not all(id(leaf) in known for leaf in leaves):
+        raise NotCompiledError("a parameter lives in Pyro's store and not in the module")
+    names = [known[id(leaf)] for leaf in leaves]
+    before = [dict(vars(each)) for each in watched]
+
+    class Called(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.programs = programs
+
+        def forward(self, *arguments: Any) -> list[Tensor]:
+            return function(*arguments)
+
+    module = Called()
+
+    def pure(*arguments: Tensor) -> list[Tensor]:
+        given, held = arguments[: len(inputs)], arguments[len(inputs) :]
+        swapped = [tensor.detach().requires_grad_() for tensor in held]
+        for tensor in swapped:
+            tensor._is_param = True  # what nn.Parameter's isinstance looks for
+        named = {f"programs.{name}": tensor for name, tensor in zip(names, swapped, strict=True)}
+        result: list[Tensor] = torch.func.functional_call(module, named, (swapped, held, *given))
+        return result
+
+    held = [leaf.detach() for leaf in leaves]  # the same memory: an optimiser's update shows
+    try:
+        with seeded(inputs[0].device, "trace"), library_path():
+            graph = make_fx(pure, decomposition_table={**_decompositions(), **rules})(*inputs, *held)
+    except Exception as error:
+        raise NotCompiledError(f"tracing failed: {_first_line(error)}") from error
+    for each, kept in zip(watched, before, strict=True):
+        if any(value is not kept.get(name) for name, value in vars(each).items()):
+            vars(each).update(kept)
+            raise NotCompiledError(f"{type(each).__name__} keeps a state from step to step")
+    options: dict[str, Any] = {"fallback_random": True}
+    if inputs[0].is_cuda:
+        options["triton.cudagraphs"] = True
+    try:
+        with torch.no_grad(), seeded(inputs[0].device, "compile"):
+            run = torch._inductor.compile(graph, [*inputs, *held], options=options)
+            run(*inputs, *held)  # now, so that a missing compiler shows here
+    except Exception as error:
+        raise NotCompiledError(f"compiling failed: {_first_line(error)}") from error
+
+    def call(*arguments: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            result: list[Tensor] = run(*arguments, *held)
+            return result
+
+    return call
+
+
+def _decompositions() -> dict[Any, Callable[..., Tensor]]:
+    """Rules that take softplus, and Bernoulli's log-probability, down to log1p, and log1p to a form five times as fast.
+
+    log(1+u) · u / ((1+u) - 1) is accurate to the last bits for every u > -1, since the rounding of 1 + u cancels (Goldberg
+    1991, theorem 4); the vector library's own log1p takes longer than a layer's matrix product.
+    """
+
+    def log1p(u: Tensor) -> Tensor:
+        v = 1 + u
+        return torch.where(v == 1, u, v.log() * (u / (v - 1)))
+
+    composed = [aten.softplus, aten.softplus_backward, aten.binary_cross_entropy_with_logits]
+    composed += [aten.log_sigmoid_forward, aten.log_sigmoid_backward]
+    return {**get_decompositions(composed), aten.log1p.default: log1p}
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or repr(error)).splitlines()[0]}"

@@ -1,0 +1,57 @@
+"""What is trained and evaluated, and the state that it runs in: random numbers, training or evaluation mode."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+from pyro_vae.particles import Program
+
+
+@runtime_checkable
+class Programs(Protocol):
+    """What is trained and evaluated: a Pyro model and a Pyro guide, both called with x. A `VAE` is one."""
+
+    @property
+    def model(self) -> Program:
+        """p(t) p(x|t,w)."""
+
+    @property
+    def guide(self) -> Program:
+        """q(t|x,φ)."""
+
+
+@contextmanager
+def seeded(device: torch.device, *key: int | str) -> Iterator[None]:
+    """Seeds the random numbers of the CPU and of ``device`` by a hash of ``key``, and puts back their state at the end.
+
+    The key says what the numbers are for, so that two uses of one seed share none of them.
+    """
+    seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8]) >> 1
+    on_cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if on_cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def mode(programs: Any, training: bool) -> Iterator[None]:
+    """Puts a module into training or evaluation mode and back; other programs have no mode."""
+    if not isinstance(programs, nn.Module):
+        with nullcontext():
+            yield
+        return
+    was = programs.training
+    programs.train(training)
+    try:
+        yield
+    finally:
+        programs.train(was)

@@ -1,0 +1,267 @@
+"""A training step, eagerly through the Pyro programs or as one compiled graph.
+
+The compiled step traces the programs once, handlers, estimator, derivatives, optimiser and sums together, into one graph of
+tensor operations, and Inductor compiles that. What changes from step to step is a tensor input: parameters, the optimiser's
+state, the batch's indices, the weight of the KL, the learning rate. Random numbers are drawn by the same generator in the same
+order as on the eager path, so both agree within rounding; that is checked on one batch before the graph is used.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from copy import copy
+from dataclasses import dataclass
+from functools import partial
+from inspect import unwrap
+from math import log
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pyro_vae.base import Estimator
+from pyro_vae.compiled import NotCompiledError, compiled
+from pyro_vae.data import Split
+from pyro_vae.objectives import Objective
+from pyro_vae.particles import library_path
+from pyro_vae.programs import Programs, seeded
+from pyro_vae.tally import Sums, sums
+
+Compile = Literal["auto", "on", "off"]
+"""on: compile what can be; off: never; auto: where the steps ahead outweigh the time that compiling takes."""
+Precision = Literal["fp32", "bf16"]
+"""bf16: the networks' matrix products in bfloat16. Weights, sums and log-probabilities are float32 in any case."""
+Step = Callable[[Tensor, float, str], Sums]
+"""From a batch's indices, the weight of the KL and the phase to sums; updates the parameters of the phase."""
+
+AUTO_STEPS = 5_000
+"""Compiling takes 5 to 30 s on two cores and saves 2 to 5 ms a step."""
+
+logger = logging.getLogger("pyro_vae")
+
+
+@dataclass(frozen=True)
+class Update:
+    """Everything that a step needs.
+
+    Attributes:
+        programs: a Pyro ``model(x)`` and ``guide(x)``.
+        estimator: whose gradients.
+        objective: what is optimised.
+        split: the data that indices point into.
+        optimizer: of all parameters.
+        phases: which parameters move, by the name of the phase.
+        clip_norm: the largest norm of the gradient by those.
+        precision: of the networks' products.
+    """
+
+    programs: Programs
+    estimator: Estimator
+    objective: Objective
+    split: Split
+    optimizer: Optimizer
+    phases: Mapping[str, Sequence[Tensor]]
+    clip_norm: float | None = None
+    precision: Precision = "fp32"
+
+    def __call__(self, index: Tensor, kl_weight: float, phase: str) -> Sums:
+        """One step, eagerly."""
+        leaves = self.phases[phase]
+        found, gradients = self.gradients(self.split.x, index, kl_weight, leaves)
+        for leaf, gradient in zip(leaves, gradients, strict=True):
+            leaf.grad = gradient
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return found
+
+    def gradients(
+        self, x_all: Tensor, index: Tensor, kl_weight: float | Tensor, leaves: Sequence[Tensor]
+    ) -> tuple[Sums, list[Tensor]]:
+        """Sums over a batch, and the derivatives of minus the mean surrogate by the leaves, clipped."""
+        x = x_all[index]
+        x = torch.bernoulli(x) if self.split.dynamic else x
+        with networks_in(self.precision, x.device):
+            estimate = self.estimator.estimate(
+                self.programs.model, self.programs.guide, x, objective=self.objective, kl_weight=kl_weight
+            )
+        loss = -estimate.surrogate.mean()
+        gradients = list(torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True))
+        if self.clip_norm:
+            # The formula of torch.nn.utils.clip_grad_norm_, on tensors that are no parameter's.
+            factor = (self.clip_norm / (nn.utils.get_total_norm(gradients) + 1e-6)).clamp(max=1.0)
+            gradients = [gradient * factor for gradient in gradients]
+        return sums(estimate), gradients
+
+
+def make_step(update: Update, compile: Compile, steps: int, batch_size: int) -> Step:
+    """The compiled step where that is wanted and can be, else the eager one; ``steps`` is how many lie ahead."""
+    wanted = compile == "on" or (compile == "auto" and steps >= AUTO_STEPS)
+    return CompiledStep(update, batch_size) if wanted else update
+
+
+class CompiledStep:
+    """The same steps as compiled graphs, one for each phase.
+
+    The first step of a phase runs eagerly: it makes the optimiser's state. So does any batch of another size, and everything
+    from there on if a graph cannot be made, for which the logger "pyro_vae" gives the reason once.
+
+    Args:
+        update: the step.
+        batch_size: of the batches that are compiled.
+    """
+
+    def __init__(self, update: Update, batch_size: int) -> None:
+        self.update, self.batch_size = update, batch_size
+        self._graphs: dict[str, Graph | None] = {}
+
+    def __call__(self, index: Tensor, kl_weight: float, phase: str) -> Sums:
+        """One step."""
+        if len(index) != self.batch_size:
+            return self.update(index, kl_weight, phase)
+        if phase not in self._graphs:
+            found = self.update(index, kl_weight, phase)
+            try:
+                self._graphs[phase] = Graph(self.update, index, phase)
+            except NotCompiledError as reason:
+                if None not in self._graphs.values():
+                    logger.warning("Steps run eagerly: %s", reason)
+                self._graphs[phase] = None
+            return found
+        graph = self._graphs[phase]
+        return self.update(index, kl_weight, phase) if graph is None else graph(index, kl_weight)
+
+
+class Graph:
+    """The compiled step of one phase, checked against the eager one.
+
+    Args:
+        update: the step; its optimiser has a state.
+        index: of a batch.
+        phase: the phase.
+
+    Raises:
+        NotCompiledError: it cannot be traced or compiled, or its results differ.
+    """
+
+    def __init__(self, update: Update, index: Tensor, phase: str) -> None:
+        self.update, self.phase, self.leaves = update, phase, update.phases[phase]
+        self.state = [
+            (i, name, value)
+            for i, leaf in enumerate(self.leaves)
+            for name, value in update.optimizer.state[leaf].items()
+            if isinstance(value, Tensor)
+        ]
+        self._scalars: dict[float, Tensor] = {}
+        counts = {float(value) for _, name, value in self.state if name == "step"}
+        rules = {torch.ops.aten._foreach_pow.ScalarAndTensor: _powers(shared=len(counts) == 1)}
+        inputs = self._inputs(index, 1.0)
+        with self._put_back():  # tracing runs what it traces
+            self._run = compiled(update.programs, self._whole, self.leaves, inputs, rules, update.estimator)
+        self._check(index)
+
+    def __call__(self, index: Tensor, kl_weight: float) -> Sums:
+        """One step."""
+        row, bound = self._run(*self._inputs(index, kl_weight))
+        return Sums(row, bound)
+
+    def _inputs(self, index: Tensor, kl_weight: float) -> list[Tensor]:
+        numbers = [kl_weight, *(float(group["lr"]) for group in self.update.optimizer.param_groups)]
+        for number in numbers:
+            if number not in self._scalars:
+                like = self.update.split.x
+                self._scalars[number] = torch.tensor(number, dtype=self.leaves[0].dtype, device=like.device)
+        states = [value for _, _, value in self.state]
+        return [self.update.split.x, index, *(self._scalars[number] for number in numbers), *states]
+
+    def _whole(self, swapped: Sequence[Tensor], held: Sequence[Tensor], *inputs: Tensor) -> list[Tensor]:
+        x_all, index, kl_weight, *rest = inputs
+        groups = self.update.optimizer.param_groups
+        found, gradients = self.update.gradients(x_all, index, kl_weight, swapped)
+        self._move(held, gradients, rest[: len(groups)], rest[len(groups) :])
+        return list(found)
+
+    def _move(
+        self, held: Sequence[Tensor], gradients: Sequence[Tensor], rates: Sequence[Tensor], states: Sequence[Tensor]
+    ) -> None:
+        """The optimiser's own step, on other tensors in place of its parameters and state, in the form that can be traced."""
+        twin = copy(self.update.optimizer)
+        twin.state, twin.param_groups = defaultdict(dict), []
+        place = {id(leaf): i for i, leaf in enumerate(self.leaves)}
+        for group, rate in zip(self.update.optimizer.param_groups, rates, strict=True):
+            traceable = {"lr": rate, "foreach": True, "capturable": True, "fused": False}
+            moved = [held[place[id(leaf)]] for leaf in group["params"] if id(leaf) in place]
+            twin.param_groups.append({**group, **{k: v for k, v in traceable.items() if k in group}, "params": moved})
+        for one, leaf, gradient in zip(held, self.leaves, gradients, strict=True):
+            one.grad = gradient
+            kept = self.update.optimizer.state[leaf].items()
+            twin.state[one] = {name: value for name, value in kept if not isinstance(value, Tensor)}
+        for (i, name, _), value in zip(self.state, states, strict=True):
+            twin.state[held[i]][name] = value
+        with torch.no_grad(), _keeping_to_tensors():
+            unwrap(type(twin).step)(twin)  # without its wrapper, which profiles
+        for one in held:
+            one.grad = None
+
+    def _check(self, index: Tensor) -> None:
+        """Raises NotCompiledError if this step and the eager one differ on one batch with the same random numbers."""
+        found = []
+        for step in (self, partial(self.update, phase=self.phase)):
+            with seeded(index.device, "check"), library_path(), self._put_back() as moved:
+                row = step(index, self.update.objective.weight(1)).row
+                found.append((row, moved()))
+        # A step of Adam is nearly the sign of the gradient: where that is near zero, rounding shows.
+        tolerances = (1e-4, 0.02) if self.update.precision == "fp32" else (0.02, 0.5)
+        for one, other, tolerance in zip(*found, tolerances, strict=True):
+            gap, size = (one - other).norm().item(), other.norm().item()
+            if not gap <= tolerance * size + 1e-6:
+                raise NotCompiledError(f"its result is {gap / size:.1g} of its size away from the eager path's")
+
+    @contextmanager
+    def _put_back(self) -> Iterator[Callable[[], Tensor]]:
+        """Parameters and the optimiser's state are at the end as they were; gives a function that tells how far they moved."""
+        state = [*self.leaves, *(value for _, _, value in self.state)]
+        before = [tensor.detach().clone() for tensor in state]
+        try:
+            yield lambda: torch.cat([(a.detach() - b).flatten() for a, b in zip(state, before, strict=True)])
+        finally:
+            with torch.no_grad():
+                for tensor, was in zip(state, before, strict=True):
+                    tensor.copy_(was)
+
+
+def _powers(shared: bool) -> Callable[[float, Sequence[Tensor]], list[Tensor]]:
+    """How an optimiser's β^step is computed: as an exponential, and once where all parameters have taken as many steps.
+
+    Inductor would compute the general power anew for every few elements of each parameter, which takes longer than the rest of
+    the update; an exponential that several kernels use it computes once and keeps.
+    """
+
+    def powers(base: float, exponents: Sequence[Tensor]) -> list[Tensor]:
+        if not shared:
+            return [torch.exp(exponent * log(base)) for exponent in exponents]
+        once = torch.exp(exponents[0] * log(base))
+        return [once.clone() for _ in exponents]
+
+    return powers
+
+
+@contextmanager
+def _keeping_to_tensors() -> Iterator[None]:
+    """PyTorch's optimisers read no number out of a tensor here, as they do not under ``torch.compile``."""
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = True
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = before
+
+
+@contextmanager
+def networks_in(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Networks compute their matrix products in this precision here (see `pyro_vae.base.Network`)."""
+    with torch.autocast(device.type, torch.bfloat16, cache_enabled=False) if precision == "bf16" else nullcontext():
+        yield

@@ -1,0 +1,252 @@
+"""The compiled step is the eager step: for every estimator and part, with every option; what cannot be compiled says why."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from oracles import LinearGaussian
+from test_conformance import ESTIMATORS, GUIDES, LIKELIHOODS, PRIORS, data_for, vae_of
+from torch import nn
+from torch.optim import SGD, Adam, Adamax, AdamW
+
+from pyro_vae import fit
+from pyro_vae.compiled import compiled
+from pyro_vae.data import Split, Splits
+from pyro_vae.estimators import ELBO, IWAE, AnalyticKL, DReG, ScoreFunction, Stock
+from pyro_vae.objectives import Objective
+from pyro_vae.particles import library_path, parameters
+from pyro_vae.programs import mode, seeded
+from pyro_vae.steps import CompiledStep, Graph, Update
+from pyro_vae.training import fuse
+
+CPU = torch.device("cpu")
+
+
+def update_of(vae, x, estimator=None, optimiser=Adam, dynamic=False, **options):
+    """An `Update` with the first step done, so that the optimiser has its state."""
+    leaves = [leaf for part in parameters(vae.model, vae.guide, x) for leaf in part.values()]
+    optimizer = optimiser(leaves)
+    fuse(optimizer)
+    objective = options.pop("objective", Objective())
+    split = Split(x, dynamic=dynamic)
+    update = Update(vae, estimator or ELBO(), objective, split, optimizer, {"both": leaves}, **options)
+    with library_path(), seeded(CPU, "first step"):
+        update(torch.arange(len(x)), objective.weight(1), "both")
+    return update
+
+
+def agree(update, steps=3, tolerance=1e-4):
+    """Compiled and eager steps from one state with the same random numbers: sums, bounds, and the weights they end in."""
+    index = torch.arange(len(update.split)).flip(0)
+    with library_path(), mode(update.programs, training=True):
+        graph, ends = Graph(update, index, "both"), []
+        for step in (graph, partial(update, phase="both")):
+            with graph._put_back() as moved, seeded(CPU, "steps"):
+                found = [step(index, 0.7) for _ in range(steps)]
+                ends.append((torch.stack([sums.row for sums in found]), found[-1].bound, moved()))
+    for one, other in zip(*ends, strict=True):
+        gap, size = (one - other).norm(), other.norm()
+        assert gap <= tolerance * size + 1e-6, (gap, size)
+
+
+@pytest.mark.parametrize("cls", [cls for cls in ESTIMATORS if cls is not Stock])
+def test_every_estimator(cls):
+    oracle = LinearGaussian.random()
+    agree(update_of(oracle.vae, oracle.data(6), cls(K=3)), tolerance=1e-6)
+
+
+@pytest.mark.parametrize("cls", PRIORS + GUIDES + LIKELIHOODS)
+def test_every_part(cls):
+    vae = vae_of(cls)
+    agree(update_of(vae, data_for(vae, 6), IWAE(3)), tolerance=1e-3)
+
+
+@pytest.mark.parametrize(
+    "optimiser",
+    [
+        partial(Adam, lr=0.01),
+        partial(AdamW, lr=0.01, weight_decay=0.1),
+        partial(Adam, lr=0.01, amsgrad=True),
+        partial(Adamax, lr=0.01),
+        partial(SGD, lr=0.01),
+        partial(SGD, lr=0.01, momentum=0.9, nesterov=True),
+    ],
+)
+def test_every_optimiser(optimiser):
+    oracle = LinearGaussian.random()
+    agree(update_of(oracle.vae, oracle.data(6), optimiser=optimiser), steps=20, tolerance=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"clip_norm": 0.01},
+        {"objective": Objective(beta=0.5)},
+        {"objective": Objective(warm_up=10)},
+        {"objective": Objective(free_nats=2.0)},
+        {"objective": Objective(noise=False), "estimator": AnalyticKL(2)},
+        {"estimator": ScoreFunction(3, control="leave-one-out")},
+    ],
+)
+def test_every_option(options):
+    oracle = LinearGaussian.random()
+    agree(update_of(oracle.vae, oracle.data(6), **options), tolerance=1e-6)
+
+
+def test_dynamic_binarisation_and_bf16(digits):
+    vae, x = vae_of(LIKELIHOODS[0]), torch.rand(16, 1, 4, 4)
+    assert LIKELIHOODS[0].__name__ == "Bernoulli"
+    agree(update_of(vae, x, DReG(2), dynamic=True), tolerance=1e-3)
+    agree(update_of(vae, x, IWAE(2), dynamic=True, precision="bf16"), tolerance=0.1)
+
+
+def test_bf16_keeps_sums_and_weights_in_float32():
+    vae = vae_of(LIKELIHOODS[0])
+    x = torch.rand(16, 1, 4, 4).bernoulli()
+    half, full = update_of(vae, x, precision="bf16"), update_of(vae, x)
+    index, leaves = torch.arange(16), half.phases["both"]
+    with library_path():
+        found = []
+        for update in (half, full):
+            with seeded(CPU, 1):
+                found.append(update.gradients(x, index, 1.0, leaves))
+    (low, low_gradients), (high, _) = found
+    assert low.row.dtype == torch.float64
+    assert low.bound.dtype == torch.float32
+    assert {gradient.dtype for gradient in low_gradients} == {torch.float32}
+    assert 0 < (low.bound - high.bound).abs().max() < 0.1
+
+
+def oracle_splits(oracle, size=50):
+    return Splits(*(Split(oracle.data(size, seed)) for seed in (1, 2, 3)), torch.distributions.constraints.real)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"e_steps": 3, "m_steps": 2}, {"clip_norm": 1.0, "objective": Objective(warm_up=3)}]
+)
+def test_a_compiled_training_ends_where_the_eager_one_does(options):
+    """Seven batches of 8, one of 2 that is not compiled, in four epochs."""
+    ends = []
+    for compile in ("on", "off"):
+        oracle = LinearGaussian.random()
+        vae = oracle.vae
+        records = list(fit(vae, oracle_splits(oracle, 58), epochs=4, batch_size=8, compile=compile, seed=3, **options))
+        ends.append((torch.cat([p.detach().flatten() for p in vae.parameters()]), records[-1].train.bound))
+    torch.testing.assert_close(ends[0][0], ends[1][0], rtol=0, atol=1e-6)
+    assert ends[0][1] == pytest.approx(ends[1][1], abs=1e-5)
+
+
+def test_a_compiled_training_is_reproducible():
+    ends = []
+    for _ in range(2):
+        oracle = LinearGaussian.random()
+        vae = oracle.vae
+        list(fit(vae, oracle_splits(oracle), epochs=3, batch_size=10, compile="on", seed=1))
+        ends.append(torch.cat([p.detach().flatten() for p in vae.parameters()]))
+    assert torch.equal(*ends)
+
+
+class WithStore(nn.Module):
+    """A model whose parameter is a bare ``pyro.param``."""
+
+    def model(self, x):
+        a = pyro.param("a", torch.zeros(2))
+        with pyro.plate("data", len(x)):
+            t = pyro.sample("t", dist.Normal(a, 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(t, 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("t", dist.Normal(x, pyro.param("s", torch.ones(2))).to_event(1))
+
+
+def reading(vae):
+    class Reading(nn.Module):
+        """A model that looks into a tensor as it runs."""
+
+        def __init__(self):
+            super().__init__()
+            self.vae = vae
+
+        def model(self, x):
+            return self.vae.model(x if x.sum().item() > -1e9 else -x)
+
+        def guide(self, x):
+            return self.vae.guide(x)
+
+    return Reading()
+
+
+def said(caplog):
+    return [record.getMessage() for record in caplog.records if record.name == "pyro_vae"]
+
+
+@pytest.mark.parametrize(
+    ("programs", "estimator", "reason"),
+    [
+        (WithStore(), ELBO(), "a parameter lives in Pyro's store"),
+        (None, ScoreFunction(control="running"), "ScoreFunction keeps a state"),
+        (reading(LinearGaussian.random(d=2, n=2).vae), ELBO(), "tracing failed"),
+    ],
+)
+def test_what_cannot_be_compiled_runs_eagerly_and_says_why_once(programs, estimator, reason, caplog):
+    oracle = LinearGaussian.random(d=2, n=2)
+    data = oracle_splits(oracle)
+    programs = programs or oracle.vae
+    with caplog.at_level(logging.WARNING, "pyro_vae"):
+        records = list(fit(programs, data, epochs=2, batch_size=10, estimator=estimator, compile="on"))
+    assert len(records) == 2
+    (message,) = said(caplog)
+    assert message.startswith("Steps run eagerly: ")
+    assert reason in message
+
+
+def test_without_a_compiler_it_is_eager_with_one_line(monkeypatch, caplog):
+    def missing(*args, **kwargs):
+        raise RuntimeError("No working C++ compiler found\nand so on")
+
+    monkeypatch.setattr(torch._inductor, "compile", missing)
+    oracle = LinearGaussian.random()
+    list(fit(oracle.vae, oracle_splits(oracle), epochs=1, batch_size=10, compile="on"))
+    assert said(caplog) == ["Steps run eagerly: compiling failed: RuntimeError: No working C++ compiler found"]
+
+
+def test_a_wrong_graph_is_not_used(monkeypatch, caplog):
+    """The check against the eager step: here the graph's update is taken twice."""
+    whole = Graph._move
+
+    def twice(self, *arguments):
+        whole(self, *arguments)
+        whole(self, *arguments)
+
+    monkeypatch.setattr(Graph, "_move", twice)
+    oracle = LinearGaussian.random()
+    list(fit(oracle.vae, oracle_splits(oracle), epochs=1, batch_size=10, compile="on"))
+    (message,) = said(caplog)
+    assert "away from the eager path's" in message
+
+
+def test_auto_compiles_where_it_pays(monkeypatch):
+    made = []
+    monkeypatch.setattr(CompiledStep, "__init__", lambda self, *arguments: made.append(arguments))
+    monkeypatch.setattr(CompiledStep, "__call__", lambda self, *arguments: pytest.skip("made"))
+    oracle = LinearGaussian.random()
+    next(fit(oracle.vae, oracle_splits(oracle), epochs=999, batch_size=10))
+    assert not made
+    with pytest.raises(pytest.skip.Exception):
+        next(fit(oracle.vae, oracle_splits(oracle), epochs=1000, batch_size=10))
+    assert made
+
+
+def test_log1p_is_accurate_in_the_graph():
+    """Its rule against float64 over the whole range: a few units in the last place."""
+    u = torch.cat([torch.logspace(-30, 30, 2000), -torch.logspace(-30, -0.01, 2000), torch.zeros(1)])
+    run = compiled(nn.Module(), lambda swapped, held, u: [torch.log1p(u)], [], [u], {})
+    (found,) = run(u)
+    exact = torch.log1p(u.double())
+    assert ((found - exact).abs() <= 4e-7 * exact.abs()).all()
