@@ -49,10 +49,12 @@ def compiled(
     """
     if not isinstance(programs, nn.Module):
         raise NotCompiledError("the programs are no torch.nn.Module, whose parameters could be made inputs of a graph")
-    known = {id(parameter): name for name, parameter in programs.named_parameters()}
+    state = {**dict(programs.named_parameters()), **dict(programs.named_buffers())}
+    known = {id(tensor): name for name, tensor in state.items()}
     if not all(id(leaf) in known for leaf in leaves):
         raise NotCompiledError("a parameter lives in Pyro's store and not in the module")
     names = [known[id(leaf)] for leaf in leaves]
+    others = [name for name in state if name not in names]  # inputs too: what the graph held itself would be a constant
     before = [dict(vars(each)) for each in watched]
 
     class Called(nn.Module):
@@ -66,15 +68,17 @@ def compiled(
     module = Called()
 
     def pure(*arguments: Tensor) -> list[Tensor]:
-        given, held = arguments[: len(inputs)], arguments[len(inputs) :]
+        given, rest = arguments[: len(inputs)], arguments[len(inputs) :]
+        held, kept = rest[: len(leaves)], rest[len(leaves) :]
         swapped = [tensor.detach().requires_grad_() for tensor in held]
-        for tensor in swapped:
-            tensor._is_param = True  # what nn.Parameter's isinstance looks for
-        named = {f"programs.{name}": tensor for name, tensor in zip(names, swapped, strict=True)}
+        for tensor, name in zip((*swapped, *kept), (*names, *others), strict=True):
+            tensor._is_param = isinstance(state[name], nn.Parameter)  # what nn.Parameter's isinstance looks for
+        tensors = zip((*names, *others), (*swapped, *kept), strict=True)
+        named = {f"programs.{name}": tensor for name, tensor in tensors}
         result: list[Tensor] = torch.func.functional_call(module, named, (swapped, held, *given))
         return result
 
-    held = [leaf.detach() for leaf in leaves]  # the same memory: an optimiser's update shows
+    held = [state[name].detach() for name in (*names, *others)]  # the same memory: an optimiser's update shows
     try:
         with seeded(inputs[0].device, "trace"), library_path():
             graph = make_fx(pure, decomposition_table={**_decompositions(), **rules})(*inputs, *held)
@@ -111,7 +115,8 @@ def _decompositions() -> dict[Any, Callable[..., Tensor]]:
 
     def log1p(u: Tensor) -> Tensor:
         v = 1 + u
-        return torch.where(v == 1, u, v.log() * (u / (v - 1)))
+        correction = torch.where(v - 1 == u, 1.0, u / (v - 1))  # 1 also where u is infinite
+        return torch.where(v == 1, u, v.log() * correction)
 
     composed = [aten.softplus, aten.softplus_backward, aten.binary_cross_entropy_with_logits]
     composed += [aten.log_sigmoid_forward, aten.log_sigmoid_backward]

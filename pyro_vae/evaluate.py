@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import log, prod, sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float64
-from torch import Tensor
+from torch import Tensor, nn
 
+from pyro_vae.compiled import NotCompiledError, compiled
 from pyro_vae.data import Split
 from pyro_vae.particles import draw_latents, library_path, observed, particles
 from pyro_vae.programs import Programs, mode, seeded
+from pyro_vae.steps import Compile, Precision, logger, networks_in
 
 _CHUNK = 2**20
 """Numbers in the largest temporary, particles × data × pixels: small enough for a processor's cache."""
+_AUTO_WORK = 2**31
+"""Particles × data × pixels from which on a compiled chunk saves more time than compiling takes."""
 
 
 class Mean(NamedTuple):
@@ -38,12 +43,20 @@ def mean(values: Tensor) -> Mean:
 
 
 def log_px(
-    programs: Programs, split: Split, K: int, *, batch_size: int = 100, max_plate_nesting: int = 1, seed: int = 0
+    programs: Programs,
+    split: Split,
+    K: int,
+    *,
+    batch_size: int = 100,
+    max_plate_nesting: int = 1,
+    seed: int = 0,
+    compile: Compile = "auto",
+    precision: Precision = "fp32",
 ) -> Float64[Tensor, " N"]:
     """Log p(x) of each datum by importance sampling from the guide: log (1/K) Σ_k w_k, in nats.
 
     This is L_K of Burda et al. 2016 (equation 8), a lower bound in expectation that rises to log p(x) with K. Particles come
-    in chunks and their weights are summed on the way (streaming logsumexp): memory does not grow with K.
+    in chunks and their weights are summed on the way (streaming logsumexp, in float64): memory does not grow with K.
 
     Args:
         programs: a `VAE`, or any Pyro ``model(x)`` and ``guide(x)``.
@@ -52,24 +65,50 @@ def log_px(
         batch_size: data at a time.
         max_plate_nesting: number of plate dimensions the programs use.
         seed: of the particles.
+        compile: whether a chunk is compiled; auto: where the work is large.
+        precision: of the networks' matrix products.
 
     Raises:
         ValueError: K below 1.
     """
     if K < 1:
         raise ValueError(f"K: expected at least 1 particle, got {K}")
+    pixels, N = prod(split.x.shape[1:]), len(split)
+    most = min(K, max(1, _CHUNK // (min(batch_size, N) * pixels)))
+
+    def log_sum(x: Tensor, k: int) -> Tensor:
+        """Log Σ w over k new particles (B,)."""
+        with networks_in(precision, x.device):
+            draws = particles(programs.model, programs.guide, x, K=k, max_plate_nesting=max_plate_nesting)
+        return draws.log_w.logsumexp(0).to(torch.float64)
+
     estimates: list[Tensor] = []
     with _evaluating(programs, split.x.device, seed, "log p(x)"), library_path():
+        full: Callable[[Tensor], Tensor] = partial(log_sum, k=most)
+        if compile == "on" or (compile == "auto" and K * N * pixels >= _AUTO_WORK):
+            full = _compiled(programs, full, split.x[:batch_size])
         for x in split.batches(batch_size):
-            most = max(1, _CHUNK // (len(x) * prod(x.shape[1:])))
             total = x.new_full((len(x),), -torch.inf, dtype=torch.float64)
             for start in range(0, K, most):
-                draws = particles(
-                    programs.model, programs.guide, x, K=min(most, K - start), max_plate_nesting=max_plate_nesting
-                )
-                total = torch.logaddexp(total, draws.log_w.logsumexp(0).to(torch.float64))
+                whole = K - start >= most and len(x) == min(batch_size, N)
+                total = torch.logaddexp(total, full(x) if whole else log_sum(x, min(most, K - start)))
             estimates.append(total - log(K))
     return torch.cat(estimates)
+
+
+def _compiled(programs: Any, function: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[Tensor], Tensor]:
+    """The function of a batch of this shape as one graph, or itself, with a line that says why."""
+    leaves = list(programs.parameters()) if isinstance(programs, nn.Module) else []
+
+    def whole(_swapped: Sequence[Tensor], _held: Sequence[Tensor], x: Tensor) -> list[Tensor]:
+        return [function(x)]
+
+    try:
+        run = compiled(programs, whole, leaves, [x], {})
+    except NotCompiledError as reason:
+        logger.warning("log p(x) is computed eagerly: %s", reason)
+        return function
+    return lambda x: run(x)[0]
 
 
 def reconstruct(programs: Programs, x: Tensor, seed: int = 0) -> Tensor:

@@ -222,8 +222,10 @@ class Graph:
 
     @contextmanager
     def _put_back(self) -> Iterator[Callable[[], Tensor]]:
-        """Parameters and the optimiser's state are at the end as they were; gives a function that tells how far they moved."""
-        state = [*self.leaves, *(value for _, _, value in self.state)]
+        """Parameters, buffers and the optimiser's state are at the end as they were; gives what tells how far they moved."""
+        programs = self.update.programs
+        buffers = list(programs.buffers()) if isinstance(programs, nn.Module) else []
+        state = [*self.leaves, *(value for _, _, value in self.state), *buffers]
         before = [tensor.detach().clone() for tensor in state]
         try:
             yield lambda: torch.cat([(a.detach() - b).flatten() for a, b in zip(state, before, strict=True)])

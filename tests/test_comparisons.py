@@ -246,6 +246,20 @@ def test_autoencoder_vs_vae(script, tmp_path):
     assert "test_images: expected" in err
 
 
+def test_benchmark(script, mnist_root, tmp_path):
+    data = ["--data.root", str(mnist_root), "--data.valid", "100"]
+    options = ["--rounds", "3", "--seconds", "0.001", "--peers", "false", "--whole", "false", "--out", "b"]
+    code, _, err = script("benchmark", *data, *options)
+    assert (code, err) == (0, "")
+    table = rows(tmp_path / "b" / "steps.csv")
+    assert {row["contender"] for row in table} == {"pyro_vae", "pyro_vae eager", "pyro_vae bf16"}
+    assert {float(row["pyro_vae / it"]) for row in table if row["contender"] == "pyro_vae"} == {1.0}
+    assert (tmp_path / "b" / "figures" / "steps.png").stat().st_size > 0
+    code, _, err = script("benchmark", *data, *options, "--data.binarise", "none", "--out", "c")
+    assert code == 1
+    assert "expected binary pixels" in err
+
+
 def test_help(compare):
     code, out, _ = compare("--help")
     assert code == 0

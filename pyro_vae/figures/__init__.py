@@ -1,6 +1,17 @@
 """Figures: pure functions from records and arrays to matplotlib figures. Nothing is trained, read or drawn at random here."""
 
-from pyro_vae.figures.comparisons import PARAMETERS, Case, Curve, SNRLine, cases, convergence, cost, snr
+from pyro_vae.figures.comparisons import (
+    PARAMETERS,
+    Case,
+    Curve,
+    SNRLine,
+    cases,
+    convergence,
+    cost,
+    growth,
+    snr,
+    timings,
+)
 from pyro_vae.figures.images import (
     grid,
     latents,
@@ -20,11 +31,13 @@ __all__ = [
     "convergence",
     "cost",
     "grid",
+    "growth",
     "latents",
     "learning_curves",
     "plane",
     "reconstructions",
     "samples",
     "snr",
+    "timings",
     "traversals",
 ]

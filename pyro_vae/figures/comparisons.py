@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -87,6 +87,39 @@ def convergence(curves: Mapping[str, Curve], title: str = "") -> Figure:
     return figure
 
 
+def timings(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
+    """Milliseconds by contender (with keys case, contender, ms, spread): one panel a case, shortest at the top."""
+    by_case = list(dict.fromkeys(row["case"] for row in rows))
+    names = list(dict.fromkeys(row["contender"] for row in rows))
+    figure = new_figure(3.4 * len(by_case) + 1.6, 0.32 * len(names) + 1.2, title)
+    for panel, case in zip(np.atleast_1d(figure.subplots(1, len(by_case))), by_case, strict=True):
+        of_case = sorted((row for row in rows if row["case"] == case), key=lambda row: -row["ms"])
+        colours = [f"C{names.index(row['contender']) % 10}" for row in of_case]
+        panel.barh(
+            range(len(of_case)), [row["ms"] for row in of_case], xerr=[row["spread"] for row in of_case], color=colours
+        )
+        panel.set_yticks(range(len(of_case)), [row["contender"] for row in of_case], fontsize=7)
+        panel.set(title=case, xlabel="ms")
+        panel.grid(alpha=0.3, axis="x")
+    return figure
+
+
+def growth(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
+    """Milliseconds against a size (keys by, size, contender, ms, spread), on logarithmic axes: one panel a size."""
+    kinds = list(dict.fromkeys(row["by"] for row in rows))
+    figure = new_figure(3.6 * len(kinds), 3.4, title)
+    for panel, kind in zip(np.atleast_1d(figure.subplots(1, len(kinds))), kinds, strict=True):
+        of_kind = [row for row in rows if row["by"] == kind]
+        for i, name in enumerate(dict.fromkeys(row["contender"] for row in of_kind)):
+            points = [row for row in of_kind if row["contender"] == name]
+            value = np.array([[row["ms"], row["ms"] - row["spread"], row["ms"] + row["spread"]] for row in points])
+            _errors(panel, np.array([row["size"] for row in points]), value, i, name, joined=True)
+        panel.set(xscale="log", yscale="log", xlabel=kind, ylabel="ms")
+        panel.grid(alpha=0.3, which="both", lw=0.4)
+        panel.legend(fontsize=8)
+    return figure
+
+
 class Case(NamedTuple):
     """One trained VAE in pictures: data and their reconstructions, samples, latents of data and of the prior."""
 
@@ -129,7 +162,9 @@ def cases(columns: Mapping[str, Case], labels: Tensor | None, vmax: float, title
 
 
 def _errors(axes: Axes, at: np.ndarray, value: np.ndarray, i: int, label: str, joined: bool = False) -> None:
-    """Points with their intervals (n, 3)."""
+    """Points with their intervals (n, 3), if there are any."""
+    if not len(at):
+        return
     middle, low, high = value.T
     axes.errorbar(
         at,
@@ -146,7 +181,9 @@ def _errors(axes: Axes, at: np.ndarray, value: np.ndarray, i: int, label: str, j
 
 
 def _logarithmic(axes: Axes, title: str) -> None:
-    axes.set(xscale="log", yscale="log", xlabel="K", title=title)
+    axes.set(xlabel="K", title=title)
+    if axes.containers:  # a logarithmic axis with nothing on it cannot be drawn
+        axes.set(xscale="log", yscale="log")
     axes.grid(alpha=0.3, which="both", lw=0.4)
 
 
