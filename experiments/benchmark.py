@@ -30,7 +30,7 @@ SIZES = ((20, 200, 50), (100, 200, 50), (256, 400, 50))
 
 
 def benchmark(
-    data: Data = MNIST(root="data", binarise="fixed"),
+    data: Data = MNIST(binarise="fixed"),
     rounds: int = 11,
     seconds: float = 0.3,
     peers: bool = True,

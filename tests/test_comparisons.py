@@ -197,7 +197,7 @@ WRONG = {
     "same mean": (["gradients", "--same_mean", "[STL, Mine]"], "same_mean: Mine is not among the estimators"),
     "alone": (
         ["gradients", "--estimators", "[VIMCO]", "--particles", "[1]", "--draws", "20"],
-        "none of them can be compared",
+        "nothing can be compared here. VIMCO at K = 1",
     ),
     "run": (["gradients", "--run", "nothing"], "nothing: there is no such run folder"),
     "another shape": (
