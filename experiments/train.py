@@ -82,9 +82,11 @@ def train(
         e_steps: Steps on φ alone, in turn with m_steps on w alone (an EM-style schedule). By default each step moves both.
         m_steps: Steps on w alone.
         clip_norm: The largest norm of the gradient; a larger one is scaled down to it. By default none is.
-        compile: Compile the step into one graph: on, off, or auto, where the steps ahead (5,000 or more) outweigh the 10 to
-            40 seconds that it takes. What cannot be compiled runs eagerly, and a line says why.
-        precision: fp32, or bf16: the networks' matrix products in bfloat16, all else in float32.
+        compile: Compile the step, and the estimate of log p(x), into one graph: on, off, or auto, where the work ahead (5,000
+            steps or more) outweighs the 10 to 40 seconds that it takes. What cannot be compiled runs eagerly, and a line says
+            why.
+        precision: Of training: fp32, or bf16: the networks' matrix products in bfloat16, all else in float32. What is
+            reported is evaluated in float32.
         seed: Of the first weights, the order of the data and the noise. The split and the test set do not depend on it.
         device: auto (CUDA where there is one), cpu, cuda or cuda:<number>.
         test_particles: K of the final estimate of log p(x) by importance sampling.
@@ -155,7 +157,7 @@ def train(
             vae = load(run.folder).to(where)
             console.print(f"Evaluating the weights of epoch {len(records)}; Ctrl-C again skips this.")
         draw(run, vae, splits, records)
-        report(run, vae, splits, estimator, test_particles, test_images, batch_size, trained_for)
+        report(run, vae, splits, estimator, test_particles, test_images, batch_size, compile, trained_for)
     except KeyboardInterrupt:
         interrupted = True
     console.print(
@@ -185,13 +187,21 @@ def line(record: Epoch, epochs: int) -> str:
 
 
 def report(
-    run: Run, vae: VAE, splits: Splits, estimator: Estimator, K: int, images: int, batch_size: int, trained_for: float
+    run: Run,
+    vae: VAE,
+    splits: Splits,
+    estimator: Estimator,
+    K: int,
+    images: int,
+    batch_size: int,
+    compile: Compile,
+    trained_for: float,
 ) -> None:
     """The final table, on the screen and in result.json."""
     tally = evaluate_bound(vae, splits.test, estimator, batch_size, seed=0)
     first = Split(splits.test.x[:images])
     with console.status(f"log p(x) of {len(first)} test images with K = {K} …"):
-        likelihood = mean(log_px(vae, first, K, max_plate_nesting=estimator.max_plate_nesting))
+        likelihood = mean(log_px(vae, first, K, max_plate_nesting=estimator.max_plate_nesting, compile=compile))
     terms = tally.terms()
     table = Table(title="Test set, nats per datum", title_justify="left")
     table.add_column("quantity")

@@ -44,11 +44,14 @@ class Dims:
         x_shape: shape of one datum, for example ``(1, 28, 28)``.
         x_mean: mean training datum, of shape ``x_shape``. Likelihoods start their output there; None starts it at the
             centre of their link (probability 1/2, location 0).
+        train: the training data ``(N, *x_shape)``, for parts that are made of data (exemplars, a posterior for each datum);
+            grey values where pixels are binarised anew at each use.
     """
 
     latent: int
     x_shape: Shape
     x_mean: Tensor | None = None
+    train: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Checks that sizes are positive and that the mean has the shape of a datum.
@@ -62,6 +65,12 @@ class Dims:
             raise ValueError(f"x_shape: expected sizes of at least 1, got {self.x_shape}")
         if self.x_mean is not None and self.x_mean.shape != self.x_shape:
             raise ValueError(f"x_mean: expected shape {self.x_shape}, got {tuple(self.x_mean.shape)}")
+        if self.train is not None and self.train.shape[1:] != self.x_shape:
+            raise ValueError(f"train: expected shape (N, *{self.x_shape}), got {tuple(self.train.shape)}")
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Dims:
+        """Itself: nothing in it changes, and a copy of a part shall not copy the training data."""
+        return self
 
 
 class Network(nn.Module, ABC):
@@ -93,7 +102,46 @@ class Network(nn.Module, ABC):
         return outputs
 
 
-class Prior(nn.Module, ABC):
+class Parts(NamedTuple):
+    """The three parts of one VAE."""
+
+    prior: Prior
+    guide: Guide
+    likelihood: Likelihood
+
+
+class Part(nn.Module, ABC):
+    """What priors, guides and likelihoods share.
+
+    Args:
+        dims: the sizes (see `Dims`).
+    """
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__()
+        self.dims = dims
+        self._parts: Parts | None = None
+
+    @property
+    def parts(self) -> Parts:
+        """The parts of the VAE that this one is in, for a part that uses another, such as a prior made of the guide.
+
+        They are no submodules of this one: each parameter is held once, by the part that owns it.
+
+        Raises:
+            ValueError: it is in no VAE.
+        """
+        if self._parts is None:
+            raise ValueError(f"{type(self).__name__} uses the other parts of a VAE: put it into one first")
+        return self._parts
+
+    @final
+    def join(self, parts: Parts) -> None:
+        """Tells this part which others it is put together with; a VAE does."""
+        self._parts = parts
+
+
+class Prior(Part):
     """p(t): ``prior()`` is a distribution of batch shape ``()`` and event shape ``(d,)``.
 
     Args:
@@ -104,10 +152,6 @@ class Prior(nn.Module, ABC):
         TypeError: ``forward`` returned no Pyro distribution.
     """
 
-    def __init__(self, dims: Dims) -> None:
-        super().__init__()
-        self.dims = dims
-
     @abstractmethod
     def forward(self) -> Distribution:
         """Returns p(t)."""
@@ -117,7 +161,7 @@ class Prior(nn.Module, ABC):
         return checked(super().__call__(), (), (self.dims.latent,), self)
 
 
-class Guide(nn.Module, ABC):
+class Guide(Part):
     """q(t|x,φ): ``guide(x)`` is a distribution over t, of batch shape ``x.shape[:-len(x_shape)]`` and event shape ``(d,)``.
 
     Args:
@@ -127,10 +171,6 @@ class Guide(nn.Module, ABC):
         ValueError: x does not end in ``x_shape``, or ``forward`` returned a distribution of another shape.
         TypeError: ``forward`` returned no Pyro distribution.
     """
-
-    def __init__(self, dims: Dims) -> None:
-        super().__init__()
-        self.dims = dims
 
     @abstractmethod
     def forward(self, x: Tensor) -> Distribution:
@@ -142,7 +182,7 @@ class Guide(nn.Module, ABC):
         return checked(super().__call__(x), batch_shape, (self.dims.latent,), self)
 
 
-class Likelihood(nn.Module, ABC):
+class Likelihood(Part):
     """p(x|t,w): ``likelihood(t)`` is a distribution over x, of batch shape ``t.shape[:-1]`` and event shape ``x_shape``.
 
     Args:
@@ -152,10 +192,6 @@ class Likelihood(nn.Module, ABC):
         ValueError: t does not end in d, or ``forward`` returned a distribution of another shape.
         TypeError: ``forward`` returned no Pyro distribution.
     """
-
-    def __init__(self, dims: Dims) -> None:
-        super().__init__()
-        self.dims = dims
 
     @abstractmethod
     def forward(self, t: Tensor) -> Distribution:

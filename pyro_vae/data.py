@@ -88,8 +88,9 @@ class Splits(NamedTuple):
         return tuple(self.train.x.shape[1:])
 
     def dims(self, latent: int) -> Dims:
-        """The sizes that parts are built for, with the training mean."""
-        return Dims(latent, self.x_shape, self.train.x.mean(0).cpu())
+        """The sizes that parts are built for, with the training data and their mean."""
+        x = self.train.x.cpu()
+        return Dims(latent, self.x_shape, x.mean(0), x)
 
     def to(self, device: torch.device) -> Splits:
         """The same splits on another device."""

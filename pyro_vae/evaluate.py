@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from math import log, prod, sqrt
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float64
@@ -20,6 +21,8 @@ from pyro_vae.steps import Compile, Precision, logger, networks_in
 
 _CHUNK = 2**20
 """Numbers in the largest temporary, particles × data × pixels: small enough for a processor's cache."""
+_PARTS = 4
+"""Chunks in one compiled graph, which share what does not depend on the particles: the encoder and the prior."""
 _AUTO_WORK = 2**31
 """Particles × data × pixels from which on a compiled chunk saves more time than compiling takes."""
 
@@ -74,19 +77,24 @@ def log_px(
     if K < 1:
         raise ValueError(f"K: expected at least 1 particle, got {K}")
     pixels, N = prod(split.x.shape[1:]), len(split)
-    most = min(K, max(1, _CHUNK // (min(batch_size, N) * pixels)))
+    chunk = max(1, _CHUNK // (min(batch_size, N) * pixels))
+    most = min(K, _PARTS * chunk)
 
     def log_sum(x: Tensor, k: int) -> Tensor:
         """Log Σ w over k new particles (B,)."""
-        with networks_in(precision, x.device):
-            draws = particles(programs.model, programs.guide, x, K=k, max_plate_nesting=max_plate_nesting)
-        return draws.log_w.logsumexp(0).to(torch.float64)
+        sums = []
+        for start in range(0, k, chunk):
+            with networks_in(precision, x.device):
+                K = min(chunk, k - start)
+                draws = particles(programs.model, programs.guide, x, K=K, max_plate_nesting=max_plate_nesting)
+            sums.append(draws.log_w.logsumexp(0).to(torch.float64))
+        return torch.stack(sums).logsumexp(0)
 
     estimates: list[Tensor] = []
     with _evaluating(programs, split.x.device, seed, "log p(x)"), library_path():
         full: Callable[[Tensor], Tensor] = partial(log_sum, k=most)
         if compile == "on" or (compile == "auto" and K * N * pixels >= _AUTO_WORK):
-            full = _compiled(programs, full, split.x[:batch_size])
+            full = _compiled(programs, full, split.x[:batch_size], (most, chunk, max_plate_nesting, precision))
         for x in split.batches(batch_size):
             total = x.new_full((len(x),), -torch.inf, dtype=torch.float64)
             for start in range(0, K, most):
@@ -96,18 +104,29 @@ def log_px(
     return torch.cat(estimates)
 
 
-def _compiled(programs: Any, function: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[Tensor], Tensor]:
-    """The function of a batch of this shape as one graph, or itself, with a line that says why."""
-    leaves = list(programs.parameters()) if isinstance(programs, nn.Module) else []
+_graphs: WeakKeyDictionary[nn.Module, dict[Any, Callable[..., list[Tensor]]]] = WeakKeyDictionary()
+
+
+def _compiled(programs: Any, function: Callable[[Tensor], Tensor], x: Tensor, key: Any) -> Callable[[Tensor], Tensor]:
+    """The function of a batch of this shape as one graph, or itself, with a line that says why.
+
+    A module's graphs are kept: its weights may change where they are, and are part of the key should they move.
+    """
+    state = [*programs.parameters(), *programs.buffers()] if isinstance(programs, nn.Module) else []
+    key = (key, x.shape, x.dtype, x.device, *((tensor.data_ptr(), tensor.dtype) for tensor in state))
 
     def whole(_swapped: Sequence[Tensor], _held: Sequence[Tensor], x: Tensor) -> list[Tensor]:
         return [function(x)]
 
-    try:
-        run = compiled(programs, whole, leaves, [x], {})
-    except NotCompiledError as reason:
-        logger.warning("log p(x) is computed eagerly: %s", reason)
-        return function
+    kept = _graphs.get(programs, {}) if state else {}
+    if key not in kept:
+        try:
+            kept[key] = compiled(programs, whole, [], [x], {})
+        except NotCompiledError as reason:
+            logger.warning("log p(x) is computed eagerly: %s", reason)
+            return function
+        _graphs[programs] = kept
+    run = kept[key]
     return lambda x: run(x)[0]
 
 

@@ -24,6 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from matplotlib.figure import Figure
@@ -70,7 +71,8 @@ class Run:
 
     def record(self, epoch: Epoch, vae: VAE) -> None:
         """Keeps an epoch: its weights, replaced in one move so that a cut leaves the old ones, then its line."""
-        sizes = {"latent": vae.dims.latent, "x_shape": vae.dims.x_shape, "epoch": epoch.epoch}
+        data = None if vae.dims.train is None else len(vae.dims.train)
+        sizes = {"latent": vae.dims.latent, "x_shape": vae.dims.x_shape, "data": data, "epoch": epoch.epoch}
         unfinished = self.folder / f".{_WEIGHTS}"
         state = {name: value.detach().cpu().contiguous() for name, value in vae.state_dict().items()}
         unfinished.write_bytes(save(state, metadata={"pyro_vae": json.dumps(sizes)}))
@@ -110,7 +112,7 @@ def load(folder: str | os.PathLike[str]) -> VAE:
         sizes = (file.metadata() or {}).get("pyro_vae")
         if sizes is None:
             raise ValueError("these are weights, but not of a run of pyro_vae")
-        dims = Dims(json.loads(sizes)["latent"], tuple(json.loads(sizes)["x_shape"]))
+        dims = _dims(**json.loads(sizes))
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (safe_open is no dict)
     with _blamed(path / _CONFIG):
         config = yaml.safe_load((path / _CONFIG).read_text())
@@ -120,6 +122,12 @@ def load(folder: str | os.PathLike[str]) -> VAE:
     with _blamed(path / _WEIGHTS):
         vae.load_state_dict(state)
     return vae.eval()
+
+
+def _dims(latent: int, x_shape: list[int], data: int | None = None, **_: Any) -> Dims:
+    """The sizes of a saved VAE. Zeros stand for the training data: what parts took from these is among the weights."""
+    train = None if data is None else torch.zeros(1).expand(data, *x_shape)
+    return Dims(latent, tuple(x_shape), train=train)
 
 
 def build(dims: Dims, parts: dict[str, Any]) -> VAE:

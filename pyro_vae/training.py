@@ -27,6 +27,8 @@ from pyro_vae.programs import Programs, mode, seeded
 from pyro_vae.steps import Compile, Precision, Step, Update, make_step
 from pyro_vae.tally import DivergedError, Tally, Terms, names_of, sums
 
+EVALUATED = 2**20
+"""Particles × data × pixels of a batch that is only evaluated."""
 OptimiserFactory = Callable[[Iterable[Tensor]], Optimizer]
 ScheduleFactory = Callable[[Optimizer], LRScheduler]
 
@@ -208,8 +210,12 @@ def fuse(optimizer: Optimizer) -> None:
 
 
 def evaluate_bound(programs: Programs, split: Split, estimator: Estimator, batch_size: int, seed: int) -> Tally:
-    """The estimator's bound and its terms over a split, without a gradient, by random numbers that only ``seed`` decides."""
+    """The estimator's bound and its terms over a split, without a gradient, by random numbers that only ``seed`` decides.
+
+    Batches are as large as the processor likes them, and at least ``batch_size``.
+    """
     tally: Tally | None = None
+    batch_size = max(batch_size, EVALUATED // (estimator.M * estimator.K * split.x[0].numel()))
     with torch.no_grad(), seeded(split.x.device, seed, "bound"), library_path(), mode(programs, training=False):
         for x in split.batches(batch_size):
             estimate = estimator.estimate(programs.model, programs.guide, x)

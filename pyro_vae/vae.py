@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import pyro
 from torch import Tensor, nn
 
-from pyro_vae.base import Dims, Guide, Likelihood, Prior
+from pyro_vae.base import Dims, Guide, Likelihood, Parts, Prior
 
 # Pyro's parameter store is global and keyed by name; a second module under a used name silently never trains. The name
 # belongs to the object and not to its attributes, so that a deep copy gets a name of its own.
@@ -49,6 +49,9 @@ class VAE(nn.Module):
         if guide.dims.x_shape != likelihood.dims.x_shape:
             raise ValueError(f"guide takes x of shape {guide.dims.x_shape}, likelihood gives {likelihood.dims.x_shape}")
         self.prior, self.posterior, self.likelihood = prior, guide, likelihood
+        parts = Parts(prior, guide, likelihood)
+        for one in parts:
+            one.join(parts)
 
     @property
     def dims(self) -> Dims:

@@ -5,17 +5,12 @@ from __future__ import annotations
 import inspect
 from functools import partial
 
+import pyro.distributions as dist
 import pytest
 import torch
 from safetensors.torch import load, save
 from torch.distributions import constraints
 
-import pyro_vae.data
-import pyro_vae.estimators
-import pyro_vae.guides
-import pyro_vae.likelihoods
-import pyro_vae.networks
-import pyro_vae.priors
 from pyro_vae import VAE, Dims, Estimator, Guide, Likelihood, Network, Prior
 from pyro_vae.data import Data, Split
 from pyro_vae.estimators import ELBO, Stock
@@ -187,11 +182,11 @@ def test_no_concrete_method_is_overridden(base):
 def test_wrong_shapes_name_the_part():
     class WrongEvent(Prior):
         def forward(self):
-            return pyro_vae.priors.dist.Normal(torch.zeros(3), 1.0).to_event(1)
+            return dist.Normal(torch.zeros(3), 1.0).to_event(1)
 
     class WrongBatch(Guide):
         def forward(self, x):
-            return pyro_vae.priors.dist.Normal(torch.zeros(2), 1.0).to_event(1)
+            return dist.Normal(torch.zeros(2), 1.0).to_event(1)
 
     class NotPyro(Prior):
         def forward(self):

@@ -19,7 +19,8 @@ def test_example(number):
 
 def test_places_exist():
     for names, file in re.findall(r"\[((?:`[\w.]+`(?:, )?)+)\]\(([\w./]+)\)", README):
-        text = (ROOT / file).read_text()
+        path = ROOT / file
+        text = "".join(each.read_text() for each in ([path] if path.is_file() else path.glob("*.py")))
         for name in re.findall(r"`([\w./]+)`", names):
             last = name.split("/")[-1].split(".")[-1] if not name.endswith(".py") else ""
             assert re.search(rf"(class|def) {last}\b", text) or not last, f"{name} in {file}"

@@ -30,7 +30,7 @@ from pyro_vae.programs import seeded
 from pyro_vae.steps import Precision
 from pyro_vae.training import fit
 
-LATENT, BATCH, IMAGES, K = 16, 256, 20, 5000
+LATENT, BATCH, IMAGES, K = 16, 256, 100, 5000
 
 
 @dataclass(frozen=True)
