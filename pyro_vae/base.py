@@ -44,14 +44,15 @@ class Dims:
         x_shape: shape of one datum, for example ``(1, 28, 28)``.
         x_mean: mean training datum, of shape ``x_shape``. Likelihoods start their output there; None starts it at the
             centre of their link (probability 1/2, location 0).
-        train: the training data ``(N, *x_shape)``, for parts that are made of data (exemplars, a posterior for each datum);
-            grey values where pixels are binarised anew at each use.
+        train: the training data ``(N, *x_shape)``, for parts that are made of data (exemplars, a posterior for each datum).
+        dynamic: `train` holds probabilities, by which pixels are drawn anew at each use.
     """
 
     latent: int
     x_shape: Shape
     x_mean: Tensor | None = None
     train: Tensor | None = None
+    dynamic: bool = False
 
     def __post_init__(self) -> None:
         """Checks that sizes are positive and that the mean has the shape of a datum.
@@ -137,8 +138,10 @@ class Part(nn.Module, ABC):
 
     @final
     def join(self, parts: Parts) -> None:
-        """Tells this part which others it is put together with; a VAE does."""
-        self._parts = parts
+        """Tells this part, and those inside it, which others it is put together with; a VAE does."""
+        for part in self.modules():
+            if isinstance(part, Part):
+                part._parts = parts
 
 
 class Prior(Part):

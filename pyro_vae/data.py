@@ -90,7 +90,7 @@ class Splits(NamedTuple):
     def dims(self, latent: int) -> Dims:
         """The sizes that parts are built for, with the training data and their mean."""
         x = self.train.x.cpu()
-        return Dims(latent, self.x_shape, x.mean(0), x)
+        return Dims(latent, self.x_shape, x.mean(0), x, self.train.dynamic)
 
     def to(self, device: torch.device) -> Splits:
         """The same splits on another device."""

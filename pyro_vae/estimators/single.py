@@ -6,7 +6,7 @@ from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import Independent, kl_divergence
 
 from pyro_vae.base import Estimator
 from pyro_vae.estimators.domain import require_particles
@@ -162,6 +162,6 @@ def path_log_w(draws: Particles) -> Tensor:
 
 
 def _name(distribution: Any) -> str:
-    while hasattr(distribution, "base_dist"):
+    while isinstance(distribution, Independent):
         distribution = distribution.base_dist
     return type(distribution).__name__

@@ -1,5 +1,36 @@
-"""Guides q(t|x,φ). Each is a `Guide`: ``guide(x)`` has the batch shape of x and event shape ``(d,)``."""
+"""Guides q(t|x,φ). Each is a `Guide`: ``guide(x)`` has the batch shape of x and event shape ``(d,)``.
 
-from pyro_vae.guides.normal import DiagonalNormal
+======================== ============================================== =====================================================
+guide                    t                                              domain
+======================== ============================================== =====================================================
+`DiagonalNormal`         s ⊙ ε + m                                      any
+`FullRankNormal`         L ε + m                                        any
+`LowRankNormal`          W η + s ⊙ ε + m                                any
+`MixtureOfNormals`       one of C Gaussians                             d ≥ 2
+`Householder`            H_n ⋯ H_1 (s ⊙ ε) + m                          any
+`InverseAutoregressive`  s ⊙ f(ε; h) + m, affine in each ε_j            any; other values than its draws in d passes
+`SplineAutoregressive`   s ⊙ f(ε; h) + m, a spline in each ε_j          the same
+`NeuralAutoregressive`   s ⊙ f(ε; h) + m, a monotonic network           the same, and by bisection
+`SemiAmortised`          a + b ⊙ t₀, a and b fitted to each datum       guides with ``rsample``; priors not made of the guide
+`PerDatum`               s_i ⊙ ε + m_i, free for each training datum    data that are not binarised anew
+======================== ============================================== =====================================================
 
-__all__ = ["DiagonalNormal"]
+All have ``rsample``: t is a function of φ and of noise, and gradients pass through it.
+"""
+
+from pyro_vae.guides.flows import Householder, InverseAutoregressive, NeuralAutoregressive, SplineAutoregressive
+from pyro_vae.guides.normal import DiagonalNormal, FullRankNormal, LowRankNormal, MixtureOfNormals
+from pyro_vae.guides.refined import PerDatum, SemiAmortised
+
+__all__ = [
+    "DiagonalNormal",
+    "FullRankNormal",
+    "Householder",
+    "InverseAutoregressive",
+    "LowRankNormal",
+    "MixtureOfNormals",
+    "NeuralAutoregressive",
+    "PerDatum",
+    "SemiAmortised",
+    "SplineAutoregressive",
+]

@@ -1,13 +1,16 @@
-"""Guides q(t|x,φ). Each is a `Guide`: ``guide(x)`` has the batch shape of x and event shape ``(d,)``."""
+"""Guides that are Gaussians, or mixtures of them: m and s of q(t|x,φ) come from one network head."""
 
 from __future__ import annotations
 
 from typing import final
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pyro_vae.base import Dims, Distribution, Guide
+from pyro_vae.flows import Sizes
 from pyro_vae.networks import MLP, NetworkFactory
 
 
@@ -31,3 +34,100 @@ class DiagonalNormal(Guide):
         loc, log_scale = self.network(x).chunk(2, dim=-1)
         # pyro.sample draws ε and returns ε ⊙ s + m: Normal.rsample is g.
         return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+
+@final
+class FullRankNormal(Guide):
+    """q(t|x,φ) = N(m, L Lᵀ), where the network gives m, log diag L and the d (d - 1) / 2 numbers below the diagonal.
+
+    The posterior of a linear-Gaussian model is of this form (Kingma and Welling 2019, section 2.5.1).
+
+    Args:
+        dims: the sizes, filled in by the program.
+        network: the encoder, from x to (m, log diag L, L below the diagonal).
+    """
+
+    place: Tensor
+
+    def __init__(self, dims: Dims, network: NetworkFactory = MLP) -> None:
+        super().__init__(dims)
+        d = dims.latent
+        self.network = network(dims.x_shape, (2 * d + d * (d - 1) // 2,))
+        rows, columns = torch.tril_indices(d, d, offset=-1, device="cpu")
+        place = torch.full((d, d), len(rows), device="cpu")
+        place[rows, columns] = torch.arange(len(rows), device="cpu")
+        self.register_buffer("place", place.to(torch.get_default_device()), persistent=False)
+
+    def forward(self, x: Tensor) -> Distribution:
+        """Returns N(m, L Lᵀ) for x of shape ``(*batch, *x_shape)``."""
+        d = self.dims.latent
+        loc, log_diagonal, below = self.network(x).split([d, d, d * (d - 1) // 2], dim=-1)
+        scale_tril = log_diagonal.exp().diag_embed() + pad(below, (0, 1))[..., self.place]  # a zero for all others
+        return dist.MultivariateNormal(loc, scale_tril=scale_tril)
+
+
+@final
+class LowRankNormal(Guide):
+    """q(t|x,φ) = N(m, W Wᵀ + diag s²) with W of a few columns (Rezende, Mohamed and Wierstra 2014, section 4.3).
+
+    Args:
+        dims: the sizes, filled in by the program.
+        network: the encoder, from x to (m, log s, W).
+        rank: number of columns of W.
+
+    Raises:
+        ValueError: a rank below 1.
+    """
+
+    def __init__(self, dims: Dims, network: NetworkFactory = MLP, rank: int = 2) -> None:
+        super().__init__(dims)
+        if rank < 1:
+            raise ValueError(f"rank: expected at least 1, got {rank}")
+        self.rank = rank
+        self.network = network(dims.x_shape, ((2 + rank) * dims.latent,))
+
+    def forward(self, x: Tensor) -> Distribution:
+        """Returns N(m, W Wᵀ + diag s²) for x of shape ``(*batch, *x_shape)``."""
+        d = self.dims.latent
+        loc, log_scale, factor = self.network(x).split([d, d, d * self.rank], dim=-1)
+        return dist.LowRankMultivariateNormal(loc, factor.unflatten(-1, (d, self.rank)), (2 * log_scale).exp())
+
+
+@final
+class MixtureOfNormals(Guide):
+    """q(t|x,φ) = Σ_c π_c N(m_c, diag s_c²), where the network gives all three.
+
+    Its samples carry a pathwise gradient by m, s and π (Jankowiak and Obermeyer 2018, section 5.3), which Pyro provides.
+
+    Args:
+        dims: the sizes, filled in by the program.
+        network: the encoder, from x to (m, log s, logits of π) of each component.
+        components: number of Gaussians.
+
+    Raises:
+        ValueError: fewer than two components, or d = 1, for which that gradient is not known to Pyro.
+    """
+
+    def __init__(self, dims: Dims, network: NetworkFactory = MLP, components: int = 3) -> None:
+        super().__init__(dims)
+        if components < 2:
+            raise ValueError(f"components: expected at least 2, got {components}; one is DiagonalNormal")
+        if dims.latent < 2:
+            raise ValueError("MixtureOfNormals (guide): expected d of at least 2, got 1; use DiagonalNormal or a flow")
+        self.components = components
+        self.network = network(dims.x_shape, (components * (2 * dims.latent + 1),))
+
+    def forward(self, x: Tensor) -> Distribution:
+        """Returns the mixture for x of shape ``(*batch, *x_shape)``."""
+        C, d = self.components, self.dims.latent
+        loc, log_scale, logits = self.network(x).split([C * d, C * d, C], dim=-1)
+        return _Mixture(loc.unflatten(-1, (C, d)), log_scale.unflatten(-1, (C, d)).exp(), logits)
+
+
+class _Mixture(dist.MixtureOfDiagNormals):
+    """Pyro's mixture, which draws one sample for each datum, drawing any number."""
+
+    def rsample(self, sample_shape: Sizes = ()) -> Tensor:
+        """With the pathwise gradient."""
+        each: Tensor = dist.MixtureOfDiagNormals.rsample(self.expand((*sample_shape, *self.batch_shape)))
+        return each

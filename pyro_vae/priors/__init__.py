@@ -1,5 +1,36 @@
-"""Priors p(t). Each is a `Prior`: ``prior()`` has batch shape ``()`` and event shape ``(d,)``."""
+"""Priors p(t). Each is a `Prior`: ``prior()`` has batch shape ``()`` and event shape ``(d,)``.
 
-from pyro_vae.priors.simple import StandardNormal
+========================== =================================================== =================================================
+prior                      p(t)                                                domain
+========================== =================================================== =================================================
+`StandardNormal`           N(0, I)                                             any
+`Normal`                   N(a, diag b²), learned                              any
+`Laplace`                  independent Laplace distributions                   any
+`StudentT`                 independent Student's distributions                 any
+`MixtureOfNormals`         Σ_c π_c N(a_c, diag b_c²), learned                  any
+`VampPrior`                1/K Σ_k q(t|u_k,φ), pseudo-inputs u_k learned       any guide of the same VAE but `SemiAmortised`
+`ExemplarPrior`            1/M Σ_j N(m(x_j), σ² I) around training data x_j    guides with a mean in closed form
+`MaskedAutoregressiveFlow` scored in one pass, drawn in d                      any
+`CouplingFlow`             scored and drawn in one or two passes               any
+`SplineFlow`               as the first, with splines                          any
+========================== =================================================== =================================================
 
-__all__ = ["StandardNormal"]
+All have an exact density: a bound needs log p(t) at the guide's draws.
+"""
+
+from pyro_vae.priors.flows import CouplingFlow, MaskedAutoregressiveFlow, SplineFlow
+from pyro_vae.priors.mixtures import ExemplarPrior, MixtureOfNormals, VampPrior
+from pyro_vae.priors.simple import Laplace, Normal, StandardNormal, StudentT
+
+__all__ = [
+    "CouplingFlow",
+    "ExemplarPrior",
+    "Laplace",
+    "MaskedAutoregressiveFlow",
+    "MixtureOfNormals",
+    "Normal",
+    "SplineFlow",
+    "StandardNormal",
+    "StudentT",
+    "VampPrior",
+]

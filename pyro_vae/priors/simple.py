@@ -1,4 +1,4 @@
-"""Priors p(t). Each is a `Prior`: ``prior()`` has batch shape ``()`` and event shape ``(d,)``."""
+"""Priors of one piece: coordinates are independent."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import final
 
 import pyro.distributions as dist
 import torch
+from torch import Tensor, nn
 
 from pyro_vae.base import Dims, Distribution, Prior
 
@@ -18,7 +19,7 @@ class StandardNormal(Prior):
         dims: the sizes, filled in by the program.
     """
 
-    loc: torch.Tensor
+    loc: Tensor
 
     def __init__(self, dims: Dims) -> None:
         super().__init__(dims)
@@ -27,3 +28,74 @@ class StandardNormal(Prior):
     def forward(self) -> Distribution:
         """Returns N(0, I)."""
         return dist.Normal(self.loc, torch.ones_like(self.loc)).to_event(1)
+
+
+@final
+class Normal(Prior):
+    """p(t) = N(a, diag b²) with learned a and b, which start at 0 and 1.
+
+    Args:
+        dims: the sizes, filled in by the program.
+    """
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__(dims)
+        self.loc, self.log_scale = nn.Parameter(torch.zeros(dims.latent)), nn.Parameter(torch.zeros(dims.latent))
+
+    def forward(self) -> Distribution:
+        """Returns N(a, diag b²)."""
+        return dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
+
+
+@final
+class Laplace(Prior):
+    """p(t) = ∏ Laplace(t_j; 0, scale): sparser latents than the normal's.
+
+    Args:
+        dims: the sizes, filled in by the program.
+        scale: of each coordinate; √2 times it is the standard deviation.
+
+    Raises:
+        ValueError: a scale that is not positive.
+    """
+
+    loc: Tensor
+
+    def __init__(self, dims: Dims, scale: float = 0.7071) -> None:
+        super().__init__(dims)
+        if not scale > 0:
+            raise ValueError(f"scale: expected a positive number, got {scale}")
+        self.scale = scale
+        self.register_buffer("loc", torch.zeros(dims.latent), persistent=False)
+
+    def forward(self) -> Distribution:
+        """Returns the product of the Laplace distributions."""
+        return dist.Laplace(self.loc, torch.full_like(self.loc, self.scale)).to_event(1)
+
+
+@final
+class StudentT(Prior):
+    """p(t) = ∏ StudentT(t_j; df, 0, scale): heavier tails than the normal's.
+
+    Args:
+        dims: the sizes, filled in by the program.
+        df: degrees of freedom; 1 is the Cauchy distribution.
+        scale: of each coordinate.
+
+    Raises:
+        ValueError: degrees of freedom or a scale that are not positive.
+    """
+
+    loc: Tensor
+
+    def __init__(self, dims: Dims, df: float = 5.0, scale: float = 1.0) -> None:
+        super().__init__(dims)
+        if not (df > 0 and scale > 0):
+            raise ValueError(f"df and scale: expected positive numbers, got {df} and {scale}")
+        self.df, self.scale = df, scale
+        self.register_buffer("loc", torch.zeros(dims.latent), persistent=False)
+
+    def forward(self) -> Distribution:
+        """Returns the product of Student's distributions."""
+        df, scale = torch.full_like(self.loc, self.df), torch.full_like(self.loc, self.scale)
+        return dist.StudentT(df, self.loc, scale).to_event(1)

@@ -1,0 +1,175 @@
+"""Guides that are flows: t = m + s ⊙ f(ε; h), where one network head gives m, s and the context h.
+
+f starts near the identity, so that each starts as a `DiagonalNormal`. One pass draws t and gives its density; the density at
+any other t takes f⁻¹, which goes coordinate by coordinate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import pyro.distributions as dist
+from torch import Tensor
+from torch.distributions import AffineTransform, Transform
+
+from pyro_vae.base import Dims, Distribution, Guide
+from pyro_vae.flows import ComposedTransform, FlowDistribution, Reflections, autoregressive, neural, spline
+from pyro_vae.networks import MLP, NetworkFactory
+
+
+@final
+class InverseAutoregressive(Guide):
+    """Inverse autoregressive flow: each f_j(ε) is affine in ε_j, with shift and scale from ε_<j and h (Kingma et al. 2016).
+
+    Args:
+        dims: the sizes, filled in by the program.
+        network: the encoder, from x to (m, log s, h).
+        transforms: how many autoregressive transforms follow each other.
+        hidden: width of each hidden layer of their networks.
+        context: length of h.
+
+    Raises:
+        ValueError: no transform, a hidden layer of no width, or no context.
+    """
+
+    def __init__(
+        self,
+        dims: Dims,
+        network: NetworkFactory = MLP,
+        transforms: int = 2,
+        hidden: Sequence[int] = (128,),
+        context: int = 32,
+    ) -> None:
+        super().__init__(dims)
+        self.network = network(dims.x_shape, (_head(dims, context),))
+        self.flow = autoregressive(dims.latent, context, transforms, hidden)
+
+    def forward(self, x: Tensor) -> Distribution:
+        """Returns the distribution of t for x of shape ``(*batch, *x_shape)``."""
+        loc, log_scale, h = _split(self.network(x), self.dims.latent)
+        return _flow(loc, log_scale, self.flow(h))
+
+
+@final
+class SplineAutoregressive(Guide):
+    """An autoregressive flow of monotonic rational-quadratic splines on [-5, 5] (Durkan et al. 2019).
+
+    Args:
+        dims: the sizes, filled in by the program.
+        network: the encoder, from x to (m, log s, h).
+        transforms: how many autoregressive transforms follow each other.
+        hidden: width of each hidden layer of their networks.
+        context: length of h.
+        bins: of each spline.
+
+    Raises:
+        ValueError: no transform, a hidden layer of no width, no context, or fewer than two bins.
+    """
+
+    def __init__(
+        self,
+        dims: Dims,
+        network: NetworkFactory = MLP,
+        transforms: int = 2,
+        hidden: Sequence[int] = (128,),
+        context: int = 32,
+        bins: int = 8,
+    ) -> None:
+        super().__init__(dims)
+        self.network = network(dims.x_shape, (_head(dims, context),))
+        self.flow = autoregressive(dims.latent, context, transforms, hidden, **spline(bins))
+
+    def forward(self, x: Tensor) -> Distribution:
+        """Returns the distribution of t for x of shape ``(*batch, *x_shape)``."""
+        loc, log_scale, h = _split(self.network(x), self.dims.latent)
+        return _flow(loc, log_scale, self.flow(h))
+
+
+@final
+class Householder(Guide):
+    """t = H_n ⋯ H_1 (s ⊙ ε) + m: a Gaussian whose axes are turned by reflections (Tomczak and Welling 2016).
+
+    With d reflections every rotation can be had, so that this is `FullRankNormal` in another parametrisation.
+
+    Args:
+        dims: the sizes, filled in by the program.
+        network: the encoder, from x to (m, log s, v_1, ..., v_n).
+        reflections: n.
+
+    Raises:
+        ValueError: no reflection.
+    """
+
+    def __init__(self, dims: Dims, network: NetworkFactory = MLP, reflections: int = 4) -> None:
+        super().__init__(dims)
+        if reflections < 1:
+            raise ValueError(f"reflections: expected at least 1, got {reflections}")
+        self.reflections = reflections
+        self.network = network(dims.x_shape, (_head(dims, reflections * dims.latent),))
+
+    def forward(self, x: Tensor) -> Distribution:
+        """Returns the distribution of t for x of shape ``(*batch, *x_shape)``."""
+        loc, log_scale, v = _split(self.network(x), self.dims.latent)
+        v = v.unflatten(-1, (self.reflections, self.dims.latent))
+        base = dist.Normal(loc.new_zeros(()), 1.0).expand(loc.shape).to_event(1)
+        scale, shift = AffineTransform(0.0, log_scale.exp(), event_dim=1), AffineTransform(loc, 1.0, event_dim=1)
+        return FlowDistribution(base, ComposedTransform(scale, Reflections(v), shift))
+
+
+@final
+class NeuralAutoregressive(Guide):
+    """An autoregressive flow whose f_j is a monotonic network in ε_j, driven by ε_<j and h (Huang et al. 2018).
+
+    Its inverse is found by bisection: this guide is for its own draws, and slow where other values are scored.
+
+    Args:
+        dims: the sizes, filled in by the program.
+        network: the encoder, from x to (m, log s, h).
+        transforms: how many autoregressive transforms follow each other.
+        hidden: width of each hidden layer of their networks.
+        context: length of h.
+        signal: length of what drives each monotonic network.
+
+    Raises:
+        ValueError: no transform, a hidden layer of no width, no context or no signal.
+    """
+
+    def __init__(
+        self,
+        dims: Dims,
+        network: NetworkFactory = MLP,
+        transforms: int = 1,
+        hidden: Sequence[int] = (128,),
+        context: int = 32,
+        signal: int = 8,
+    ) -> None:
+        super().__init__(dims)
+        if signal < 1:
+            raise ValueError(f"signal: expected a length of at least 1, got {signal}")
+        self.network = network(dims.x_shape, (_head(dims, context),))
+        self.flow = autoregressive(dims.latent, context, transforms, hidden, **neural(dims.latent, signal))
+
+    def forward(self, x: Tensor) -> Distribution:
+        """Returns the distribution of t for x of shape ``(*batch, *x_shape)``."""
+        loc, log_scale, h = _split(self.network(x), self.dims.latent)
+        return _flow(loc, log_scale, self.flow(h))
+
+
+def _head(dims: Dims, context: int) -> int:
+    """How many numbers the encoder gives: m, log s and the context."""
+    if context < 1:
+        raise ValueError(f"context: expected a length of at least 1, got {context}")
+    return 2 * dims.latent + context
+
+
+def _split(head: Tensor, d: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The encoder's m, log s and context."""
+    loc, log_scale, context = head.split([d, d, head.shape[-1] - 2 * d], dim=-1)
+    return loc, log_scale, context
+
+
+def _flow(loc: Tensor, log_scale: Tensor, transform: Transform) -> Distribution:
+    """The distribution of t = m + s ⊙ f(ε)."""
+    base = dist.Normal(loc.new_zeros(()), 1.0).expand(loc.shape).to_event(1)
+    return FlowDistribution(base, ComposedTransform(transform, AffineTransform(loc, log_scale.exp(), event_dim=1)))

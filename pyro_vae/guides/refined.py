@@ -1,0 +1,147 @@
+"""Guides with parameters for each datum: refined from an encoder's, or free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import final
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.distributions import AffineTransform
+
+from pyro_vae.base import Dims, Distribution, Guide
+from pyro_vae.flows import FlowDistribution
+from pyro_vae.guides.normal import DiagonalNormal
+
+_HASHED = 1000
+"""Data that are hashed at a time."""
+
+
+@final
+class SemiAmortised(Guide):
+    """Any guide, refined for each datum by a few gradient steps on its bound (Kim et al. 2018; Krishnan et al. 2018).
+
+    t = a + b ⊙ t₀ with t₀ ~ q₀(t|x,φ) of the guide inside. For each datum a and log b start at 0 and take steps of Adam up the
+    gradient of E_q [log p(x,t) - log q(t|x)], one draw a step. They are constants to φ: the guide inside is trained by the
+    bound where its steps end, not through them (Krishnan et al.), and the model by the tighter bound.
+
+    Args:
+        dims: the sizes, filled in by the program.
+        guide: the guide that is refined; it needs ``rsample``.
+        steps: number of steps.
+        rate: length of the first, in units of t; later ones are shorter, down to nearly 0.
+
+    Raises:
+        ValueError: no step, or a rate that is not positive; when called: a guide without ``rsample``, or a prior that is made
+            of this guide.
+    """
+
+    def __init__(
+        self, dims: Dims, guide: Callable[[Dims], Guide] = DiagonalNormal, steps: int = 5, rate: float = 0.1
+    ) -> None:
+        super().__init__(dims)
+        if steps < 1:
+            raise ValueError(f"steps: expected at least 1, got {steps}")
+        if not rate > 0:
+            raise ValueError(f"rate: expected a positive number, got {rate}")
+        self.steps, self.rate = steps, rate
+        self.inner = guide(dims)
+        self._refining = False
+
+    def forward(self, x: Tensor) -> Distribution:
+        """Returns the distribution of a + b ⊙ t₀ for x of shape ``(*batch, *x_shape)``."""
+        if self._refining:
+            raise ValueError(
+                "SemiAmortised: the prior is made of this guide, whose steps need the prior: choose another"
+            )
+        inner = self.inner(x)
+        if not inner.has_rsample:
+            raise ValueError(f"SemiAmortised: {type(self.inner).__name__} has no rsample to be refined by")
+        self._refining = True
+        try:
+            shift, log_scale = self._refined(x, inner)
+        finally:
+            self._refining = False
+        return FlowDistribution(inner, AffineTransform(shift, log_scale.exp(), event_dim=1))
+
+    def _refined(self, x: Tensor, inner: Distribution) -> Tensor:
+        """(a, log b), of shape ``(2, *batch, d)``, without a gradient."""
+        with torch.no_grad():
+            prior, draws = self.parts.prior(), [inner.rsample() for _ in range(self.steps)]
+        at = first = second = torch.zeros_like(torch.stack([draws[0], draws[0]]))
+        for step, t0 in enumerate(draws, start=1):
+            with torch.enable_grad():
+                leaf = at.detach().requires_grad_()
+                t = leaf[0] + leaf[1].exp() * t0
+                # Without log q₀(t₀), which does not depend on a and b.
+                log_w = self.parts.likelihood(t).log_prob(x) + prior.log_prob(t) + leaf[1].sum(-1)
+                (gradient,) = torch.autograd.grad(log_w.sum(), leaf)
+            first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+            move = first / (1 - 0.9**step) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
+            at = at + self.rate * (1 - (step - 1) / self.steps) * move
+        return at.detach()
+
+
+@final
+class PerDatum(Guide):
+    """q(t|x_i) = N(m_i, diag s_i²) with m_i and s_i of their own for each training datum, and no encoder.
+
+    This is stochastic variational inference as it was before amortisation (Hoffman et al. 2013); with ``--e_steps`` and
+    ``--m_steps`` it is the classic EM-style schedule. A datum is found again by its values. Data that were not in training have
+    no parameters: they get one Gaussian with the mean and the variance of all posteriors together, and `SemiAmortised`, with
+    this guide inside, fits each of them.
+
+    Args:
+        dims: the sizes and the training data, filled in by the program.
+        scale: s_i at the start.
+
+    Raises:
+        ValueError: the training data are not known or are binarised anew at each use; a scale that is not positive.
+    """
+
+    direction: Tensor
+    keys: Tensor
+    order: Tensor
+
+    def __init__(self, dims: Dims, scale: float = 1.0) -> None:
+        super().__init__(dims)
+        if dims.train is None:
+            raise ValueError(
+                "PerDatum (guide): needs the training data: make dims by splits.dims(latent), or Dims(train=...)"
+            )
+        if dims.dynamic:
+            raise ValueError(
+                "PerDatum (guide): the data are binarised anew at each use: choose binarise: fixed or none"
+            )
+        if not scale > 0:
+            raise ValueError(f"scale: expected a positive number, got {scale}")
+        N, d = len(dims.train), dims.latent
+        self.loc, self.log_scale = nn.Parameter(torch.zeros(N, d)), nn.Parameter(torch.zeros(N, d).add(scale).log())
+        generator = torch.Generator("cpu").manual_seed(0)
+        direction = torch.randint(-(2**62), 2**62, (prod(dims.x_shape),), generator=generator, device="cpu")
+        keys = torch.cat([_hash(x.flatten(1).cpu(), direction) for x in dims.train.split(_HASHED)])
+        where = torch.get_default_device()
+        for name, value in zip(("direction", "keys", "order"), (direction, *keys.sort()), strict=True):
+            self.register_buffer(name, value.to(where))
+
+    def forward(self, x: Tensor) -> Distribution:
+        """Returns N(m, diag s²) for x of shape ``(*batch, *x_shape)``."""
+        key = _hash(x.flatten(x.dim() - len(self.dims.x_shape)), self.direction)
+        at = torch.searchsorted(self.keys, key).clamp(max=len(self.keys) - 1)
+        known, row = (self.keys[at] == key).unsqueeze(-1), self.order[at]
+        with torch.no_grad():
+            loc = self.loc.mean(0)
+            scale = ((2 * self.log_scale).exp().mean(0) + self.loc.var(0, correction=0)).sqrt()
+        return dist.Normal(
+            torch.where(known, self.loc[row], loc), torch.where(known, self.log_scale[row].exp(), scale)
+        ).to_event(1)
+
+
+def _hash(x: Tensor, direction: Tensor) -> Tensor:
+    """A number for each datum ``(*batch, n)``, the same on every device, since sums of integers have no rounding.
+
+    Values are told apart down to 1/65536; an overflow wraps around.
+    """
+    return ((x.double() * 65536).round().long() * direction).sum(-1)

@@ -1,0 +1,144 @@
+"""Priors that are mixtures: of Gaussians, of posteriors of pseudo-inputs, of Gaussians around encoded training data."""
+
+from __future__ import annotations
+
+from typing import Literal, final
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.base import Dims, Distribution, Prior
+
+
+@final
+class MixtureOfNormals(Prior):
+    """p(t) = Σ_c π_c N(a_c, diag b_c²), all learned.
+
+    Args:
+        dims: the sizes, filled in by the program.
+        components: number of Gaussians.
+        spread: standard deviation of their means at the start; their scales start at 1.
+
+    Raises:
+        ValueError: no component, or a negative spread.
+    """
+
+    def __init__(self, dims: Dims, components: int = 10, spread: float = 1.0) -> None:
+        super().__init__(dims)
+        _check_components("components", components)
+        if spread < 0:
+            raise ValueError(f"spread: expected at least 0, got {spread}")
+        self.loc = nn.Parameter(spread * torch.randn(components, dims.latent))
+        self.log_scale = nn.Parameter(torch.zeros(components, dims.latent))
+        self.logits = nn.Parameter(torch.zeros(components))
+
+    def forward(self) -> Distribution:
+        """Returns the mixture."""
+        return _mixture(self.logits, dist.Normal(self.loc, self.log_scale.exp()).to_event(1))
+
+
+@final
+class VampPrior(Prior):
+    """p(t) = 1/K Σ_k q(t|u_k,φ): the guide's posteriors of learned pseudo-inputs u_k (Tomczak and Welling 2018, equation 9).
+
+    The guide is that of the VAE, and its parameters stay the guide's. Pseudo-inputs stay in the range of the training data.
+
+    Args:
+        dims: the sizes, and the training data if there are any, filled in by the program.
+        components: K.
+        init: noise starts them at 5 % of the range, with a standard deviation of 1 % (their paper's protocol); data starts them
+            at training data drawn at random, or, if K is the number of these, at all of them.
+        learn: learn the pseudo-inputs; otherwise they stay where they start.
+
+    Raises:
+        ValueError: no component; data at the start, and no training data, or fewer than K.
+    """
+
+    low: Tensor
+    high: Tensor
+    inputs: Tensor
+
+    def __init__(
+        self, dims: Dims, components: int = 500, init: Literal["noise", "data"] = "noise", learn: bool = True
+    ) -> None:
+        super().__init__(dims)
+        _check_components("components", components)
+        where = torch.get_default_device()
+        low, high = (torch.zeros(()), torch.ones(())) if dims.train is None else torch.aminmax(dims.train)
+        if init == "data":
+            inputs = _some_data(dims, components, "VampPrior with init: data")
+        else:
+            noise = 0.05 + 0.01 * torch.randn(components, *dims.x_shape)
+            inputs = low.to(where) + (high - low).to(where) * noise
+        self.register_buffer("low", low.to(where))
+        self.register_buffer("high", high.to(where))
+        if learn:
+            self.inputs = nn.Parameter(inputs)
+        else:
+            self.register_buffer("inputs", inputs)
+
+    def forward(self) -> Distribution:
+        """Returns the mixture: one pass of the guide over K pseudo-inputs."""
+        inputs = self.inputs.clamp(self.low, self.high)
+        return _mixture(inputs.new_zeros(len(inputs)), self.parts.guide(inputs))
+
+
+@final
+class ExemplarPrior(Prior):
+    """p(t) = 1/M Σ_j N(t; m(x_j), σ² I): Gaussians around the guide's means of training data (Norouzi et al. 2020, equation 4).
+
+    The guide is that of the VAE; σ is learned, one number. In training each use draws a few of the exemplars anew. Their paper
+    leaves a datum's own exemplar out; here it is among those drawn with a chance of ``drawn`` over the number of training data.
+
+    Args:
+        dims: the sizes and the training data, filled in by the program.
+        exemplars: how many training data are kept, drawn at random; all are used in evaluation.
+        drawn: how many of them a training step uses.
+
+    Raises:
+        ValueError: no exemplar, or more than training data; ``drawn`` not in 1..exemplars; when called: a guide without a mean.
+    """
+
+    inputs: Tensor
+
+    def __init__(self, dims: Dims, exemplars: int = 1000, drawn: int = 500) -> None:
+        super().__init__(dims)
+        _check_components("exemplars", exemplars)
+        if not 1 <= drawn <= exemplars:
+            raise ValueError(f"drawn: expected between 1 and the {exemplars} exemplars, got {drawn}")
+        self.drawn = drawn
+        self.register_buffer("inputs", _some_data(dims, exemplars, "ExemplarPrior"))
+        self.log_scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self) -> Distribution:
+        """Returns the mixture: one pass of the guide over the exemplars."""
+        inputs = self.inputs
+        if self.training:
+            inputs = inputs[torch.randint(len(inputs), (self.drawn,), device=inputs.device)]
+        try:
+            loc = self.parts.guide(inputs).mean
+        except NotImplementedError:
+            raise ValueError(
+                f"ExemplarPrior: {type(self.parts.guide).__name__} has no mean in closed form: use a Gaussian guide"
+            ) from None
+        return _mixture(loc.new_zeros(len(inputs)), dist.Normal(loc, self.log_scale.exp()).to_event(1))
+
+
+def _mixture(logits: Tensor, components: Distribution) -> Distribution:
+    return dist.MixtureSameFamily(dist.Categorical(logits=logits), components)
+
+
+def _check_components(name: str, number: int) -> None:
+    if number < 1:
+        raise ValueError(f"{name}: expected at least 1, got {number}")
+
+
+def _some_data(dims: Dims, number: int, what: str) -> Tensor:
+    """Training data drawn at random, in their order, on the default device."""
+    if dims.train is None:
+        raise ValueError(f"{what}: needs the training data: make dims by splits.dims(latent), or Dims(train=...)")
+    if number > len(dims.train):
+        raise ValueError(f"{what}: expected at most the {len(dims.train)} training data, got {number}")
+    chosen = torch.randperm(len(dims.train), device="cpu")[:number].sort().values
+    return dims.train[chosen.to(dims.train.device)].clone().to(torch.get_default_device())
