@@ -84,6 +84,8 @@ def compiled(
             graph = make_fx(pure, decomposition_table={**_decompositions(), **rules})(*inputs, *held)
     except Exception as error:
         raise NotCompiledError(f"tracing failed: {_first_line(error)}") from error
+    for node in graph.graph.find_nodes(op="call_function", target=aten.view.default):
+        node.target = aten.reshape.default  # which strides a result has is Inductor's to choose
     for each, kept in zip(watched, before, strict=True):
         if any(value is not kept.get(name) for name, value in vars(each).items()):
             vars(each).update(kept)

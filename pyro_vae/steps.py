@@ -228,7 +228,12 @@ class Graph:
         state = [*self.leaves, *(value for _, _, value in self.state), *buffers]
         before = [tensor.detach().clone() for tensor in state]
         try:
-            yield lambda: torch.cat([(a.detach() - b).flatten() for a, b in zip(state, before, strict=True)])
+            yield lambda: torch.cat(
+                [
+                    (a.detach() - b).flatten() if a.is_floating_point() else (a != b).flatten().to(before[0].dtype)
+                    for a, b in zip(state, before, strict=True)
+                ]
+            )
         finally:
             with torch.no_grad():
                 for tensor, was in zip(state, before, strict=True):

@@ -7,9 +7,11 @@ from typing import final
 from weakref import WeakKeyDictionary
 
 import pyro
+import torch
 from torch import Tensor, nn
 
 from pyro_vae.base import Dims, Guide, Likelihood, Parts, Prior
+from pyro_vae.programs import seeded
 
 # Pyro's parameter store is global and keyed by name; a second module under a used name silently never trains. The name
 # belongs to the object and not to its attributes, so that a deep copy gets a name of its own.
@@ -30,7 +32,7 @@ class VAE(nn.Module):
         likelihood: p(x|t,w).
 
     Raises:
-        ValueError: the parts were built for different sizes.
+        ValueError: the parts were built for different sizes, or the prior has no density.
         TypeError: an argument is not the part that its place takes.
     """
 
@@ -52,6 +54,7 @@ class VAE(nn.Module):
         parts = Parts(prior, guide, likelihood)
         for one in parts:
             one.join(parts)
+        _check_prior(prior)
 
     @property
     def dims(self) -> Dims:
@@ -94,3 +97,19 @@ class VAE(nn.Module):
         if self not in _names:
             _names[self] = f"vae{next(_numbers)}"
         pyro.module(f"{_names[self]}.{role}", part)
+
+
+def _check_prior(prior: Prior) -> None:
+    """Raises ValueError if p(t) cannot be had at a t that the prior did not draw itself: every bound needs it there."""
+    with torch.no_grad(), seeded(torch.device("cpu"), "check"), pyro.validation_enabled(False):
+        try:
+            distribution = prior()
+            distribution.log_prob(distribution.sample().clone())
+        except (
+            NotImplementedError,
+            KeyError,
+        ) as error:  # what PyTorch's and Pyro's transforms without an inverse raise
+            raise ValueError(
+                f"prior: {type(prior).__name__} cannot score the guide's draws: choose one with an exact density, such as a "
+                f"flow with an inverse"
+            ) from error

@@ -70,7 +70,7 @@ def test_every_estimator(cls):
 @pytest.mark.parametrize("cls", PRIORS + GUIDES + LIKELIHOODS)
 def test_every_part(cls):
     vae = vae_of(cls)
-    agree(update_of(vae, data_for(vae, 6), IWAE(3)), tolerance=1e-3)
+    agree(update_of(vae, data_for(cls, vae, 6), IWAE(3)), tolerance=1e-3)
 
 
 @compiler

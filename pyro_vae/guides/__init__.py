@@ -6,7 +6,7 @@ guide                    t                                              domain
 `DiagonalNormal`         s ⊙ ε + m                                      any
 `FullRankNormal`         L ε + m                                        any
 `LowRankNormal`          W η + s ⊙ ε + m                                any
-`MixtureOfNormals`       one of C Gaussians                             d ≥ 2
+`MixtureOfNormals`       one of C Gaussians                             any
 `Householder`            H_n ⋯ H_1 (s ⊙ ε) + m                          any
 `InverseAutoregressive`  s ⊙ f(ε; h) + m, affine in each ε_j            any; other values than its draws in d passes
 `SplineAutoregressive`   s ⊙ f(ε; h) + m, a spline in each ε_j          the same
@@ -19,7 +19,8 @@ All have ``rsample``: t is a function of φ and of noise, and gradients pass thr
 """
 
 from pyro_vae.guides.flows import Householder, InverseAutoregressive, NeuralAutoregressive, SplineAutoregressive
-from pyro_vae.guides.normal import DiagonalNormal, FullRankNormal, LowRankNormal, MixtureOfNormals
+from pyro_vae.guides.mixtures import MixtureOfNormals
+from pyro_vae.guides.normal import DiagonalNormal, FullRankNormal, LowRankNormal
 from pyro_vae.guides.refined import PerDatum, SemiAmortised
 
 __all__ = [

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import final
 
 import pyro.distributions as dist
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.distributions import AffineTransform, Transform
 
 from pyro_vae.base import Dims, Distribution, Guide
@@ -90,7 +91,8 @@ class SplineAutoregressive(Guide):
 class Householder(Guide):
     """t = H_n ⋯ H_1 (s ⊙ ε) + m: a Gaussian whose axes are turned by reflections (Tomczak and Welling 2016).
 
-    With d reflections every rotation can be had, so that this is `FullRankNormal` in another parametrisation.
+    With d reflections every rotation can be had, so that this is `FullRankNormal` in another parametrisation. Each v_i is a
+    learned vector, where it starts, plus what the network says of x.
 
     Args:
         dims: the sizes, filled in by the program.
@@ -107,11 +109,12 @@ class Householder(Guide):
             raise ValueError(f"reflections: expected at least 1, got {reflections}")
         self.reflections = reflections
         self.network = network(dims.x_shape, (_head(dims, reflections * dims.latent),))
+        self.axes = nn.Parameter(torch.randn(reflections, dims.latent))
 
     def forward(self, x: Tensor) -> Distribution:
         """Returns the distribution of t for x of shape ``(*batch, *x_shape)``."""
         loc, log_scale, v = _split(self.network(x), self.dims.latent)
-        v = v.unflatten(-1, (self.reflections, self.dims.latent))
+        v = self.axes + v.unflatten(-1, (self.reflections, self.dims.latent))
         base = dist.Normal(loc.new_zeros(()), 1.0).expand(loc.shape).to_event(1)
         scale, shift = AffineTransform(0.0, log_scale.exp(), event_dim=1), AffineTransform(loc, 1.0, event_dim=1)
         return FlowDistribution(base, ComposedTransform(scale, Reflections(v), shift))

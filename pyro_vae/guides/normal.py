@@ -1,4 +1,4 @@
-"""Guides that are Gaussians, or mixtures of them: m and s of q(t|x,φ) come from one network head."""
+"""Guides that are Gaussians: their parameters come from one network head."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from pyro_vae.base import Dims, Distribution, Guide
-from pyro_vae.flows import Sizes
 from pyro_vae.networks import MLP, NetworkFactory
 
 
@@ -91,43 +90,3 @@ class LowRankNormal(Guide):
         d = self.dims.latent
         loc, log_scale, factor = self.network(x).split([d, d, d * self.rank], dim=-1)
         return dist.LowRankMultivariateNormal(loc, factor.unflatten(-1, (d, self.rank)), (2 * log_scale).exp())
-
-
-@final
-class MixtureOfNormals(Guide):
-    """q(t|x,φ) = Σ_c π_c N(m_c, diag s_c²), where the network gives all three.
-
-    Its samples carry a pathwise gradient by m, s and π (Jankowiak and Obermeyer 2018, section 5.3), which Pyro provides.
-
-    Args:
-        dims: the sizes, filled in by the program.
-        network: the encoder, from x to (m, log s, logits of π) of each component.
-        components: number of Gaussians.
-
-    Raises:
-        ValueError: fewer than two components, or d = 1, for which that gradient is not known to Pyro.
-    """
-
-    def __init__(self, dims: Dims, network: NetworkFactory = MLP, components: int = 3) -> None:
-        super().__init__(dims)
-        if components < 2:
-            raise ValueError(f"components: expected at least 2, got {components}; one is DiagonalNormal")
-        if dims.latent < 2:
-            raise ValueError("MixtureOfNormals (guide): expected d of at least 2, got 1; use DiagonalNormal or a flow")
-        self.components = components
-        self.network = network(dims.x_shape, (components * (2 * dims.latent + 1),))
-
-    def forward(self, x: Tensor) -> Distribution:
-        """Returns the mixture for x of shape ``(*batch, *x_shape)``."""
-        C, d = self.components, self.dims.latent
-        loc, log_scale, logits = self.network(x).split([C * d, C * d, C], dim=-1)
-        return _Mixture(loc.unflatten(-1, (C, d)), log_scale.unflatten(-1, (C, d)).exp(), logits)
-
-
-class _Mixture(dist.MixtureOfDiagNormals):
-    """Pyro's mixture, which draws one sample for each datum, drawing any number."""
-
-    def rsample(self, sample_shape: Sizes = ()) -> Tensor:
-        """With the pathwise gradient."""
-        each: Tensor = dist.MixtureOfDiagNormals.rsample(self.expand((*sample_shape, *self.batch_shape)))
-        return each
