@@ -19,11 +19,12 @@ import torch
 from command_line import StopRequest, failing_clearly, parse, pick_device, progress_bar, with_data
 from rich.console import Console
 from rich.table import Table
+from torch.distributions.constraints import boolean, integer_interval
 
 from pyro_vae import VAE, Estimator, figures, fit, load
 from pyro_vae.data import Data, Digits, Split, Splits
 from pyro_vae.estimators import ELBO
-from pyro_vae.evaluate import decode, encode, log_px, mean, reconstruct, sample
+from pyro_vae.evaluate import bits_per_dim, decode, encode, log_px, mean, reconstruct, sample
 from pyro_vae.guides import DiagonalNormal
 from pyro_vae.likelihoods import default_likelihood
 from pyro_vae.networks import count_parameters
@@ -201,22 +202,28 @@ def report(
     tally = evaluate_bound(vae, splits.test, estimator, batch_size, seed=0)
     first = Split(splits.test.x[:images])
     with console.status(f"log p(x) of {len(first)} test images with K = {K} …"):
-        likelihood = mean(log_px(vae, first, K, max_plate_nesting=estimator.max_plate_nesting, compile=compile))
+        per_image = log_px(vae, first, K, max_plate_nesting=estimator.max_plate_nesting, compile=compile)
+    likelihood = mean(per_image)
     terms = tally.terms()
     table = Table(title="Test set, nats per datum", title_justify="left")
     table.add_column("quantity")
     table.add_column("value", justify="right")
     table.add_column("images")
     everything = f"all {len(splits.test)}"
-    table.add_row(f"{type(estimator).__name__} bound (K = {estimator.K})", str(mean(tally.per_datum())), everything)
+    bound = mean(tally.per_datum())
+    table.add_row(f"{type(estimator).__name__} bound (K = {estimator.K})", str(bound), everything)
     table.add_row("  reconstruction  E log p(x|t)", f"{terms.reconstruction:.2f}", everything)
     table.add_row("  KL  E log q(t|x) − log p(t)", f"{terms.kl:.2f}", everything)
     counted = everything if len(first) == len(splits.test) else f"first {len(first)}"
     table.add_row(f"log p(x) (importance sampling, K = {K})", str(likelihood), counted)
+    values = {"test": terms._asdict(), "test_bound": bound._asdict(), "log_px": {**likelihood._asdict(), "K": K}}
+    if isinstance(splits.support, integer_interval) and splits.support is not boolean:
+        bits = mean(bits_per_dim(per_image, splits.x_shape))
+        table.add_row("  in bits per dimension", f"{bits.mean:.3f} ± {bits.error:.3f}", counted)
+        values["bits_per_dim"] = bits._asdict()
     console.print(table)
     console.print(f"± is the standard error over images. Training took {trained_for:.0f} s.")
-    bound = mean(tally.per_datum())
-    run.result({"test": terms._asdict(), "test_bound": bound._asdict(), "log_px": {**likelihood._asdict(), "K": K}})
+    run.result(values)
 
 
 def draw(run: Run, vae: VAE, splits: Splits, records: list[Epoch]) -> None:

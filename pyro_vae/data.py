@@ -27,6 +27,9 @@ Binarise = Literal["dynamic", "fixed", "none"]
 Validation and test are drawn once in both cases. The two differ by about 2 nats on MNIST and must not be compared.
 """
 
+Pixels = Literal["dynamic", "fixed", "none", "levels"]
+"""Of images with 256 grey levels: also levels, 0..255."""
+
 _BINARISE_SEED = 20160901
 """Of every binarisation that is drawn once: the same test set for every run."""
 
@@ -138,14 +141,17 @@ class _Torchvision(Data):
     _name: str
 
     def __init__(
-        self, root: Path = Path("data"), binarise: Binarise = "dynamic", valid: int = 10_000, split_seed: int = 0
+        self, root: Path = Path("data"), binarise: Pixels = "dynamic", valid: int = 10_000, split_seed: int = 0
     ) -> None:
         self.root, self.binarise, self.valid, self.split_seed = Path(root), binarise, valid, split_seed
 
     @final
     def load(self) -> Splits:
-        """Reads the images, after a download where they are absent: x is ``(N, 1, 28, 28)``, grey values in [0, 1]."""
+        """Reads the images, after a download where they are absent: x is ``(N, 1, 28, 28)``."""
         train, test = (self._read(train) for train in (True, False))
+        if self.binarise == "levels":
+            train, test = (replace(split, x=(255 * split.x).round()) for split in (train, test))
+            return _finish(train, test, "none", self.valid, self.split_seed, constraints.integer_interval(0, 255))
         return _finish(train, test, self.binarise, self.valid, self.split_seed, constraints.unit_interval)
 
     def _read(self, train: bool) -> Split:
@@ -172,7 +178,8 @@ class MNIST(_Torchvision):
 
     Args:
         root: folder above ``MNIST/raw``; the files are downloaded there where they are absent.
-        binarise: dynamic draws training pixels anew at each use; fixed once; none keeps the grey values.
+        binarise: dynamic draws training pixels anew at each use; fixed once; none keeps the grey values in [0, 1]; levels keeps
+            them as whole numbers 0..255.
         valid: number of training images held out for validation.
         split_seed: seed of that choice.
     """
@@ -180,7 +187,7 @@ class MNIST(_Torchvision):
     _name = "MNIST"
 
     def __init__(
-        self, root: Path = Path("data"), binarise: Binarise = "dynamic", valid: int = 10_000, split_seed: int = 0
+        self, root: Path = Path("data"), binarise: Pixels = "dynamic", valid: int = 10_000, split_seed: int = 0
     ) -> None:
         super().__init__(root, binarise, valid, split_seed)
 
@@ -191,7 +198,8 @@ class FashionMNIST(_Torchvision):
 
     Args:
         root: folder above ``FashionMNIST/raw``; the files are downloaded there where they are absent.
-        binarise: dynamic draws training pixels anew at each use; fixed once; none keeps the grey values.
+        binarise: dynamic draws training pixels anew at each use; fixed once; none keeps the grey values in [0, 1]; levels keeps
+            them as whole numbers 0..255.
         valid: number of training images held out for validation.
         split_seed: seed of that choice.
     """
@@ -199,7 +207,7 @@ class FashionMNIST(_Torchvision):
     _name = "FashionMNIST"
 
     def __init__(
-        self, root: Path = Path("data"), binarise: Binarise = "dynamic", valid: int = 10_000, split_seed: int = 0
+        self, root: Path = Path("data"), binarise: Pixels = "dynamic", valid: int = 10_000, split_seed: int = 0
     ) -> None:
         super().__init__(root, binarise, valid, split_seed)
 

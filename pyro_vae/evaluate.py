@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
+from pyro_vae.base import Shape
 from pyro_vae.compiled import NotCompiledError, compiled
 from pyro_vae.data import Split
 from pyro_vae.particles import draw_latents, library_path, observed, particles
@@ -43,6 +44,11 @@ def mean(values: Tensor) -> Mean:
     """Mean and standard error of independent values (N,), summed in float64. One value has no error (NaN)."""
     values, n = values.to(torch.float64), len(values)
     return Mean(values.mean().item(), values.std().item() / sqrt(n) if n > 1 else float("nan"), n)
+
+
+def bits_per_dim(log_px: Tensor, x_shape: Shape) -> Tensor:
+    """-log p(x) / (D log 2) of each datum (N,), D the number of pixels: bits that a code takes. For discrete x alone."""
+    return -log_px / (prod(x_shape) * log(2))
 
 
 def log_px(

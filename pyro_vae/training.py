@@ -239,6 +239,7 @@ def check_support(programs: Programs, data: Splits) -> None:
                 f"the {name} data hold values from {low:g} to {high:g} that {type(base).__name__} at site {site!r} "
                 f"cannot score: its support is {base.support}"
             )
+            message += getattr(base.support, "advice", "")
             if base.support is constraints.boolean and low >= 0:
                 message += (
                     ". Grey pixels have no probability under it: binarise the data (binarise: dynamic draws the pixels anew at "

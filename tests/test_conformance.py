@@ -119,9 +119,13 @@ def refusing_unknown_kl(estimator: type) -> Iterator[None]:
 def total(distribution) -> float:
     """The integral, or sum, of a density over one dimension."""
     support = getattr(distribution.support, "base_constraint", distribution.support)
-    if support.is_discrete:
+    if support is constraints.nonnegative_integer:
+        points, width = torch.arange(2000.0), 1.0
+    elif support.is_discrete:
         upper = 1 if support is constraints.boolean else int(torch.as_tensor(support.upper_bound).max())
         points, width = torch.arange(upper + 1.0), 1.0
+    elif not support.check(torch.tensor([-1.0])).all():  # the unit interval, at the middles of small pieces
+        points, width = (torch.arange(200_000) + 0.5) / 200_000, 1 / 200_000
     else:
         points, width = torch.linspace(-60, 60, 200_001), 120 / 200_000
     return float(distribution.log_prob(points[:, None]).detach().double().exp().sum()) * width

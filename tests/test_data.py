@@ -48,6 +48,10 @@ def test_torchvision_format(cls, mnist_root):
     assert not splits.valid.dynamic
     assert splits.support is constraints.boolean
     grey = cls(mnist_root, binarise="none", valid=50).load()
+    levels = cls(mnist_root, binarise="levels", valid=50).load()
+    torch.testing.assert_close(levels.train.x / 255, grey.train.x)
+    assert (levels.train.x == levels.train.x.round()).all()
+    assert levels.support.upper_bound == 255
     assert grey.support is constraints.unit_interval
     assert grey.train.x.max() == 1
     torch.testing.assert_close(splits.train.x, grey.train.x)

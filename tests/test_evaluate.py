@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from math import log
+
 import pytest
 import torch
 from oracles import LinearGaussian
 
 import pyro_vae.evaluate as ev
 from pyro_vae.data import Split
+from pyro_vae.evaluate import bits_per_dim
 
 
 def test_mean_and_standard_error():
@@ -87,3 +90,8 @@ def test_compiled_chunks_are_the_eager_ones():
     split = Split(oracle.data(25))
     found = [ev.log_px(oracle.vae, split, 7, batch_size=10, compile=compile, seed=2) for compile in ("on", "off")]
     torch.testing.assert_close(*found, rtol=0, atol=1e-9)
+
+
+def test_bits_per_dimension_of_a_uniform_distribution():
+    """Levels 0..15 with equal chances take four bits a pixel."""
+    torch.testing.assert_close(bits_per_dim(torch.tensor([-64 * log(16.0)]), (1, 8, 8)), torch.tensor([4.0]))

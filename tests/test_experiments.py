@@ -201,7 +201,7 @@ MINE = """
             return dist.Poisson(torch.ones(len(x), self.dims.latent)).to_event(1)
 """
 WRONG = {
-    "class": (["--prior", "Nothing"], "--prior Nothing: there is no class of that name. Known: StandardNormal"),
+    "class": (["--prior", "Nothing"], "--prior Nothing: there is no class of that name. Known: CouplingFlow"),
     "class path": (["--prior", "no_file.Nothing"], "no_file"),
     "option": (["--pior", "StandardNormal"], "pior"),
     "option of a class": (["--guide.net", "MLP"], "'net' is not accepted"),
@@ -219,7 +219,7 @@ WRONG = {
     "config": (["--config", "none.yaml"], "none.yaml"),
     "no class": (
         ["--likelihood.network.hidden", "[3]"],
-        "name one with --likelihood CLASS (known: Bernoulli, Binomial, Normal)",
+        "name one with --likelihood CLASS (known: Bernoulli, Beta,",
     ),
     "bad config": (["--config", "bad.yaml"], "Problems parsing config"),
     "missing option": (["--data", "Arrays"], "required: path"),

@@ -1,8 +1,39 @@
-"""Likelihoods p(x|t,w). Each is a `Likelihood`.
+"""Likelihoods p(x|t,w). Each is a `Likelihood`: ``likelihood(t)`` has batch shape ``t.shape[:-1]``, event shape ``x_shape``.
 
-``likelihood(t)`` has batch shape ``t.shape[:-1]`` and event shape ``x_shape``.
+====================== ============================================== ===================================
+likelihood             of each pixel                                  data
+====================== ============================================== ===================================
+`Bernoulli`            0 or 1                                         binary
+`ContinuousBernoulli`  density on [0, 1], with its constant           grey in [0, 1]
+`Beta`                 Beta(m ν, (1 - m) ν)                           grey in (0, 1), without the ends
+`Normal`               N(m, σ²), σ fixed or learned, also by pixel    any numbers
+`Binomial`             Binomial(n, p)                                 counts 0..n
+`Poisson`              Poisson(exp a)                                 counts
+`NegativeBinomial`     mean μ, variance μ + μ²/r                      counts
+`Categorical`          a probability for each level                   levels 0..L-1
+`DiscretizedLogistic`  a (mixture of) logistic distribution, in bins  levels 0..L-1
+====================== ============================================== ===================================
+
+All are scored with their full normalising constants, in nats. The decoder's output starts at the training mean: the link of
+``dims.x_mean`` is added to what the network returns. This is the initial output bias of Burda et al. 2016 (section 5) for any
+network, with or without a bias per pixel.
 """
 
-from pyro_vae.likelihoods.basic import Bernoulli, Binomial, Normal, default_likelihood
+from pyro_vae.likelihoods.binary import Bernoulli, ContinuousBernoulli
+from pyro_vae.likelihoods.counts import Binomial, NegativeBinomial, Poisson
+from pyro_vae.likelihoods.default import default_likelihood
+from pyro_vae.likelihoods.levels import Categorical, DiscretizedLogistic
+from pyro_vae.likelihoods.real import Beta, Normal
 
-__all__ = ["Bernoulli", "Binomial", "Normal", "default_likelihood"]
+__all__ = [
+    "Bernoulli",
+    "Beta",
+    "Binomial",
+    "Categorical",
+    "ContinuousBernoulli",
+    "DiscretizedLogistic",
+    "NegativeBinomial",
+    "Normal",
+    "Poisson",
+    "default_likelihood",
+]

@@ -1,4 +1,4 @@
-"""Networks: the deterministic maps inside guides and likelihoods. Each takes any leading dimensions."""
+"""Networks of dense layers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from math import prod
 from typing import Any, final
 
 from torch import Tensor, nn
+from torch.nn.functional import glu
 
 from pyro_vae.base import Network, Shape
 
@@ -58,6 +59,40 @@ class MLP(Network):
         """Maps ``(*lead, *in_shape)`` to ``(*lead, *out_shape)``."""
         lead = inputs.shape[: inputs.dim() - len(self.in_shape)]
         outputs: Tensor = self.layers(inputs.reshape(*lead, prod(self.in_shape)))
+        return outputs.reshape(*lead, *self.out_shape)
+
+
+@final
+class GatedMLP(Network):
+    """A multilayer perceptron of gated layers h = (A x + a) ⊙ sigmoid(B x + b) (Tomczak and Welling 2018, section 4.1).
+
+    Args:
+        in_shape: shape of one input; the other dimensions lead.
+        out_shape: shape of one output.
+        hidden: width of each hidden layer.
+
+    Raises:
+        ValueError: a hidden layer of no width.
+    """
+
+    def __init__(self, in_shape: Shape, out_shape: Shape, hidden: Sequence[int] = (300, 300)) -> None:
+        super().__init__(in_shape, out_shape)
+        if any(width < 1 for width in hidden):
+            raise ValueError(f"hidden: expected widths of at least 1, got {list(hidden)}")
+        widths = [prod(in_shape), *hidden]
+        self.layers = nn.ModuleList(nn.Linear(fan_in, 2 * fan_out) for fan_in, fan_out in pairwise(widths))
+        self.head = nn.Linear(widths[-1], prod(out_shape))
+        for linear in (*self.layers, self.head):
+            nn.init.kaiming_normal_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Maps ``(*lead, *in_shape)`` to ``(*lead, *out_shape)``."""
+        lead = inputs.shape[: inputs.dim() - len(self.in_shape)]
+        h = inputs.reshape(*lead, prod(self.in_shape))
+        for layer in self.layers:
+            h = glu(layer(h))
+        outputs: Tensor = self.head(h)
         return outputs.reshape(*lead, *self.out_shape)
 
 

@@ -1,0 +1,165 @@
+"""Likelihoods of pixels that are levels 0..L-1, such as the 256 of a grey image; bits per dimension mean something here."""
+
+from __future__ import annotations
+
+from math import lgamma, log
+from typing import Any, final
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
+from torch.nn.functional import logsigmoid
+
+from pyro_vae.base import Dims, Distribution, Likelihood
+from pyro_vae.flows import Sizes
+from pyro_vae.likelihoods.links import logit_of_mean, mean_or, stacked, unstacked
+from pyro_vae.networks import MLP, NetworkFactory
+
+_SHARPEST = -7.0
+"""The smallest log s, with levels scaled to [-1, 1], as in the code of Salimans et al. 2017."""
+
+
+@final
+class Categorical(Likelihood):
+    """p(x|t,w) = ∏ softmax(a_j(t))[x_j], with a logit for each level of each pixel.
+
+    Args:
+        dims: the sizes, filled in by the program.
+        network: the decoder, from t to L logits a pixel.
+        levels: L.
+
+    Raises:
+        ValueError: fewer than two levels.
+    """
+
+    offset: Tensor
+
+    def __init__(self, dims: Dims, network: NetworkFactory = MLP, levels: int = 256) -> None:
+        super().__init__(dims)
+        _check_levels(levels)
+        self.levels, n = levels, levels - 1
+        self.network = network((dims.latent,), stacked(dims, levels))
+        # It starts at the Binomial distribution with the training mean.
+        log_choose = torch.tensor([lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1) for k in range(levels)])
+        self.register_buffer("offset", log_choose + torch.arange(levels) * logit_of_mean(dims, n)[..., None])
+
+    def forward(self, t: Tensor) -> Distribution:
+        """Returns the categorical distributions of all pixels, for t of shape ``(*batch, d)``."""
+        logits = unstacked(self.network(t), self.dims, self.levels).movedim(0, -1) + self.offset
+        return _Levels(logits=logits).to_event(len(self.dims.x_shape))
+
+
+class _Levels(dist.Categorical):
+    """A categorical distribution over numbers, which have a mean."""
+
+    @property
+    def mean(self) -> Tensor:
+        """Σ_k k p_k."""
+        return (self.probs * torch.arange(self.probs.shape[-1], device=self.probs.device)).sum(-1)
+
+    def sample(self, sample_shape: Sizes = ()) -> Tensor:
+        """Levels, as the numbers that data hold."""
+        return dist.Categorical.sample(self, Size(sample_shape)).to(self.logits.dtype)
+
+
+@final
+class DiscretizedLogistic(Likelihood):
+    """p(x|t,w) = ∏ [F(x_j + ½) - F(x_j - ½)], F of a logistic distribution or a mixture; the end levels take the tails.
+
+    Of Kingma et al. 2016 (equation 13), with the mixture of Salimans et al. 2017 (equation 2), independent over channels.
+
+    Args:
+        dims: the sizes, filled in by the program.
+        network: the decoder, from t to location, log scale and, of a mixture, logit of each component, a pixel.
+        levels: number of levels.
+        components: of the mixture; 1 is one logistic distribution.
+
+    Raises:
+        ValueError: fewer than two levels, or no component.
+    """
+
+    offset: Tensor
+
+    def __init__(self, dims: Dims, network: NetworkFactory = MLP, levels: int = 256, components: int = 1) -> None:
+        super().__init__(dims)
+        _check_levels(levels)
+        if components < 1:
+            raise ValueError(f"components: expected at least 1, got {components}")
+        self.levels, self.components = levels, components
+        self.network = network((dims.latent,), stacked(dims, self._numbers))
+        self.register_buffer("offset", 2 * mean_or(dims, (levels - 1) / 2) / (levels - 1) - 1)
+
+    @property
+    def _numbers(self) -> int:
+        return 2 if self.components == 1 else 3 * self.components
+
+    def forward(self, t: Tensor) -> Distribution:
+        """Returns the distributions of all pixels, for t of shape ``(*batch, d)``."""
+        numbers, pixels = unstacked(self.network(t), self.dims, self._numbers), len(self.dims.x_shape)
+        if self.components == 1:
+            return _Discretized(numbers[0] + self.offset, _scale(numbers[1]), self.levels).to_event(pixels)
+        loc, log_scale, logits = (part.movedim(0, -1) for part in numbers.chunk(3))
+        # Components start a third of the range apart from each other in all, around the mean.
+        loc = loc + self.offset[..., None] + torch.linspace(-1 / 3, 1 / 3, self.components, device=loc.device)
+        each = _Discretized(loc, _scale(log_scale), self.levels)
+        return dist.MixtureSameFamily(dist.Categorical(logits=logits), each).to_event(pixels)
+
+
+def _scale(number: Tensor) -> Tensor:
+    """S > 0, a tenth of the range where the network gives 0."""
+    return (number + log(0.2)).clamp(min=_SHARPEST).exp()
+
+
+class _Discretized(TorchDistribution):
+    """A logistic distribution on [-1, 1] and beyond, by the probability of each of L bins; event shape ``()``.
+
+    Args:
+        loc: location.
+        scale: s.
+        levels: L.
+    """
+
+    arg_constraints: dict[str, Constraint] = {}  # noqa: RUF012  (as torch declares it)
+
+    def __init__(self, loc: Tensor, scale: Tensor, levels: int) -> None:
+        self.loc, self.scale, self.levels = loc, scale, levels
+        super().__init__(loc.shape, Size(), validate_args=False)
+
+    @property
+    def support(self) -> Constraint:
+        """0..L-1."""
+        return constraints.integer_interval(0, self.levels - 1)
+
+    def expand(self, batch_shape: Sizes, _instance: Any = None) -> _Discretized:
+        """The same distribution for more data or particles."""
+        return _Discretized(self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.levels)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log [σ(a) - σ(b)] = log σ(a) + log σ(-b) + log(1 - e^(b - a)), at the bin's ends a and b: exact in every tail."""
+        half, x = 1 / (self.levels - 1), 2 * value / (self.levels - 1) - 1
+        a, b = (x + half - self.loc) / self.scale, (x - half - self.loc) / self.scale
+        below, above = logsigmoid(a), logsigmoid(-b)  # log F of the upper end, log (1 - F) of the lower
+        inside = below + above + torch.log(-torch.expm1(-2 * half / self.scale))
+        return torch.where(value <= 0, below, torch.where(value >= self.levels - 1, above, inside))
+
+    def sample(self, sample_shape: Sizes = ()) -> Tensor:
+        """A logistic draw, rounded to its level."""
+        u = torch.rand((*sample_shape, *self.batch_shape), dtype=self.loc.dtype, device=self.loc.device)
+        y = self.loc + self.scale * (u.clamp(1e-7, 1 - 1e-7)).logit()
+        return ((y + 1) / 2 * (self.levels - 1)).round().clamp(0, self.levels - 1).detach()
+
+    @property
+    def mean(self) -> Tensor:
+        """Σ_k P(x > k), over the bins' upper ends."""
+        total = torch.zeros_like(self.loc)
+        for k in range(self.levels - 1):
+            total = total + torch.sigmoid((self.loc - ((2 * k + 1) / (self.levels - 1) - 1)) / self.scale)
+        return total
+
+
+def _check_levels(levels: int) -> None:
+    if levels < 2:
+        raise ValueError(f"levels: expected at least 2, got {levels}")
