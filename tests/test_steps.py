@@ -12,7 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from oracles import LinearGaussian
-from test_conformance import BITS, ESTIMATORS, GUIDES, LIKELIHOODS, PRIORS, build
+from test_conformance import BITS, ESTIMATORS, GUIDES, LIKELIHOODS, PRIORS, build, vae_of
 from torch import nn
 from torch.optim import SGD, Adam, Adamax, AdamW
 
@@ -129,14 +129,13 @@ def test_every_option(options):
 
 @compiler
 def test_dynamic_binarisation_and_bf16(digits):
-    vae, x = vae_of(LIKELIHOODS[0]), torch.rand(16, 1, 4, 4)
-    assert LIKELIHOODS[0].__name__ == "Bernoulli"
+    vae, x = vae_of(Bernoulli), torch.rand(16, 1, 4, 4)
     agree(update_of(vae, x, DReG(2), dynamic=True), tolerance=1e-3)
     agree(update_of(vae, x, IWAE(2), dynamic=True, precision="bf16"), tolerance=0.1)
 
 
 def test_bf16_keeps_sums_and_weights_in_float32():
-    vae = vae_of(LIKELIHOODS[0])
+    vae = vae_of(Bernoulli)
     x = torch.rand(16, 1, 4, 4).bernoulli()
     half, full = update_of(vae, x, precision="bf16"), update_of(vae, x)
     index, leaves = torch.arange(16), half.phases["both"]
