@@ -21,19 +21,21 @@ from rich.console import Console
 from rich.table import Table
 from torch.distributions.constraints import boolean, integer_interval
 
-from pyro_vae import VAE, Estimator, figures, fit, load
+from pyro_vae import Estimator, figures, fit, load
 from pyro_vae.data import Data, Digits, Split, Splits
 from pyro_vae.estimators import ELBO
 from pyro_vae.evaluate import bits_per_dim, decode, encode, log_px, mean, reconstruct, sample
 from pyro_vae.guides import DiagonalNormal
+from pyro_vae.hierarchies import TwoLayer  # noqa: F401  (a class is found by its name once it is imported)
 from pyro_vae.likelihoods import default_likelihood
 from pyro_vae.networks import count_parameters
 from pyro_vae.objectives import Objective
 from pyro_vae.priors import StandardNormal
 from pyro_vae.programs import seeded
-from pyro_vae.runs import GuideFactory, LikelihoodFactory, PriorFactory, Run, assemble
+from pyro_vae.runs import GuideFactory, LikelihoodFactory, ModelFactory, PriorFactory, Run, assemble
 from pyro_vae.steps import Compile, Precision
 from pyro_vae.training import Epoch, OptimiserFactory, Progress, ScheduleFactory, evaluate_bound
+from pyro_vae.vae import Model
 
 console = Console(highlight=False)
 HEADER = f"{'epoch':<13}{'train':>11}{'validation':>11}{'reconstruction':>16}{'KL':>9}{'seconds':>9}"
@@ -44,6 +46,7 @@ def train(
     prior: PriorFactory = StandardNormal,
     guide: GuideFactory = DiagonalNormal,
     likelihood: LikelihoodFactory | None = None,
+    model: ModelFactory | None = None,
     latent: int = 8,
     estimator: Estimator = ELBO(),
     objective: Objective = Objective(),
@@ -73,6 +76,7 @@ def train(
         guide: The guide q(t|x,φ), with its network, the encoder.
         likelihood: The likelihood p(x|t,w), with its network, the decoder. By default the one that fits the data: Bernoulli
             for binary pixels, Binomial for counts, Normal with a learned scale for other numbers.
+        model: A model of several stochastic layers, such as TwoLayer. By default the VAE of prior, guide and likelihood.
         latent: d, the dimension of the latent t.
         estimator: The bound on log p(x) that is maximised, and its gradient.
         objective: What is optimised in place of the bound, by weights of its terms. The bound itself is reported in any case.
@@ -106,7 +110,7 @@ def train(
     with seeded(
         torch.device("cpu"), seed, "first weights"
     ):  # on the CPU, so that the first weights are the same on every device
-        vae = assemble(dims, prior, guide, likelihood or default_likelihood(splits.support)).to(where)
+        vae = assemble(dims, prior, guide, likelihood or default_likelihood(splits.support), model).to(where)
 
     records: list[Epoch] = []
     start = time.perf_counter()
@@ -168,12 +172,14 @@ def train(
         raise SystemExit(130)
 
 
-def introduce(vae: VAE, data: Data, splits: Splits, device: torch.device) -> None:
+def introduce(vae: Model, data: Data, splits: Splits, device: torch.device) -> None:
     """Says what is trained on what."""
     parts = ", ".join(type(part).__name__ for part in (vae.prior, vae.posterior, vae.likelihood))
     sizes = f"{len(splits.train)} train, {len(splits.valid)} validation, {len(splits.test)} test"
     console.print(f"{type(data).__name__}: {sizes}, each {'×'.join(map(str, splits.x_shape))}")
-    console.print(f"VAE: {parts}; d = {vae.dims.latent}, {count_parameters(vae):,} parameters, on {device}")
+    console.print(
+        f"{type(vae).__name__}: {parts}; d = {vae.dims.latent}, {count_parameters(vae):,} parameters, on {device}"
+    )
     console.print("Bounds on log p(x), in nats per datum; reconstruction E log p(x|t) and KL on the validation data.\n")
     console.print(HEADER, style="bold")
 
@@ -189,7 +195,7 @@ def line(record: Epoch, epochs: int) -> str:
 
 def report(
     run: Run,
-    vae: VAE,
+    vae: Model,
     splits: Splits,
     estimator: Estimator,
     K: int,
@@ -226,7 +232,7 @@ def report(
     run.result(values)
 
 
-def draw(run: Run, vae: VAE, splits: Splits, records: list[Epoch]) -> None:
+def draw(run: Run, vae: Model, splits: Splits, records: list[Epoch]) -> None:
     """The figures of a run."""
     x, labels = splits.test.x[:1000], None if splits.test.labels is None else splits.test.labels[:1000]
     vmax = float(splits.train.x.max())
@@ -248,7 +254,7 @@ def draw(run: Run, vae: VAE, splits: Splits, records: list[Epoch]) -> None:
         run.figure("traversals", traversals(vae, x, vmax))
 
 
-def traversals(vae: VAE, x: torch.Tensor, vmax: float) -> Any:
+def traversals(vae: Model, x: torch.Tensor, vmax: float) -> Any:
     """The most central test datum, with one of the ten most used latents moved at a time."""
     ticks = torch.linspace(-3, 3, 11, device=x.device)
     posterior_means = torch.stack([encode(vae, x, seed=seed) for seed in range(10)]).mean(0)

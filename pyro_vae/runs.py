@@ -34,11 +34,12 @@ from safetensors.torch import save
 from pyro_vae._version import version as own_version
 from pyro_vae.base import Dims, Guide, Likelihood, Prior
 from pyro_vae.training import Epoch
-from pyro_vae.vae import VAE
+from pyro_vae.vae import VAE, Model
 
 PriorFactory = Callable[[Dims], Prior]
 GuideFactory = Callable[[Dims], Guide]
 LikelihoodFactory = Callable[[Dims], Likelihood]
+ModelFactory = Callable[[Dims, PriorFactory, GuideFactory, LikelihoodFactory], Model]
 
 _PARTS = ("prior", "guide", "likelihood")
 _CONFIG, _WEIGHTS, _METRICS = "config.yaml", "model.safetensors", "metrics.jsonl"
@@ -69,7 +70,7 @@ class Run:
         versions = {"pyro_vae": own_version, "python": platform.python_version()} | {n: version(n) for n in names}
         (folder / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
 
-    def record(self, epoch: Epoch, vae: VAE) -> None:
+    def record(self, epoch: Epoch, vae: Model) -> None:
         """Keeps an epoch: its weights, replaced in one move so that a cut leaves the old ones, then its line."""
         data = None if vae.dims.train is None else len(vae.dims.train)
         sizes = {"latent": vae.dims.latent, "x_shape": vae.dims.x_shape, "data": data, "epoch": epoch.epoch}
@@ -92,7 +93,7 @@ class Run:
         figure.savefig(self.folder / "figures" / f"{name}.png")
 
 
-def load(folder: str | os.PathLike[str]) -> VAE:
+def load(folder: str | os.PathLike[str]) -> Model:
     """Rebuilds the VAE of a run folder, on the CPU, in evaluation mode, with its trained weights.
 
     Args:
@@ -118,7 +119,7 @@ def load(folder: str | os.PathLike[str]) -> VAE:
         config = yaml.safe_load((path / _CONFIG).read_text())
         if not isinstance(config, dict) or not config.keys() >= set(_PARTS):
             raise ValueError(f"no configuration of a run: it has not all of the keys {', '.join(_PARTS)}")
-        vae = build(dims, {name: config[name] for name in _PARTS})
+        vae = build(dims, {name: config[name] for name in (*_PARTS, "model") if name in config})
     with _blamed(path / _WEIGHTS):
         vae.load_state_dict(state)
     return vae.eval()
@@ -130,16 +131,24 @@ def _dims(latent: int, x_shape: list[int], data: int | None = None, **_: Any) ->
     return Dims(latent, tuple(x_shape), train=train)
 
 
-def build(dims: Dims, parts: dict[str, Any]) -> VAE:
+def build(dims: Dims, parts: dict[str, Any]) -> Model:
     """A VAE from its parts' descriptions (class path and arguments), as the command line and config.yaml give them."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_function_arguments(assemble, skip={"dims"}, fail_untyped=False)
     return assemble(dims, **vars(parser.instantiate(parser.parse_object(parts))))
 
 
-def assemble(dims: Dims, prior: PriorFactory, guide: GuideFactory, likelihood: LikelihoodFactory) -> VAE:
-    """The VAE of three parts that are still to be told its sizes."""
-    return VAE(prior(dims), guide(dims), likelihood(dims))
+def assemble(
+    dims: Dims,
+    prior: PriorFactory,
+    guide: GuideFactory,
+    likelihood: LikelihoodFactory,
+    model: ModelFactory | None = None,
+) -> Model:
+    """The model of three parts that are still to be told its sizes: a `VAE`, or another class."""
+    if model is None:
+        return VAE(prior(dims), guide(dims), likelihood(dims))
+    return model(dims, prior, guide, likelihood)
 
 
 @contextmanager

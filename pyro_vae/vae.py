@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from itertools import count
-from typing import final
+from typing import Any, final
 from weakref import WeakKeyDictionary
 
 import pyro
@@ -19,20 +20,19 @@ _names: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 _numbers = count()
 
 
-@final
-class VAE(nn.Module):
-    """p(x|w) = ∫ p(x|t,w) p(t) dt with the amortised posterior q(t|x,φ) (Kingma and Welling 2014, equations 1-3).
+class Model(nn.Module, ABC):
+    """A Pyro model and a Pyro guide of three parts, and of what a subclass puts between them.
 
     `model` and `guide` are ordinary Pyro programs: stock `pyro.infer.SVI`, `Predictive` and `pyro.poutine` take them as they
-    are. Their sites are ``"t"`` (latent) and ``"x"`` (observed), inside the plate ``"data"`` at dimension -1.
+    are. Their sites stand in the plate ``"data"`` at dimension -1; ``"t"`` is the latent next to the data, ``"x"`` is observed.
 
     Args:
-        prior: p(t).
+        prior: p of the topmost latent.
         guide: q(t|x,φ); kept as `posterior`, since `guide` is the Pyro program.
         likelihood: p(x|t,w).
 
     Raises:
-        ValueError: the parts were built for different sizes, or the prior has no density.
+        ValueError: the guide and the likelihood were built for different sizes, or the prior has no density.
         TypeError: an argument is not the part that its place takes.
     """
 
@@ -45,21 +45,56 @@ class VAE(nn.Module):
         ):
             if not isinstance(part, base):
                 raise TypeError(f"{name}: expected a {base.__name__}, got {part!r}")
-        latents = {"prior": prior.dims.latent, "guide": guide.dims.latent, "likelihood": likelihood.dims.latent}
-        if len(set(latents.values())) > 1:
-            raise ValueError(f"parts of different latent sizes: {latents}")
         if guide.dims.x_shape != likelihood.dims.x_shape:
             raise ValueError(f"guide takes x of shape {guide.dims.x_shape}, likelihood gives {likelihood.dims.x_shape}")
         self.prior, self.posterior, self.likelihood = prior, guide, likelihood
-        parts = Parts(prior, guide, likelihood)
-        for one in parts:
-            one.join(parts)
-        _check_prior(prior)
 
     @property
     def dims(self) -> Dims:
-        """The sizes that the parts were built for."""
+        """The sizes that guide and likelihood were built for."""
         return self.likelihood.dims
+
+    @abstractmethod
+    def model(self, x: Tensor | None = None, n: int = 1) -> Tensor:
+        """The Pyro model of data ``(B, *x_shape)``, or of n data that it draws."""
+
+    @abstractmethod
+    def guide(self, x: Tensor) -> Any:
+        """The Pyro guide."""
+
+    @final
+    def register(self, role: str, part: nn.Module) -> None:
+        """Shows a part's parameters to Pyro: to be called by the model for those of w, by the guide for those of φ."""
+        if self not in _names:
+            _names[self] = f"vae{next(_numbers)}"
+        pyro.module(f"{_names[self]}.{role}", part)
+
+
+@final
+class VAE(Model):
+    """p(x|w) = ∫ p(x|t,w) p(t) dt with the amortised posterior q(t|x,φ) (Kingma and Welling 2014, equations 1-3).
+
+    The sites of its programs are ``"t"`` and ``"x"``.
+
+    Args:
+        prior: p(t).
+        guide: q(t|x,φ); kept as `posterior`, since `guide` is the Pyro program.
+        likelihood: p(x|t,w).
+
+    Raises:
+        ValueError: the parts were built for different sizes, or the prior has no density.
+        TypeError: an argument is not the part that its place takes.
+    """
+
+    def __init__(self, prior: Prior, guide: Guide, likelihood: Likelihood) -> None:
+        super().__init__(prior, guide, likelihood)
+        latents = {"prior": prior.dims.latent, "guide": guide.dims.latent, "likelihood": likelihood.dims.latent}
+        if len(set(latents.values())) > 1:
+            raise ValueError(f"parts of different latent sizes: {latents}")
+        parts = Parts(prior, guide, likelihood)
+        for one in parts:
+            one.join(parts)
+        check_prior(prior)
 
     def model(self, x: Tensor | None = None, n: int = 1) -> Tensor:
         """p(t) p(x|t,w): t ~ p(t), x ~ p(x|t,w).
@@ -71,8 +106,8 @@ class VAE(nn.Module):
         Returns:
             x, of shape ``(B, *x_shape)``, or ``(K, B, *x_shape)`` inside a plate of particles.
         """
-        self._register("prior", self.prior)
-        self._register("likelihood", self.likelihood)
+        self.register("prior", self.prior)
+        self.register("likelihood", self.likelihood)
         with pyro.plate("data", n if x is None else len(x), dim=-1):
             t = pyro.sample("t", self.prior())
             sample: Tensor = pyro.sample("x", self.likelihood(t), obs=x)
@@ -87,19 +122,13 @@ class VAE(nn.Module):
         Returns:
             t, of shape ``(B, d)`` or ``(K, B, d)``.
         """
-        self._register("guide", self.posterior)
+        self.register("guide", self.posterior)
         with pyro.plate("data", len(x), dim=-1):
             sample: Tensor = pyro.sample("t", self.posterior(x))
         return sample
 
-    def _register(self, role: str, part: nn.Module) -> None:
-        """Shows a part's parameters to Pyro, those of prior and likelihood as the model's (w), the guide's as φ."""
-        if self not in _names:
-            _names[self] = f"vae{next(_numbers)}"
-        pyro.module(f"{_names[self]}.{role}", part)
 
-
-def _check_prior(prior: Prior) -> None:
+def check_prior(prior: Prior) -> None:
     """Raises ValueError if p(t) cannot be had at a t that the prior did not draw itself: every bound needs it there."""
     with torch.no_grad(), seeded(torch.device("cpu"), "check"), pyro.validation_enabled(False):
         try:
