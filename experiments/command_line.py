@@ -97,12 +97,13 @@ def with_data(parser: Parser, options: Namespace) -> tuple[dict[str, Any], Split
     """The function's arguments, its data, loaded, and the options with a likelihood that fits the data if none was chosen."""
     arguments = parser.arguments(options)
     splits = arguments["data"].load()
-    if options.likelihood is None:
+    slot = "likelihoods" if "likelihoods" in options else "likelihood"
+    if options[slot] is None:
         fitting = default_likelihood(splits.support)
         chosen = fitting if isinstance(fitting, partial) else partial(fitting)
         path = f"{chosen.func.__module__}.{chosen.func.__qualname__}"
-        likelihood = {"likelihood": {"class_path": path, "init_args": chosen.keywords}}
-        options = parser.parse_object(likelihood, namespace=options)
+        described = {"class_path": path, "init_args": chosen.keywords}
+        options = parser.parse_object({slot: described if slot == "likelihood" else [described]}, namespace=options)
         arguments = parser.arguments(options)
     return arguments, splits, options
 

@@ -154,6 +154,36 @@ def encode(programs: Programs, x: Tensor, site: str = "t", seed: int = 0) -> Ten
         return draw_latents(programs.guide, x)[site]
 
 
+def active_units(
+    programs: Programs, split: Split, site: str = "t", threshold: float = 0.01, draws: int = 20, seed: int = 0
+) -> Tensor:
+    """Which latents are in use ``(d,)``: those with Var_x E_q[t_j|x] above a threshold (Burda et al. 2016, section 5.1).
+
+    For guides of any kind, without a mean in closed form: the covariance over x of two means over ``draws`` independent draws
+    each has that variance as its expectation.
+
+    Args:
+        programs: a model and a guide.
+        split: N data, at least two.
+        site: the latent.
+        threshold: their paper's.
+        draws: in each of the two means.
+        seed: of the draws.
+    """
+    return variance_of_means(programs, split, site, draws, seed) > threshold
+
+
+def variance_of_means(programs: Programs, split: Split, site: str = "t", draws: int = 20, seed: int = 0) -> Tensor:
+    """Var_x E_q[t_j|x] ``(d,)``, without bias from the noise of the draws (see `active_units`)."""
+    halves: list[list[Tensor]] = [[], []]
+    with _evaluating(programs, split.x.device, seed, "active units"):
+        for x in split.batches(1000):
+            for half in halves:
+                half.append(torch.stack([draw_latents(programs.guide, x)[site] for _ in range(draws)]).mean(0))
+    one, other = (torch.cat(half).double() for half in halves)
+    return ((one - one.mean(0)) * (other - other.mean(0))).sum(0) / (len(one) - 1)
+
+
 def decode(programs: Programs, t: Tensor, x: Tensor, site: str = "t") -> Tensor:
     """E[x|t] for latents t ``(N, d)``. Of x only the shape of a datum is used."""
     with _evaluating(programs, x.device, "images"):

@@ -19,11 +19,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from pyro_vae import VAE, Estimator
+from pyro_vae import Estimator
 from pyro_vae.data import Splits
 from pyro_vae.likelihoods import default_likelihood
 from pyro_vae.programs import seeded
 from pyro_vae.runs import GuideFactory, LikelihoodFactory, PriorFactory, assemble
+from pyro_vae.vae import Model
 
 EstimatorFactory = Callable[[int], Estimator]
 
@@ -111,7 +112,8 @@ class Cells:
 
 def file_name(*key: object) -> str:
     """A name for a cell's file or folder."""
-    return re.sub(r"[^\w.,=()+-]", "_", "-".join(str(part) for part in key))
+    name = re.sub(r"[^\w.,=()+-]", "_", "-".join(str(part) for part in key))
+    return name if len(name) <= 120 else f"{name[:110]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def label(part: str | dict[str, Any]) -> str:
@@ -119,8 +121,21 @@ def label(part: str | dict[str, Any]) -> str:
     path, options = (part, {}) if isinstance(part, str) else (part["class_path"], part.get("init_args") or {})
     defaults = signature(resolve_name(path)).parameters
     name = path.rpartition(".")[2] if path.startswith("pyro_vae.") else path
-    own = [f"{key}={value}" for key, value in options.items() if value != defaults[key].default]
+    own = [f"{key}={_value(value)}" for key, value in options.items() if not _is_default(value, defaults[key].default)]
     return f"{name}({', '.join(own)})" if own else name
+
+
+def _value(value: Any) -> str:
+    return label(value) if isinstance(value, dict) and "class_path" in value else str(value)
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    """Whether an option has its class's own default: itself, or, of a class, that class without options of its own."""
+    if isinstance(default, tuple):
+        default = list(default)
+    if isinstance(value, dict) and "class_path" in value and isinstance(default, type):
+        return label(value) == default.__name__
+    return bool(value == default)
 
 
 def labels(parts: Sequence[str | dict[str, Any]], option: str) -> list[str]:
@@ -153,7 +168,7 @@ def initialised(
     guide: GuideFactory,
     likelihood: LikelihoodFactory | None,
     seed: int,
-) -> VAE:
+) -> Model:
     """The VAE that train.py starts from, on the CPU."""
     with seeded(torch.device("cpu"), seed, "first weights"):
         return assemble(splits.dims(latent), prior, guide, likelihood or default_likelihood(splits.support))

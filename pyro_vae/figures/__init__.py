@@ -21,15 +21,19 @@ from pyro_vae.figures.images import (
     samples,
     traversals,
 )
+from pyro_vae.figures.parts import Cloud, against_prior, gaps, side_by_side
 
 __all__ = [
     "PARAMETERS",
     "Case",
+    "Cloud",
     "Curve",
     "SNRLine",
+    "against_prior",
     "cases",
     "convergence",
     "cost",
+    "gaps",
     "grid",
     "growth",
     "latents",
@@ -37,6 +41,7 @@ __all__ = [
     "plane",
     "reconstructions",
     "samples",
+    "side_by_side",
     "snr",
     "timings",
     "traversals",

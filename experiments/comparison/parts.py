@@ -1,0 +1,290 @@
+"""The grid of compare_parts.py: its cells, its table, its figures."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from itertools import product
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from command_line import StopRequest, pick_device, progress_bar
+
+from comparison.cells import (
+    Cells,
+    EstimatorFactory,
+    check_numbers,
+    file_name,
+    initialised,
+    labels,
+    left_out,
+    wide_console,
+)
+from pyro_vae import figures, fit, load
+from pyro_vae.data import Data, Digits, Split, Splits
+from pyro_vae.estimators import ELBO
+from pyro_vae.evaluate import active_units, encode, log_px, mean, sample
+from pyro_vae.guides import DiagonalNormal
+from pyro_vae.networks import count_parameters
+from pyro_vae.objectives import Objective
+from pyro_vae.priors import MixtureOfNormals, StandardNormal, VampPrior
+from pyro_vae.programs import seeded
+from pyro_vae.runs import GuideFactory, LikelihoodFactory, PriorFactory, Run
+from pyro_vae.steps import Compile, Precision
+from pyro_vae.tally import DivergedError
+from pyro_vae.training import Epoch, OptimiserFactory, Progress, ScheduleFactory, evaluate_bound
+from pyro_vae.vae import Model
+
+console = wide_console()
+KINDS = ("prior", "guide", "likelihood", "estimator")
+
+
+def compare_parts(
+    priors: Sequence[PriorFactory] = (StandardNormal, MixtureOfNormals, VampPrior),
+    guides: Sequence[GuideFactory] = (DiagonalNormal,),
+    likelihoods: Sequence[LikelihoodFactory] | None = None,
+    estimators: Sequence[EstimatorFactory] = (ELBO,),
+    K: int = 1,
+    seeds: Sequence[int] = (0,),
+    epochs: int = 30,
+    data: Data = Digits(),
+    latent: int = 2,
+    objective: Objective = Objective(),
+    optimiser: OptimiserFactory = torch.optim.Adam,
+    schedule: ScheduleFactory | None = None,
+    batch_size: int = 50,
+    clip_norm: float | None = None,
+    compile: Compile = "auto",
+    precision: Precision = "fp32",
+    test_particles: int = 1000,
+    test_images: int = 500,
+    device: str = "auto",
+    out: Path | None = None,
+    *,
+    splits: Splits,
+    config: str,
+) -> None:
+    """Trains a VAE for each prior, guide, likelihood and estimator, and compares what they end in on the test data.
+
+    With one seed, all start from the same first weights as far as their shapes agree, and see the data in the same order.
+
+    Args:
+        priors: The priors p(t).
+        guides: The guides q(t|x,φ).
+        likelihoods: The likelihoods p(x|t,w). By default the one that fits the data.
+        estimators: The estimators, each called with K.
+        K: Number of particles of the estimators.
+        seeds: One training for each, of the first weights, the order of the data and the noise.
+        epochs: Passes over the training data.
+        data: The data set.
+        latent: d, the dimension of the latent t.
+        objective: What is optimised in place of the bound, by weights of its terms.
+        optimiser: The optimiser of w and φ.
+        schedule: A learning-rate schedule, moved on after each epoch.
+        batch_size: Data per step.
+        clip_norm: The largest norm of the gradient.
+        compile: Compile the step: on, off, or auto, where the steps ahead outweigh the time that it takes.
+        precision: fp32, or bf16: the networks' matrix products in bfloat16.
+        test_particles: K of the evaluation of log p(x), the same for all.
+        test_images: How many test images everything is evaluated on, counted from the first.
+        device: auto (CUDA where there is one), cpu, cuda or cuda:<number>.
+        out: The folder of runs, tables and figures. By default runs/parts-<a number for the options>.
+        splits: The data, loaded.
+        config: The resolved options.
+    """
+    described = yaml.safe_load(config)
+    named = [labels(described[f"{kind}s"], f"{kind}s") for kind in KINDS]
+    for option, numbers, least in (("seeds", seeds, 0), ("K", [K], 1), ("test_particles", [test_particles], 1)):
+        check_numbers(numbers, option, least)
+    check_numbers([test_images], "test_images", 2)
+    where = pick_device(device)
+    splits = splits.to(where)
+    cells = Cells(out, "parts", config, {*(f"{kind}s" for kind in KINDS), "seeds"})
+    first = Split(splits.test.x[:test_images], None if splits.test.labels is None else splits.test.labels[:test_images])
+    parts = (priors, guides, likelihoods or (), estimators)
+    made = [list(zip(names, of_kind, strict=True)) for names, of_kind in zip(named, parts, strict=True)]
+    specs = {
+        (kind, name): spec
+        for kind, names in zip(KINDS, named, strict=True)
+        for name, spec in zip(names, described[f"{kind}s"], strict=True)
+    }
+
+    skipped: dict[str, str] = {}
+    done: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    grid = [(seed, chosen) for seed in seeds for chosen in product(*made)]
+    steps = -(-len(splits.train) // batch_size)
+    with progress_bar(console) as bar, StopRequest() as stop:
+        task = bar.add_task("", total=len(grid) * epochs * steps)
+        for number, (seed, chosen) in enumerate(grid):
+            names = tuple(name for name, _ in chosen)
+            key = (*names, f"seed{seed}")
+            before, what = number * epochs * steps, ", ".join(_telling(names, named))
+
+            def on_step(now: Progress, before: int = before, what: str = what) -> None:
+                stop.check()
+                text = f"{what}, epoch {now.epoch}/{epochs}"
+                bar.update(task, completed=before + now.step, description=text, live=now.bound)
+
+            bar.update(task, completed=before, description=what)
+            cell = cells.get(*key)
+            folder = cells.folder / "runs" / file_name(*key)
+            if cell is None:
+                try:
+                    prior, guide, likelihood, make = (part for _, part in chosen)
+                    vae = initialised(splits, latent, prior, guide, likelihood, seed).to(where)
+                    estimator = make(K)
+                    records = fit(
+                        vae,
+                        splits,
+                        epochs=epochs,
+                        batch_size=batch_size,
+                        estimator=estimator,
+                        optimiser=optimiser,
+                        schedule=schedule,
+                        seed=seed,
+                        objective=objective,
+                        clip_norm=clip_norm,
+                        compile=compile,
+                        precision=precision,
+                        on_step=on_step,
+                    )
+                    shutil.rmtree(folder, ignore_errors=True)  # what a cut left of this cell
+                    run = Run(folder, _run_config(described, specs, names, K, seed))
+                    cell = {"seconds": _followed(records, vae, run, stop)}
+                except (ValueError, DivergedError) as error:
+                    skipped[f"{what}, seed {seed}"] = str(error).split("\n", 1)[0]
+                    continue
+                cell |= evaluated(vae, estimator, first, test_particles, compile)
+                reached = mean(torch.tensor(cell["log_px"]))
+                run.result({"log_px": {**reached._asdict(), "K": test_particles}})
+                cells.put(cell, *key)
+                console.print(f"{what}, seed {seed}: log p(x) = {reached} nats after {cell['seconds']:.0f} s")
+            done.setdefault(names, []).append({**cell, "folder": str(folder)})
+    left_out(console, skipped, bool(done))
+    report(
+        cells, done, named, f"{type(data).__name__}, d = {latent}, {epochs} epochs, {len(first)} test images", skipped
+    )
+    draw(cells, done, named, first, splits)
+    console.print(f"Tables, figures and cells, each a run folder: {cells.folder}", soft_wrap=True)
+
+
+def _followed(records: Iterator[Epoch], vae: Model, run: Run, stop: StopRequest) -> float:
+    """Trains to the end, keeping each epoch; returns the seconds that it took."""
+    seconds = 0.0
+    for record in records:
+        seconds += record.seconds
+        run.record(record, vae)
+        stop.check()
+    return seconds
+
+
+def evaluated(vae: Model, estimator: Any, first: Split, K: int, compile: Compile) -> dict[str, Any]:
+    """What a cell keeps, on the same images and by the same random numbers for every cell."""
+    of_one, own = evaluate_bound(vae, first, ELBO(K=10), 100, 0), evaluate_bound(vae, first, estimator, 100, 0)
+    return {
+        "log_px": log_px(vae, first, K, compile=compile).tolist(),
+        "elbo": of_one.per_datum().tolist(),
+        "kl": of_one.terms().kl,
+        "bound": own.terms().bound,
+        "active units": int(active_units(vae, first).sum()),
+        "model parameters": count_parameters(vae.prior) + count_parameters(vae.likelihood),
+        "guide parameters": count_parameters(vae.posterior),
+    }
+
+
+def report(
+    cells: Cells,
+    done: dict[tuple[str, ...], list[dict[str, Any]]],
+    named: list[list[str]],
+    title: str,
+    skipped: dict[str, str],
+) -> None:
+    """The table: means over seeds; ± is the standard error over images, and differences are paired by image."""
+    rows: list[dict[str, Any]] = []
+    base = np.mean([cell["log_px"] for cell in next(iter(done.values()))], axis=0)
+    for names, of_cell in done.items():
+        found = np.mean([cell["log_px"] for cell in of_cell], axis=0)
+        elbo = np.mean([cell["elbo"] for cell in of_cell], axis=0)
+        gap = found - base
+        row: dict[str, Any] = {"cell": ", ".join(_telling(names, named))}
+        row["log p(x)"] = f"{found.mean():.2f} ± {_error(found):.2f}"
+        row["to the first"] = f"{gap.mean():+.2f} ± {_error(gap):.2f}" if rows else "first"
+        row["ELBO"] = f"{elbo.mean():.2f}"
+        row["gap"] = f"{(found - elbo).mean():.2f}"
+        row["KL"] = f"{np.mean([cell['kl'] for cell in of_cell]):.2f}"
+        row["active"] = f"{np.mean([cell['active units'] for cell in of_cell]):g}"
+        row["parameters"] = f"{of_cell[0]['model parameters']:,} + {of_cell[0]['guide parameters']:,}"
+        row["s"] = f"{np.mean([cell['seconds'] for cell in of_cell]):.0f}"
+        row["seeds"] = len(of_cell)
+        row |= dict(zip(KINDS, names, strict=True))
+        row["own bound"] = float(np.mean([cell["bound"] for cell in of_cell]))
+        row["log p(x) (number)"], row["standard error over images"] = float(found.mean()), _error(found)
+        finals = np.array([np.mean(cell["log_px"]) for cell in of_cell])
+        row["standard error over seeds"] = float(finals.std(ddof=1) / sqrt(len(finals))) if len(finals) > 1 else ""
+        rows.append(row)
+    console.print(cells.table("parts", f"Test set, nats per datum: {title}", list(rows[0])[:9], rows))
+    console.print(
+        "± is the standard error over images, of a difference that of the paired differences; gap: log p(x) − ELBO; active: "
+        "latents whose posterior mean varies over the data; parameters of the model + of the guide; s: seconds of training."
+    )
+    (cells.folder / "left_out.csv").write_text("".join(f'"{cell}","{why}"\n' for cell, why in skipped.items()))
+
+
+def draw(
+    cells: Cells,
+    done: dict[tuple[str, ...], list[dict[str, Any]]],
+    named: list[list[str]],
+    first: Split,
+    splits: Splits,
+) -> None:
+    """Samples of each cell, its aggregate posterior against its prior, and log p(x) with the gap; of the first seed."""
+    pictures, clouds, bars = {}, {}, {}
+    for names, of_cell in done.items():
+        name, cell = "\n".join(_telling(names, named)), of_cell[0]
+        vae = load(cell["folder"]).to(first.x.device)
+        pictures[name] = sample(vae, first.x, 36)
+        t, prior = encode(vae, first.x), vae.prior()
+        used = encode(vae, first.x).var(0).argsort(descending=True)[:2].sort().values
+        with torch.no_grad(), seeded(t.device, "prior"):
+            draws = prior.sample((len(t),))
+        clouds[name] = figures.Cloud(
+            prior=draws[:, used],
+            posterior=t[:, used],
+            density=prior.log_prob if t.shape[1] == 2 else None,
+            axes=used.tolist(),
+        )
+        bars[name] = (np.array(cell["log_px"]), np.array(cell["elbo"]))
+    cells.figure("samples", figures.side_by_side(pictures, float(splits.train.x.max()), "means of p(x|t) at t ~ p(t)"))
+    if all(cloud.prior.shape[1] == 2 for cloud in clouds.values()):
+        title = "the aggregate posterior (points: test data, t ~ q(t|x,φ)) and the prior"
+        cells.figure("latents", figures.against_prior(clouds, first.labels, title))
+    cells.figure("log_px", figures.gaps(bars, "log p(x) and the ELBO of the same test images, with standard errors"))
+
+
+def _telling(names: Sequence[str], named: Sequence[Sequence[str]]) -> list[str]:
+    """The names that differ between cells; all of them are the same in a grid of one."""
+    differing = [name for name, of_kind in zip(names, named, strict=True) if len(of_kind) > 1]
+    return differing or [names[0]]
+
+
+def _error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1)) / sqrt(len(values))
+
+
+def _run_config(
+    described: dict[str, Any], specs: dict[tuple[str, str], Any], names: tuple[str, ...], K: int, seed: int
+) -> str:
+    """What train.py would be told for one cell."""
+    own = {"print_config", *(f"{kind}s" for kind in KINDS), "K", "seeds", "out", "device"}
+    one: dict[str, Any] = {}
+    for kind, name in zip(KINDS, names, strict=True):
+        spec = specs[kind, name]
+        one[kind] = {"class_path": spec} if isinstance(spec, str) else dict(spec)
+    one["estimator"]["init_args"] = {**(one["estimator"].get("init_args") or {}), "K": K}
+    return yaml.safe_dump(
+        {key: value for key, value in described.items() if key not in own} | one | {"seed": seed}, sort_keys=False
+    )

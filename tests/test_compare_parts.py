@@ -1,0 +1,144 @@
+"""The grid of parts: each cell a run folder, continued where it was cut, illegal cells left out with their reason."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from oracles import LinearGaussian
+
+from pyro_vae import load
+from pyro_vae.data import Split
+from pyro_vae.evaluate import active_units, variance_of_means
+
+MINE = """
+import pyro.distributions as dist, torch
+from pyro_vae import Prior
+
+class Wide(Prior):
+    def __init__(self, dims, scale: float = 2.0):
+        super().__init__(dims)
+        self.register_buffer("loc", torch.zeros(dims.latent))
+        self.scale = scale
+
+    def forward(self):
+        return dist.Normal(self.loc, self.scale).to_event(1)
+"""
+NETWORK = "{class_path: MLP, init_args: {hidden: [8]}}"
+VAMP = "{class_path: VampPrior, init_args: {components: 5}}"
+GUIDE = f"{{class_path: DiagonalNormal, init_args: {{network: {NETWORK}}}}}"
+REFINED = f"{{class_path: SemiAmortised, init_args: {{guide: {GUIDE}, steps: 1}}}}"
+SMALL = ["--epochs", "1", "--test_images", "20", "--test_particles", "5", "--out", "grid"]
+
+
+@pytest.fixture
+def compare(script, tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    return lambda *options: script("compare_parts", *SMALL, *options)
+
+
+def table(tmp_path):
+    with (tmp_path / "grid" / "parts.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_grid(compare, script, tmp_path):
+    options = ["--priors", f"[StandardNormal, {VAMP}, mine.Wide]", "--guides", f"[{GUIDE}, {REFINED}]"]
+    code, out, err = compare(*options)
+    assert (code, err) == (0, "")
+    rows = table(tmp_path)
+    assert len(rows) == 5  # of six: the one below is no model
+    assert "Left out: VampPrior(components=5), SemiAmortised" in out
+    assert "the prior is made of this guide" in out
+    assert "the prior is made of this guide" in (tmp_path / "grid" / "left_out.csv").read_text()
+    assert [row["prior"] for row in rows] == ["StandardNormal"] * 2 + ["VampPrior(components=5)"] + ["mine.Wide"] * 2
+    for row in rows:
+        log_px, elbo, gap = float(row["log p(x) (number)"]), float(row["ELBO"]), float(row["gap"])
+        assert gap == pytest.approx(log_px - elbo, abs=0.02)
+    assert {path.stem for path in (tmp_path / "grid" / "figures").iterdir()} == {"samples", "latents", "log_px"}
+
+    cells = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "grid" / "cells").iterdir()}
+    vamp = next(name for name in cells if name.startswith("VampPrior"))
+    run = tmp_path / "grid" / "runs" / vamp
+    assert type(load(run).prior).__name__ == "VampPrior"
+    assert yaml.safe_load((run / "config.yaml").read_text())["prior"]["init_args"]["components"] == 5
+    assert script("train", "--config", str(run / "config.yaml"), "--out", "alone")[0] == 0
+    alone, cell = ((folder / "model.safetensors").read_bytes() for folder in (tmp_path / "alone", run))
+    assert alone == cell
+
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "grid" / "cells").iterdir()}
+    (tmp_path / "grid" / "cells" / f"{vamp}.json").unlink()
+    assert compare(*options, "--seeds", "[0,1]")[0] == 0  # a cell anew, and more of them
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "grid" / "cells").iterdir()}
+    assert len(after) == 10
+    assert {name: at for name, at in before.items() if vamp not in name}.items() <= after.items()
+    again = json.loads((tmp_path / "grid" / "cells" / f"{vamp}.json").read_text())
+    assert again["log_px"] == cells[vamp]["log_px"]
+    assert {row["seeds"] for row in table(tmp_path)} == {"2"}
+
+
+def test_differences_are_paired_by_image(compare, tmp_path):
+    assert compare("--priors", "[StandardNormal, mine.Wide]")[0] == 0
+    cells = [json.loads(path.read_text()) for path in sorted((tmp_path / "grid" / "cells").iterdir())]
+    one, other = (np.array(cell["log_px"]) for cell in cells)
+    gap = other - one
+    assert table(tmp_path)[1]["to the first"] == f"{gap.mean():+.2f} ± {gap.std(ddof=1) / 20**0.5:.2f}"
+
+
+def test_a_cut_keeps_what_is_finished(start_script, tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    options = ["--priors", "[StandardNormal, mine.Wide]", "--epochs", "60", "--test_particles", "5", "--out", "grid"]
+    process = start_script("compare_parts", *options)
+    cells = tmp_path / "grid" / "cells"
+    while process.poll() is None and not (cells.is_dir() and list(cells.glob("*.json"))):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert process.returncode == 130, err
+    assert "the same command goes on from them" in out
+    assert len(list(cells.glob("*.json"))) == 1
+
+
+WRONG = {
+    "no prior": (["--priors", "[]"], "priors: expected at least one"),
+    "twice": (["--priors", "[StandardNormal, StandardNormal]"], "priors: StandardNormal stands there twice"),
+    "unknown": (["--priors", "[Nothing]"], "Nothing"),
+    "option": (["--priors", "[{class_path: VampPrior, init_args: {parts: 5}}]"], "parts"),
+    "K": (["--K", "0"], "K: expected different numbers of at least 1"),
+    "seeds": (["--seeds", "[]"], "seeds: expected different numbers"),
+    "images": (["--test_images", "1"], "test_images: expected different numbers of at least 2"),
+    "data": (["--likelihoods", "[Bernoulli]"], "nothing can be compared here"),
+    "components": (
+        ["--priors", "[{class_path: VampPrior, init_args: {components: 0}}]"],
+        "components: expected at least 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_command_says_what_is_wrong(compare, name):
+    options, message = WRONG[name]
+    code, _, err = compare(*options)
+    assert code in (1, 2)
+    assert message in " ".join(err.split())
+    assert "Traceback" not in err
+
+
+def test_active_units_on_an_exact_model():
+    """Var_x of the posterior mean is that of A x: by 4,000 data, within 5 standard errors; a latent that is not used has 0."""
+    oracle = LinearGaussian.random()
+    x = oracle.data(4000)
+    layer = oracle.vae.posterior.network.layers[0]
+    with torch.no_grad():
+        layer.weight[1] = 0
+        exact = layer.weight[:2] @ torch.cov(x.T) @ layer.weight[:2].T
+    found = variance_of_means(oracle.vae, Split(x), draws=5)
+    noise = (2 * layer.bias[2:4]).exp().max().item()
+    assert ((found - exact.diagonal()).abs() < 5 * (noise + exact.max()) / 4000**0.5).all()
+    assert active_units(oracle.vae, Split(x)).tolist() == [True, False]
