@@ -11,8 +11,9 @@ BIN := .venv/bin
 train: .venv/installed
 	$(BIN)/python experiments/train.py $(ARGS)
 
+# A process a core, up to four, of one thread each.
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

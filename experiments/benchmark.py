@@ -59,12 +59,13 @@ def benchmark(
     if not seconds > 0:
         raise ValueError(f"seconds: expected a length above 0, got {seconds}")
     splits = data.load()
-    x = splits.train.take(slice(0, 1024))
+    (x,) = splits.train.take(slice(0, 1024))
     if not bool(((x == 0) | (x == 1)).all()):
         raise ValueError("data: expected binary pixels; choose binarise: fixed")
     cells = Cells(out, "benchmark", config, {"rounds", "seconds", "peers", "whole", "growth"})
     cases = [Case(x[:batch], hidden, latent) for batch, hidden, latent in SIZES]
     cases += [Case(x[:20], 200, 50, "IWAE", 50), Case(x[:20], 200, 50, "DReG", 50)]
+    cases += [Case(x[:100], 200, 50, prior="VampPrior"), Case(x[:100], 200, 50, guide="InverseAutoregressive")]
     rows: list[dict[str, Any]] = []
     for case in cases:
         wanted = {name: make for name, make in CONTENDERS.items() if peers or name.startswith(OURS)}

@@ -125,14 +125,20 @@ def _completed(owner: Callable[..., Any], given: dict[str, Any]) -> dict[str, An
     """Fills in the options that each given class was not told, each class by itself, the inner ones first."""
     names = set(signature(owner).parameters)
     for name, value in given.items():
-        if isinstance(value, dict) and "class_path" in value and name in names:
-            value["init_args"] = _completed(resolve_name(value["class_path"]), value.get("init_args", {}))
+        classes = [each for each in _listed(value) if isinstance(each, dict) and "class_path" in each]
+        if classes and name in names:
+            for each in classes:
+                each["init_args"] = _completed(resolve_name(each["class_path"]), each.get("init_args", {}))
             alone = ArgumentParser(exit_on_error=False)
             add = alone.add_class_arguments if isinstance(owner, type) else alone.add_function_arguments
             add(owner, skip=names - {name}, fail_untyped=False)
             alone.set_defaults({name: None})
             given[name] = alone.parse_object({name: value}).as_dict()[name]
     return given
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def fail(message: str, status: int = 1) -> NoReturn:

@@ -22,11 +22,12 @@ from rich.table import Table
 from torch.distributions.constraints import boolean, integer_interval
 
 from pyro_vae import Estimator, figures, fit, load
-from pyro_vae.data import Data, Digits, Split, Splits
+from pyro_vae.conditional import Conditional  # noqa: F401  (a class is found by its name once it is imported)
+from pyro_vae.data import Data, Digits, Splits
 from pyro_vae.estimators import ELBO
 from pyro_vae.evaluate import bits_per_dim, decode, encode, log_px, mean, reconstruct, sample
 from pyro_vae.guides import DiagonalNormal
-from pyro_vae.hierarchies import TwoLayer  # noqa: F401  (a class is found by its name once it is imported)
+from pyro_vae.hierarchies import Ladder, TwoLayer  # noqa: F401
 from pyro_vae.likelihoods import default_likelihood
 from pyro_vae.networks import count_parameters
 from pyro_vae.objectives import Objective
@@ -76,7 +77,8 @@ def train(
         guide: The guide q(t|x,φ), with its network, the encoder.
         likelihood: The likelihood p(x|t,w), with its network, the decoder. By default the one that fits the data: Bernoulli
             for binary pixels, Binomial for counts, Normal with a learned scale for other numbers.
-        model: A model of several stochastic layers, such as TwoLayer. By default the VAE of prior, guide and likelihood.
+        model: A model of two stochastic layers, TwoLayer or Ladder, or of data given their labels, Conditional. By default the
+            VAE of prior, guide and likelihood.
         latent: d, the dimension of the latent t.
         estimator: The bound on log p(x) that is maximised, and its gradient.
         objective: What is optimised in place of the bound, by weights of its terms. The bound itself is reported in any case.
@@ -206,8 +208,10 @@ def report(
 ) -> None:
     """The final table, on the screen and in result.json."""
     tally = evaluate_bound(vae, splits.test, estimator, batch_size, seed=0)
-    first = Split(splits.test.x[:images])
-    with console.status(f"log p(x) of {len(first)} test images with K = {K} …"):
+    splits = splits.given_to(vae)
+    first = splits.test.first(images)
+    log_p = "log p(x|y)" if first.labelled else "log p(x)"
+    with console.status(f"{log_p} of {len(first)} test images with K = {K} …"):
         per_image = log_px(vae, first, K, max_plate_nesting=estimator.max_plate_nesting, compile=compile)
     likelihood = mean(per_image)
     terms = tally.terms()
@@ -221,7 +225,7 @@ def report(
     table.add_row("  reconstruction  E log p(x|t)", f"{terms.reconstruction:.2f}", everything)
     table.add_row("  KL  E log q(t|x) − log p(t)", f"{terms.kl:.2f}", everything)
     counted = everything if len(first) == len(splits.test) else f"first {len(first)}"
-    table.add_row(f"log p(x) (importance sampling, K = {K})", str(likelihood), counted)
+    table.add_row(f"{log_p} (importance sampling, K = {K})", str(likelihood), counted)
     values = {"test": terms._asdict(), "test_bound": bound._asdict(), "log_px": {**likelihood._asdict(), "K": K}}
     if isinstance(splits.support, integer_interval) and splits.support is not boolean:
         bits = mean(bits_per_dim(per_image, splits.x_shape))
@@ -234,16 +238,28 @@ def report(
 
 def draw(run: Run, vae: Model, splits: Splits, records: list[Epoch]) -> None:
     """The figures of a run."""
-    x, labels = splits.test.x[:1000], None if splits.test.labels is None else splits.test.labels[:1000]
-    vmax = float(splits.train.x.max())
+    first = splits.test.first(1000).given_to(vae)
+    (x, *given), labels, vmax = first.columns, first.labels, float(splits.train.x.max())
     run.figure("learning_curves", figures.learning_curves(records))
     run.figure(
         "reconstructions",
-        figures.reconstructions(x[:24], reconstruct(vae, x[:24]), "test data and their reconstructions"),
+        figures.reconstructions(
+            x[:24], reconstruct(vae, *(each[:24] for each in first.columns)), "test data and their reconstructions"
+        ),
     )
-    run.figure("samples", figures.samples(sample(vae, x, 100), vmax, "means of p(x|t) at t ~ p(t)"))
-    t = encode(vae, x)
+    if first.labelled and splits.classes:
+        each = torch.arange(splits.classes, device=x.device)
+        images = sample(vae, x, 10 * len(each), each.repeat_interleave(10))
+        title = "means of p(x|t,y) at t ~ p(t), a class y a line"
+        run.figure(
+            "samples", figures.grid(list(images.split(10)), [f"{y}" for y in each.tolist()], vmax=vmax, title=title)
+        )
+    else:
+        run.figure("samples", figures.samples(sample(vae, x, 100), vmax, "means of p(x|t) at t ~ p(t)"))
+    t = encode(vae, x, *given)
     run.figure("latents", figures.latents(t, labels, "test data in the latent space, t ~ q(t|x,φ)"))
+    if first.labelled:
+        return  # a plane or a line of t has a picture for each class
     if vae.dims.latent == 2:
         ticks = torch.linspace(-2.5, 2.5, 21, device=x.device)
         plane = torch.stack([ticks.repeat(21), ticks.flip(0).repeat_interleave(21)], dim=1)

@@ -46,6 +46,7 @@ class Dims:
             centre of their link (probability 1/2, location 0).
         train: the training data ``(N, *x_shape)``, for parts that are made of data (exemplars, a posterior for each datum).
         dynamic: `train` holds probabilities, by which pixels are drawn anew at each use.
+        classes: number of labels that a datum may have, if it has one.
     """
 
     latent: int
@@ -53,6 +54,7 @@ class Dims:
     x_mean: Tensor | None = None
     train: Tensor | None = None
     dynamic: bool = False
+    classes: int | None = None
 
     def __post_init__(self) -> None:
         """Checks that sizes are positive and that the mean has the shape of a datum.

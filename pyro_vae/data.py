@@ -7,7 +7,7 @@ and how they are binarised is seeded apart from the run's seed: two runs with ot
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, final
@@ -20,6 +20,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.base import Dims, Shape
+from pyro_vae.programs import Programs, takes_labels
 
 Binarise = Literal["dynamic", "fixed", "none"]
 """dynamic: training pixels are drawn anew each time they are used; fixed: once; none: grey values stay.
@@ -42,11 +43,13 @@ class Split:
         x: data ``(N, *x_shape)``; probabilities in [0, 1] where `dynamic`.
         labels: classes ``(N,)``, or None.
         dynamic: each use of a datum draws its pixels anew.
+        labelled: programs are given the labels too (see `Split.given_to`).
     """
 
     x: Tensor
     labels: Tensor | None = None
     dynamic: bool = False
+    labelled: bool = False
 
     def __len__(self) -> int:
         """N."""
@@ -56,16 +59,41 @@ class Split:
         """The same split on another device."""
         return replace(self, x=self.x.to(device), labels=None if self.labels is None else self.labels.to(device))
 
-    def take(self, index: Tensor | slice) -> Tensor:
-        """The data at an index, with pixels drawn by the global random numbers where `dynamic`."""
-        x = self.x[index]
-        return torch.bernoulli(x) if self.dynamic else x
+    def given_to(self, programs: Programs) -> Split:
+        """The same split as these programs take it: x alone, or x and the labels where their model has an argument ``y``.
+
+        Raises:
+            ValueError: they take labels, and there are none.
+        """
+        labelled = takes_labels(programs)
+        if labelled and self.labels is None:
+            raise ValueError(f"{type(programs).__name__} is given labels y with the data, and these data have none")
+        return self if labelled == self.labelled else replace(self, labelled=labelled)
+
+    @property
+    def columns(self) -> tuple[Tensor, ...]:
+        """What programs are called with, of all data: x, and the labels where they take them."""
+        return (self.x, self.labels) if self.labelled and self.labels is not None else (self.x,)
+
+    def take(self, index: Tensor | slice, columns: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
+        """What programs are called with, of some data; pixels are drawn by the global random numbers where `dynamic`.
+
+        Args:
+            index: which data.
+            columns: of all data; these by default.
+        """
+        x, *labels = (column[index] for column in columns or self.columns)
+        return torch.bernoulli(x) if self.dynamic else x, *labels
+
+    def first(self, n: int) -> Split:
+        """The first n data."""
+        return replace(self, x=self.x[:n], labels=None if self.labels is None else self.labels[:n])
 
     def order(self) -> Tensor:
         """The indices of all data in random order, drawn on the CPU, so that it is the same on every device."""
         return torch.randperm(len(self)).to(self.x.device)
 
-    def batches(self, size: int) -> Iterator[Tensor]:
+    def batches(self, size: int) -> Iterator[tuple[Tensor, ...]]:
         """All data once, in their order, ``size`` at a time; the last batch holds what is left."""
         yield from (self.take(slice(start, start + size)) for start in range(0, len(self), size))
 
@@ -93,11 +121,24 @@ class Splits(NamedTuple):
     def dims(self, latent: int) -> Dims:
         """The sizes that parts are built for, with the training data and their mean."""
         x = self.train.x.cpu()
-        return Dims(latent, self.x_shape, x.mean(0), x, self.train.dynamic)
+        return Dims(latent, self.x_shape, x.mean(0), x, self.train.dynamic, self.classes)
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes there are, if every datum has a label of 0, 1, ..."""
+        found = [split.labels for split in (self.train, self.valid, self.test) if split.labels is not None]
+        if len(found) < 3 or any(labels.is_floating_point() or bool((labels < 0).any()) for labels in found):
+            return None
+        return 1 + max(int(labels.max()) for labels in found)
 
     def to(self, device: torch.device) -> Splits:
         """The same splits on another device."""
         return Splits(self.train.to(device), self.valid.to(device), self.test.to(device), self.support)
+
+    def given_to(self, programs: Programs) -> Splits:
+        """The same splits as these programs take them (see `Split.given_to`)."""
+        train, valid, test = (split.given_to(programs) for split in (self.train, self.valid, self.test))
+        return Splits(train, valid, test, self.support)
 
 
 class Data(ABC):

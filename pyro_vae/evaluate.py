@@ -82,30 +82,33 @@ def log_px(
     """
     if K < 1:
         raise ValueError(f"K: expected at least 1 particle, got {K}")
-    pixels, N = prod(split.x.shape[1:]), len(split)
+    pixels, N, split = prod(split.x.shape[1:]), len(split), split.given_to(programs)
     chunk = max(1, _CHUNK // (min(batch_size, N) * pixels))
     most = min(K, _PARTS * chunk)
 
-    def log_sum(x: Tensor, k: int) -> Tensor:
+    def log_sum(*batch: Tensor, k: int) -> Tensor:
         """Log Σ w over k new particles (B,)."""
         sums = []
         for start in range(0, k, chunk):
-            with networks_in(precision, x.device):
+            with networks_in(precision, split.x.device):
                 K = min(chunk, k - start)
-                draws = particles(programs.model, programs.guide, x, K=K, max_plate_nesting=max_plate_nesting)
+                draws = particles(programs.model, programs.guide, *batch, K=K, max_plate_nesting=max_plate_nesting)
             sums.append(draws.log_w.logsumexp(0).to(torch.float64))
         return torch.stack(sums).logsumexp(0)
 
     estimates: list[Tensor] = []
     with _evaluating(programs, split.x.device, seed, "log p(x)"), library_path():
-        full: Callable[[Tensor], Tensor] = partial(log_sum, k=most)
+        full: Callable[..., Tensor] = partial(log_sum, k=most)
         if compile == "on" or (compile == "auto" and K * N * pixels >= _AUTO_WORK):
-            full = _compiled(programs, full, split.x[:batch_size], (most, chunk, max_plate_nesting, precision))
-        for x in split.batches(batch_size):
-            total = x.new_full((len(x),), -torch.inf, dtype=torch.float64)
+            key = most, chunk, max_plate_nesting, precision
+            full = _compiled(programs, full, split.take(slice(0, batch_size)), key)
+        for batch in split.batches(batch_size):
+            B = len(batch[0])
+            total = batch[0].new_full((B,), -torch.inf, dtype=torch.float64)
             for start in range(0, K, most):
-                whole = K - start >= most and len(x) == min(batch_size, N)
-                total = torch.logaddexp(total, full(x) if whole else log_sum(x, min(most, K - start)))
+                whole = K - start >= most and min(batch_size, N) == B
+                part = full(*batch) if whole else log_sum(*batch, k=min(most, K - start))
+                total = torch.logaddexp(total, part)
             estimates.append(total - log(K))
     return torch.cat(estimates)
 
@@ -113,45 +116,51 @@ def log_px(
 _graphs: WeakKeyDictionary[nn.Module, dict[Any, Callable[..., list[Tensor]]]] = WeakKeyDictionary()
 
 
-def _compiled(programs: Any, function: Callable[[Tensor], Tensor], x: Tensor, key: Any) -> Callable[[Tensor], Tensor]:
-    """The function of a batch of this shape as one graph, or itself, with a line that says why.
+def _compiled(
+    programs: Any, function: Callable[..., Tensor], batch: tuple[Tensor, ...], key: Any
+) -> Callable[..., Tensor]:
+    """The function of a batch of these shapes as one graph, or itself, with a line that says why.
 
     A module's graphs are kept: its weights may change where they are, and are part of the key should they move.
     """
     state = [*programs.parameters(), *programs.buffers()] if isinstance(programs, nn.Module) else []
-    key = (key, x.shape, x.dtype, x.device, *((tensor.data_ptr(), tensor.dtype) for tensor in state))
+    shapes = [(each.shape, each.dtype, each.device) for each in batch]
+    key = (key, *shapes, *((tensor.data_ptr(), tensor.dtype) for tensor in state))
 
-    def whole(_swapped: Sequence[Tensor], _held: Sequence[Tensor], x: Tensor) -> list[Tensor]:
-        return [function(x)]
+    def whole(_swapped: Sequence[Tensor], _held: Sequence[Tensor], *batch: Tensor) -> list[Tensor]:
+        return [function(*batch)]
 
     kept = _graphs.get(programs, {}) if state else {}
     if key not in kept:
         try:
-            kept[key] = compiled(programs, whole, [], [x], {})
+            kept[key] = compiled(programs, whole, [], batch, {})
         except NotCompiledError as reason:
             logger.warning("log p(x) is computed eagerly: %s", reason)
             return function
         _graphs[programs] = kept
     run = kept[key]
-    return lambda x: run(x)[0]
+    return lambda *batch: run(*batch)[0]
 
 
-def reconstruct(programs: Programs, x: Tensor, seed: int = 0) -> Tensor:
-    """E[x'|t] at one draw t ~ q(t|x,φ) for each datum: the mean of the model's first observed site, shape of x."""
+def reconstruct(programs: Programs, x: Tensor, y: Tensor | None = None, seed: int = 0) -> Tensor:
+    """E[x'|t] at one draw t ~ q(t|x,φ) for each datum: the mean of the model's first observed site, shape of x.
+
+    Here and below, y are labels ``(N,)``, for programs that take them.
+    """
     with _evaluating(programs, x.device, seed, "images"):
-        return _mean_image(programs, x, draw_latents(programs.guide, x))
+        return _mean_image(programs, x, y, draw_latents(programs.guide, *_given(x, y)))
 
 
-def sample(programs: Programs, x: Tensor, n: int, seed: int = 0) -> Tensor:
+def sample(programs: Programs, x: Tensor, n: int, y: Tensor | None = None, seed: int = 0) -> Tensor:
     """E[x|t] at n draws t ~ p(t). Of x only the shape of a datum and the device are used."""
     with _evaluating(programs, x.device, seed, "images"):
-        return _mean_image(programs, torch.zeros_like(x[:1]).expand(n, *x.shape[1:]), {})
+        return _mean_image(programs, torch.zeros_like(x[:1]).expand(n, *x.shape[1:]), y, {})
 
 
-def encode(programs: Programs, x: Tensor, site: str = "t", seed: int = 0) -> Tensor:
+def encode(programs: Programs, x: Tensor, y: Tensor | None = None, site: str = "t", seed: int = 0) -> Tensor:
     """One draw t ~ q(t|x,φ) for each datum ``(N, d)``: together, draws of the aggregate posterior."""
     with _evaluating(programs, x.device, seed, "images"):
-        return draw_latents(programs.guide, x)[site]
+        return draw_latents(programs.guide, *_given(x, y))[site]
 
 
 def active_units(
@@ -177,17 +186,17 @@ def variance_of_means(programs: Programs, split: Split, site: str = "t", draws: 
     """Var_x E_q[t_j|x] ``(d,)``, without bias from the noise of the draws (see `active_units`)."""
     halves: list[list[Tensor]] = [[], []]
     with _evaluating(programs, split.x.device, seed, "active units"):
-        for x in split.batches(1000):
+        for batch in split.given_to(programs).batches(1000):
             for half in halves:
-                half.append(torch.stack([draw_latents(programs.guide, x)[site] for _ in range(draws)]).mean(0))
+                half.append(torch.stack([draw_latents(programs.guide, *batch)[site] for _ in range(draws)]).mean(0))
     one, other = (torch.cat(half).double() for half in halves)
     return ((one - one.mean(0)) * (other - other.mean(0))).sum(0) / (len(one) - 1)
 
 
-def decode(programs: Programs, t: Tensor, x: Tensor, site: str = "t") -> Tensor:
+def decode(programs: Programs, t: Tensor, x: Tensor, y: Tensor | None = None, site: str = "t") -> Tensor:
     """E[x|t] for latents t ``(N, d)``. Of x only the shape of a datum is used."""
     with _evaluating(programs, x.device, "images"):
-        return _mean_image(programs, torch.zeros_like(x[:1]).expand(len(t), *x.shape[1:]), {site: t})
+        return _mean_image(programs, torch.zeros_like(x[:1]).expand(len(t), *x.shape[1:]), y, {site: t})
 
 
 @contextmanager
@@ -197,6 +206,10 @@ def _evaluating(programs: Programs, device: torch.device, *key: int | str) -> It
         yield
 
 
-def _mean_image(programs: Programs, x: Tensor, values: dict[str, Tensor]) -> Tensor:
-    image: Tensor = next(iter(observed(programs.model, x, values=values).values())).mean
+def _given(x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
+    return (x,) if y is None else (x, y)
+
+
+def _mean_image(programs: Programs, x: Tensor, y: Tensor | None, values: dict[str, Tensor]) -> Tensor:
+    image: Tensor = next(iter(observed(programs.model, *_given(x, y), values=values).values())).mean
     return image

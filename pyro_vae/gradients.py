@@ -142,6 +142,7 @@ def draw_gradients(
     N: int,
     seed: int | str = 0,
     on_draw: Callable[[int], None] | None = None,
+    y: Tensor | None = None,
 ) -> Draws:
     """Draws N gradients of an estimator's mean bound of a batch, with the parameters as they are.
 
@@ -152,18 +153,20 @@ def draw_gradients(
         N: number of draws, a multiple of `GROUPS`.
         seed: of the noise.
         on_draw: told the number of draws done, after each.
+        y: labels of the batch, for programs that take them.
 
     Raises:
         ValueError: N is no positive multiple of `GROUPS`, or the programs are outside the estimator's domain.
     """
     if N < GROUPS or N % GROUPS:
         raise ValueError(f"draws: expected a multiple of {GROUPS}, since they come in {GROUPS} groups, got {N}")
+    batch = (x,) if y is None else (x, y)
     with seeded(x.device, seed, "parameters"):
-        leaves = dict(zip(PARTS, parameters(programs.model, programs.guide, x), strict=True))
+        leaves = dict(zip(PARTS, parameters(programs.model, programs.guide, *batch), strict=True))
 
     def draw() -> dict[str, Tensor]:
         flat = [leaf for part in PARTS for leaf in leaves[part].values()]
-        surrogate = estimator.estimate(programs.model, programs.guide, x).surrogate.mean()
+        surrogate = estimator.estimate(programs.model, programs.guide, *batch).surrogate.mean()
         slopes = iter(torch.autograd.grad(surrogate, flat, allow_unused=True, materialize_grads=True))
         return {part: torch.cat([x.new_zeros(0), *(next(slopes).flatten() for _ in leaves[part])]) for part in PARTS}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from inspect import signature
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -15,7 +16,10 @@ from pyro_vae.particles import Program
 
 @runtime_checkable
 class Programs(Protocol):
-    """What is trained and evaluated: a Pyro model and a Pyro guide, both called with x. A `VAE` is one."""
+    """What is trained and evaluated: a Pyro model and a Pyro guide, both called with x. A `VAE` is one.
+
+    Where the model has an argument ``y``, both are called with the labels too, ``model(x, y)`` and ``guide(x, y)``.
+    """
 
     @property
     def model(self) -> Program:
@@ -24,6 +28,11 @@ class Programs(Protocol):
     @property
     def guide(self) -> Program:
         """q(t|x,φ)."""
+
+
+def takes_labels(programs: Programs) -> bool:
+    """Whether programs are called with labels too: their model has an argument ``y``."""
+    return "y" in signature(programs.model).parameters
 
 
 @contextmanager

@@ -41,6 +41,8 @@ Step = Callable[[Tensor, float, str], Sums]
 AUTO_STEPS = 5_000
 """Compiling takes 5 to 30 s on two cores and saves 2 to 5 ms a step."""
 
+_WITHOUT_BF16 = "DEFAULT", "NO AVX", "AVX2"
+
 logger = logging.getLogger("pyro_vae")
 
 
@@ -71,7 +73,7 @@ class Update:
     def __call__(self, index: Tensor, kl_weight: float, phase: str) -> Sums:
         """One step, eagerly."""
         leaves = self.phases[phase]
-        found, gradients = self.gradients(self.split.x, index, kl_weight, leaves)
+        found, gradients = self.gradients(self.split.columns, index, kl_weight, leaves)
         for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient
         self.optimizer.step()
@@ -79,14 +81,13 @@ class Update:
         return found
 
     def gradients(
-        self, x_all: Tensor, index: Tensor, kl_weight: float | Tensor, leaves: Sequence[Tensor]
+        self, columns: Sequence[Tensor], index: Tensor, kl_weight: float | Tensor, leaves: Sequence[Tensor]
     ) -> tuple[Sums, list[Tensor]]:
-        """Sums over a batch, and the derivatives of minus the mean surrogate by the leaves, clipped."""
-        x = x_all[index]
-        x = torch.bernoulli(x) if self.split.dynamic else x
-        with networks_in(self.precision, x.device):
+        """Sums over a batch of the data in columns, and the derivatives of minus the mean surrogate by the leaves, clipped."""
+        batch = self.split.take(index, columns)
+        with networks_in(self.precision, index.device):
             estimate = self.estimator.estimate(
-                self.programs.model, self.programs.guide, x, objective=self.objective, kl_weight=kl_weight
+                self.programs.model, self.programs.guide, *batch, objective=self.objective, kl_weight=kl_weight
             )
         loss = -estimate.surrogate.mean()
         gradients = list(torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True))
@@ -175,12 +176,12 @@ class Graph:
                 like = self.update.split.x
                 self._scalars[number] = torch.tensor(number, dtype=self.leaves[0].dtype, device=like.device)
         states = [value for _, _, value in self.state]
-        return [self.update.split.x, index, *(self._scalars[number] for number in numbers), *states]
+        return [*self.update.split.columns, index, *(self._scalars[number] for number in numbers), *states]
 
     def _whole(self, swapped: Sequence[Tensor], held: Sequence[Tensor], *inputs: Tensor) -> list[Tensor]:
-        x_all, index, kl_weight, *rest = inputs
-        groups = self.update.optimizer.param_groups
-        found, gradients = self.update.gradients(x_all, index, kl_weight, swapped)
+        n, groups = len(self.update.split.columns), self.update.optimizer.param_groups
+        index, kl_weight, *rest = inputs[n:]
+        found, gradients = self.update.gradients(inputs[:n], index, kl_weight, swapped)
         self._move(held, gradients, rest[: len(groups)], rest[len(groups) :])
         return list(found)
 
@@ -265,6 +266,11 @@ def _keeping_to_tensors() -> Iterator[None]:
         yield
     finally:
         torch.compiler._is_compiling_flag = before
+
+
+def has_products(precision: Precision, device: torch.device) -> bool:
+    """Whether the processor has matrix products in this precision; without, they take a hundred times as long as in fp32."""
+    return precision == "fp32" or device.type != "cpu" or torch.backends.cpu.get_cpu_capability() not in _WITHOUT_BF16
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from pyro_vae.estimators import ELBO
 from pyro_vae.objectives import Objective
 from pyro_vae.particles import library_path, observed, parameters
 from pyro_vae.programs import Programs, mode, seeded
-from pyro_vae.steps import Compile, Precision, Step, Update, make_step
+from pyro_vae.steps import Compile, Precision, Step, Update, has_products, logger, make_step
 from pyro_vae.tally import DivergedError, Tally, Terms, names_of, sums
 
 EVALUATED = 2**20
@@ -119,7 +119,7 @@ def fit(
         clip_norm: the largest norm of the gradient by all parameters; a larger one is scaled down to it.
         compile: whether steps are compiled (see `pyro_vae.steps`). What cannot be is run eagerly, and the logger "pyro_vae"
             says why.
-        precision: of the networks' matrix products.
+        precision: of the networks' matrix products. The logger says where bf16 is slower than fp32.
         on_step: told where training stands, about ten times a second.
 
     Returns:
@@ -133,13 +133,15 @@ def fit(
     # An estimator may keep a state: a run has its own.
     estimator, objective = deepcopy(estimator or ELBO()), objective or Objective()
     _check_sizes(epochs, batch_size, len(data.train), e_steps, m_steps, clip_norm)
-    device = data.train.x.device
+    device, data = data.train.x.device, data.given_to(programs)
+    if not has_products(precision, device):
+        logger.warning("precision: this processor has no bfloat16 products, which makes bf16 far slower than fp32 here")
     with seeded(device, seed, "setup"):
         check_support(programs, data)
-        x = data.train.take(slice(0, batch_size))
-        w, phi = parameters(programs.model, programs.guide, x)
+        batch = data.train.take(slice(0, batch_size))
+        w, phi = parameters(programs.model, programs.guide, *batch)
         with torch.no_grad(), library_path():
-            names = names_of(estimator.estimate(programs.model, programs.guide, x, objective=objective))
+            names = names_of(estimator.estimate(programs.model, programs.guide, *batch, objective=objective))
     leaves = [*w.values(), *phi.values()]
     if not leaves:
         raise ValueError("model and guide use no parameters: nothing to train")
@@ -217,8 +219,8 @@ def evaluate_bound(programs: Programs, split: Split, estimator: Estimator, batch
     tally: Tally | None = None
     batch_size = max(batch_size, EVALUATED // (estimator.M * estimator.K * split.x[0].numel()))
     with torch.no_grad(), seeded(split.x.device, seed, "bound"), library_path(), mode(programs, training=False):
-        for x in split.batches(batch_size):
-            estimate = estimator.estimate(programs.model, programs.guide, x)
+        for batch in split.given_to(programs).batches(batch_size):
+            estimate = estimator.estimate(programs.model, programs.guide, *batch)
             tally = tally or Tally(names_of(estimate))
             tally.add(sums(estimate))
     assert tally is not None  # a split is never empty
@@ -228,8 +230,8 @@ def evaluate_bound(programs: Programs, split: Split, estimator: Estimator, batch
 def check_support(programs: Programs, data: Splits) -> None:
     """Raises ValueError if a split holds values that the model cannot score, naming the split, the site and the range."""
     for name, split in (("training", data.train), ("validation", data.valid), ("test", data.test)):
-        for site, distribution in observed(programs.model, split.take(slice(0, 1))).items():
-            if all(bool(distribution.support.check(x).all()) for x in split.batches(1000)):
+        for site, distribution in observed(programs.model, *split.take(slice(0, 1))).items():
+            if all(bool(distribution.support.check(x).all()) for x, *_ in split.batches(1000)):
                 continue
             low, high = split.x.min().item(), split.x.max().item()
             base = distribution

@@ -27,17 +27,19 @@ class Model(nn.Module, ABC):
     are. Their sites stand in the plate ``"data"`` at dimension -1; ``"t"`` is the latent next to the data, ``"x"`` is observed.
 
     Args:
+        dims: the sizes of the model: those of t next to the data, and of x.
         prior: p of the topmost latent.
         guide: q(t|x,φ); kept as `posterior`, since `guide` is the Pyro program.
         likelihood: p(x|t,w).
 
     Raises:
-        ValueError: the guide and the likelihood were built for different sizes, or the prior has no density.
         TypeError: an argument is not the part that its place takes.
+        ValueError: the prior has no density.
     """
 
-    def __init__(self, prior: Prior, guide: Guide, likelihood: Likelihood) -> None:
+    def __init__(self, dims: Dims, prior: Prior, guide: Guide, likelihood: Likelihood) -> None:
         super().__init__()
+        self.dims = dims
         for name, part, base in (
             ("prior", prior, Prior),
             ("guide", guide, Guide),
@@ -45,18 +47,11 @@ class Model(nn.Module, ABC):
         ):
             if not isinstance(part, base):
                 raise TypeError(f"{name}: expected a {base.__name__}, got {part!r}")
-        if guide.dims.x_shape != likelihood.dims.x_shape:
-            raise ValueError(f"guide takes x of shape {guide.dims.x_shape}, likelihood gives {likelihood.dims.x_shape}")
         self.prior, self.posterior, self.likelihood = prior, guide, likelihood
 
-    @property
-    def dims(self) -> Dims:
-        """The sizes that guide and likelihood were built for."""
-        return self.likelihood.dims
-
     @abstractmethod
-    def model(self, x: Tensor | None = None, n: int = 1) -> Tensor:
-        """The Pyro model of data ``(B, *x_shape)``, or of n data that it draws."""
+    def model(self, x: Tensor | None = None) -> Tensor:
+        """The Pyro model of data ``(B, *x_shape)``, or of data that it draws."""
 
     @abstractmethod
     def guide(self, x: Tensor) -> Any:
@@ -87,7 +82,9 @@ class VAE(Model):
     """
 
     def __init__(self, prior: Prior, guide: Guide, likelihood: Likelihood) -> None:
-        super().__init__(prior, guide, likelihood)
+        super().__init__(likelihood.dims, prior, guide, likelihood)
+        if guide.dims.x_shape != likelihood.dims.x_shape:
+            raise ValueError(f"guide takes x of shape {guide.dims.x_shape}, likelihood gives {likelihood.dims.x_shape}")
         latents = {"prior": prior.dims.latent, "guide": guide.dims.latent, "likelihood": likelihood.dims.latent}
         if len(set(latents.values())) > 1:
             raise ValueError(f"parts of different latent sizes: {latents}")
@@ -96,7 +93,7 @@ class VAE(Model):
             one.join(parts)
         check_prior(prior)
 
-    def model(self, x: Tensor | None = None, n: int = 1) -> Tensor:
+    def model(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
         """p(t) p(x|t,w): t ~ p(t), x ~ p(x|t,w).
 
         Args:

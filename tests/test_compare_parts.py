@@ -142,3 +142,13 @@ def test_active_units_on_an_exact_model():
     noise = (2 * layer.bias[2:4]).exp().max().item()
     assert ((found - exact.diagonal()).abs() < 5 * (noise + exact.max()) / 4000**0.5).all()
     assert active_units(oracle.vae, Split(x)).tolist() == [True, False]
+
+
+def test_classes_in_lists_have_defaults_of_their_own(script):
+    """GatedMLP's widths, not those of the MLP in whose place it stands."""
+    code, out, _ = script(
+        "compare_parts", "--guides", "[{class_path: DiagonalNormal, init_args: {network: GatedMLP}}]", "--print_config"
+    )
+    assert code == 0
+    network = yaml.safe_load(out)["guides"][0]["init_args"]["network"]
+    assert network == {"class_path": "pyro_vae.networks.GatedMLP", "init_args": {"hidden": [300, 300]}}

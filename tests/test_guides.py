@@ -23,6 +23,7 @@ from pyro_vae.guides import (
     PerDatum,
     SemiAmortised,
     SplineAutoregressive,
+    Sylvester,
 )
 from pyro_vae.likelihoods import Bernoulli
 from pyro_vae.particles import library_path, particles
@@ -127,7 +128,9 @@ def test_full_rank_scale_is_lower_triangular_and_positive():
     assert (q.scale_tril.triu(1) == 0).all()
 
 
-@pytest.mark.parametrize("cls", [InverseAutoregressive, SplineAutoregressive, NeuralAutoregressive, Householder])
+@pytest.mark.parametrize(
+    "cls", [InverseAutoregressive, SplineAutoregressive, NeuralAutoregressive, Householder, Sylvester]
+)
 def test_flow_guides_obey_the_change_of_variables(cls):
     torch.manual_seed(0)
     guide = cls(Dims(3, (4,)), NETWORK).double()
@@ -139,12 +142,42 @@ def test_flow_guides_obey_the_change_of_variables(cls):
     t = q.rsample().detach()
     z = q.transform.inv(t).detach()
     jacobian = torch.autograd.functional.jacobian(lambda z: q.transform(z).sum(0), z).transpose(0, 1)
-    expected = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1) - torch.linalg.slogdet(jacobian)[1]
+    expected = q.base_dist.log_prob(z) - torch.linalg.slogdet(jacobian)[1]
     torch.testing.assert_close(q.log_prob(t), expected, rtol=1e-4, atol=1e-4)
     drawn = q.rsample()
     torch.testing.assert_close(
         q.log_prob(drawn), q.log_prob(drawn.clone()), rtol=1e-4, atol=1e-4
     )  # remembered, inverted
+
+
+def test_one_column_is_a_planar_flow():
+    """t = z + u tanh(wᵀ z + b) with determinant 1 + (1 - tanh²) wᵀ u (Rezende and Mohamed 2015, equations 10 to 12)."""
+    torch.manual_seed(0)
+    guide = Sylvester(Dims(3, (4,)), NETWORK, transforms=1, columns=1).double()
+    q = guide(torch.rand(5, 4, dtype=torch.float64))
+    (step,) = q.transform.transforms
+    u, w, b = (step.Q * step.R)[..., 0], (step.Q * step.R_tilde)[..., 0], step.b
+    z = torch.randn(5, 3, dtype=torch.float64)
+    h = ((w * z).sum(-1, keepdim=True) + b).tanh()
+    t, log_det = q.transform.call_and_ladj(z)
+    torch.testing.assert_close(t, z + u * h)
+    torch.testing.assert_close(log_det, (1 + (1 - h[:, 0] ** 2) * (w * u).sum(-1)).log())
+
+
+def test_a_sylvester_step_is_inverted_with_its_gradient():
+    """Columns are orthonormal; f⁻¹(f(z)) is z to 1e-12, also where tanh is steep, with the derivative of z by anything: 0."""
+    torch.manual_seed(0)
+    guide = Sylvester(Dims(4, (4,)), NETWORK, transforms=2, columns=3).double()
+    with torch.no_grad():
+        guide.network.layers[-1].weight.mul_(10)
+    q = guide(torch.rand(6, 4, dtype=torch.float64))
+    Q = q.transform.transforms[0].Q
+    torch.testing.assert_close(Q.mT @ Q, torch.eye(3, dtype=torch.float64).expand(6, 3, 3))
+    z = torch.randn(50, 6, 4, dtype=torch.float64)
+    again = q.transform.inv(q.transform(z))
+    torch.testing.assert_close(again, z, rtol=0, atol=1e-12)
+    slopes = torch.autograd.grad((again**2).sum(), list(guide.parameters()))
+    assert max(slope.abs().max() for slope in slopes) < 1e-8
 
 
 def test_an_inverse_autoregressive_draw_is_one_pass_with_its_density():
@@ -223,6 +256,7 @@ def test_a_guide_inside_a_guide_is_told_its_parts():
         (lambda: LowRankNormal(DIMS, rank=0), "rank: expected at least 1"),
         (lambda: MixtureOfNormals(DIMS, components=0), "components: expected at least 1"),
         (lambda: Householder(DIMS, reflections=0), "reflections: expected at least 1"),
+        (lambda: Sylvester(DIMS, columns=0), "transforms and columns: expected at least 1, got 4 and 0"),
         (lambda: InverseAutoregressive(DIMS, context=0), "context: expected a length"),
         (lambda: InverseAutoregressive(DIMS, transforms=0), "transforms: expected at least 1"),
         (lambda: NeuralAutoregressive(DIMS, signal=0), "signal: expected a length"),

@@ -1,4 +1,4 @@
-"""The two-layer model: exact on a linear-Gaussian model, with every estimator, compiled, stored, from the command line."""
+"""Two stochastic layers: exact on linear-Gaussian models, with every estimator, compiled, stored, from the command line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pyro_vae.data import Split
 from pyro_vae.estimators import ELBO, IWAE, STL, AnalyticKL, DReG, ScoreFunction, Stock
 from pyro_vae.evaluate import log_px
 from pyro_vae.guides import DiagonalNormal, FullRankNormal
-from pyro_vae.hierarchies import TwoLayer
+from pyro_vae.hierarchies import Ladder, TwoLayer
 from pyro_vae.likelihoods import Bernoulli, Normal
 from pyro_vae.objectives import Objective
 from pyro_vae.particles import library_path, particles
@@ -48,8 +48,7 @@ class TwoLinearLayers:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.normal_(std=0.5)
-            for layer in (model.down.network.layers[0], model.up.network.layers[0], model.posterior.network.layers[0]):
-                d = {2: 1, 4: 2, 5: 2}[len(layer.bias)]
+            for layer, d in _covariance_rows(model):
                 layer.weight[d:] = 0  # covariances do not depend on what is conditioned on
         return cls(model)
 
@@ -114,8 +113,103 @@ class TwoLinearLayers:
             return self.model.model(n=size)
 
 
-def test_log_weights_are_log_px_where_the_guide_is_the_posterior():
-    oracle = TwoLinearLayers.random()
+@dataclass
+class LinearLadder:
+    """The same model, with orthogonal columns of W, and the ladder's guide: p and q of (t2, t) given x are Gaussians."""
+
+    model: Ladder
+
+    @classmethod
+    def random(cls) -> LinearLadder:
+        torch.manual_seed(0)
+        model = Ladder(
+            Dims(2, (4,)),
+            StandardNormal,
+            partial(DiagonalNormal, network=affine),
+            partial(Normal, network=affine, scale=0.6),
+            top=1,
+            network=affine,
+        ).double()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(std=0.5)
+            for layer, d in _covariance_rows(model):
+                layer.weight[d:] = 0  # covariances do not depend on what is conditioned on
+            W = model.likelihood.network.layers[0].weight
+            W.copy_(torch.linalg.qr(W)[0] * torch.tensor([1.2, 0.7]))
+        return cls(model)
+
+    def parts(self) -> tuple[Tensor, ...]:
+        """A, a and r² of p(t|t2); W, b and σ² of p(x|t)."""
+        down, likelihood = self.model.down.network.layers[0], self.model.likelihood
+        out = likelihood.network.layers[0]
+        s2 = (2 * likelihood.log_scale).exp()
+        return down.weight[:2], down.bias[:2], (2 * down.bias[2:]).exp(), out.weight, out.bias + likelihood.offset, s2
+
+    @property
+    def joint(self) -> MultivariateNormal:
+        """p(t2, t)."""
+        A, a, r2, *_ = self.parts()
+        return _chained(torch.zeros(1).double(), torch.eye(1).double(), A, a, r2.diag())
+
+    def log_px(self, x: Tensor) -> Tensor:
+        *_, W, b, s2 = self.parts()
+        p = self.joint
+        covariance = W @ p.covariance_matrix[1:, 1:] @ W.T + s2 * torch.eye(4, dtype=torch.float64)
+        return MultivariateNormal(p.loc[1:] @ W.T + b, covariance).log_prob(x)
+
+    def posterior(self, x: Tensor) -> MultivariateNormal:
+        *_, W, b, s2 = self.parts()
+        p, W = self.joint, torch.cat([torch.zeros(4, 1).double(), W], 1)
+        covariance = torch.linalg.inv(p.precision_matrix + W.T @ W / s2)
+        return MultivariateNormal(((x - b) @ W / s2 + p.precision_matrix @ p.loc) @ covariance, covariance)
+
+    def q(self, x: Tensor) -> MultivariateNormal:
+        A, a, r2, *_ = self.parts()
+        up, s_hat2 = self.model.up.network.layers[0], (2 * self.model.posterior.network.layers[0].bias[2:]).exp()
+        m_hat = self.model.posterior.network(x)[:, :2]
+        precision = 1 / r2 + 1 / s_hat2
+        inputs = torch.cat([m_hat, (s_hat2.log() / 2).expand_as(m_hat)], 1)
+        loc2, e2 = inputs @ up.weight[:1].T + up.bias[:1], (2 * up.bias[1:]).exp()
+        slope, rest = A / r2[:, None] / precision[:, None], (m_hat / s_hat2 + a / r2) / precision
+        return _chained(loc2, e2.diag(), slope, rest, (1 / precision).diag())
+
+    def elbo(self, x: Tensor) -> Tensor:
+        return self.log_px(x) - kl_divergence(self.q(x), self.posterior(x))
+
+    def set_guide_to_posterior(self, x: Tensor) -> None:
+        *_, W, b, s2 = self.parts()
+        hat, up = self.model.posterior.network.layers[0], self.model.up.network.layers[0]
+        squares = (W**2).sum(0)
+        with torch.no_grad():
+            hat.weight[:2], hat.bias[:2] = W.T / squares[:, None], -(W.T @ b) / squares
+            hat.bias[2:] = (s2 / squares).log() / 2
+            p = self.posterior(x)
+            # p(t2|x) is linear in m̂: by its values at three data.
+            m_hat = hat(x)[:, :2]
+            inputs = torch.cat([m_hat, torch.ones(len(x), 1).double()], 1)
+            found = torch.linalg.lstsq(inputs, p.loc[:, :1]).solution[:, 0]
+            up.weight[0, :2], up.weight[0, 2:], up.bias[0] = found[:2], 0.0, found[2]
+            up.bias[1] = p.covariance_matrix.reshape(-1, 3, 3)[0, 0, 0].log() / 2
+
+    def data(self, size: int) -> Tensor:
+        with torch.no_grad():
+            return self.model.model(n=size)
+
+
+def _chained(loc: Tensor, covariance: Tensor, slope: Tensor, rest: Tensor, noise: Tensor) -> MultivariateNormal:
+    """The joint Gaussian of u ~ N(loc, covariance) and v = slope u + rest + N(0, noise)."""
+    cross = slope @ covariance
+    whole = torch.cat([torch.cat([covariance, cross.T], 1), torch.cat([cross, cross @ slope.T + noise], 1)])
+    return MultivariateNormal(torch.cat([loc, loc @ slope.T + rest], -1), whole)
+
+
+ORACLES = [TwoLinearLayers, LinearLadder]
+
+
+@pytest.mark.parametrize("kind", ORACLES)
+def test_log_weights_are_log_px_where_the_guide_is_the_posterior(kind):
+    oracle = kind.random()
     x = oracle.data(7)
     oracle.set_guide_to_posterior(x)
     log_w = particles(oracle.model.model, oracle.model.guide, x, K=5).log_w
@@ -123,10 +217,11 @@ def test_log_weights_are_log_px_where_the_guide_is_the_posterior():
     torch.testing.assert_close(log_px(oracle.model, Split(x), K=3), oracle.log_px(x).detach(), rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("kind", ORACLES)
 @pytest.mark.parametrize("estimator", [ELBO(), STL(), DReG(K=1), ScoreFunction()])
-def test_bound_and_mean_gradient_are_the_closed_forms(estimator):
+def test_bound_and_mean_gradient_are_the_closed_forms(kind, estimator):
     """By 60 × 2,000 draws of one datum, within 4.5 standard errors: log p(x) - KL, and its derivatives by w and φ."""
-    oracle = TwoLinearLayers.random()
+    oracle = kind.random()
     x, leaves = oracle.data(1), list(oracle.model.parameters())
     exact = oracle.elbo(x).mean()
     slopes = torch.cat([g.flatten() for g in torch.autograd.grad(exact, leaves)])
@@ -143,9 +238,14 @@ def test_bound_and_mean_gradient_are_the_closed_forms(estimator):
     assert error.max() < 0.1 * slopes.abs().max()
 
 
-def _constant_rows(model: TwoLayer, leaves: list[Tensor]) -> Tensor:
+def _covariance_rows(model: TwoLayer | Ladder) -> list[tuple[torch.nn.Linear, int]]:
+    """The affine layers inside guides, and from which row on they give a covariance."""
+    return [(m.network.layers[0], n) for m, n in ((model.down, 2), (model.up, 1), (model.posterior, 2))]
+
+
+def _constant_rows(model: TwoLayer | Ladder, leaves: list[Tensor]) -> Tensor:
     """Weights by which covariances would depend on what they are given: the closed form has them at zero."""
-    still = {id(m.network.layers[0].weight): n for m, n in ((model.down, 2), (model.up, 1), (model.posterior, 2))}
+    still = {id(layer.weight): n for layer, n in _covariance_rows(model)}
     rows = [torch.zeros_like(leaf, dtype=torch.bool) for leaf in leaves]
     for leaf, row in zip(leaves, rows, strict=True):
         if id(leaf) in still:
@@ -153,16 +253,21 @@ def _constant_rows(model: TwoLayer, leaves: list[Tensor]) -> Tensor:
     return torch.cat([row.flatten() for row in rows])
 
 
-def small() -> TwoLayer:
+MODELS = [partial(TwoLayer, between=partial(DiagonalNormal, network=NETWORK)), partial(Ladder, network=NETWORK)]
+both = pytest.mark.parametrize("make", MODELS, ids=["TwoLayer", "Ladder"])
+
+
+def small(make) -> TwoLayer | Ladder:
     torch.manual_seed(0)
     parts = StandardNormal, partial(DiagonalNormal, network=NETWORK), partial(Bernoulli, network=NETWORK)
-    return TwoLayer(DIMS, *parts, top=3, between=partial(DiagonalNormal, network=NETWORK))
+    return make(DIMS, *parts, top=3)
 
 
+@both
 @pytest.mark.parametrize("cls", ESTIMATORS)
-def test_every_estimator(cls):
-    model = small()
-    if cls is AnalyticKL:
+def test_every_estimator(cls, make):
+    model = small(make)
+    if cls is AnalyticKL and isinstance(model, TwoLayer):  # the ladder's latents are in one order, and its KL is known
         with pytest.raises(ValueError, match="expected one order"):
             cls(K=4).estimate(model.model, model.guide, BITS[:6])
         return
@@ -172,13 +277,15 @@ def test_every_estimator(cls):
 
 
 @compiler
-def test_the_compiled_step_is_the_eager_one():
-    agree(update_of(small(), BITS[:6], IWAE(3)), tolerance=1e-3)
+@both
+def test_the_compiled_step_is_the_eager_one(make):
+    agree(update_of(small(make), BITS[:6], IWAE(3)), tolerance=1e-3)
 
 
+@both
 @pytest.mark.parametrize("cls", [cls for cls in ESTIMATORS if cls not in (Stock, AnalyticKL)])
-def test_a_step_on_the_meta_device(cls):
-    model = small().to("meta")
+def test_a_step_on_the_meta_device(cls, make):
+    model = small(make).to("meta")
     leaves = list(model.parameters())
     x = torch.empty(6, 1, 4, 4, device="meta")
     step = Update(model, cls(K=3), Objective(), Split(x), torch.optim.Adam(leaves), {"both": leaves})
@@ -186,21 +293,23 @@ def test_a_step_on_the_meta_device(cls):
         assert step(torch.arange(6, device="meta"), 1.0, "both").bound.device.type == "meta"
 
 
-def test_stock_pyro_trains_all_of_it():
-    model = small()
+@both
+def test_stock_pyro_trains_all_of_it(make):
+    model = small(make)
     before = [p.detach().clone() for p in model.parameters()]
     svi = pyro.infer.SVI(model.model, model.guide, pyro.optim.Adam({"lr": 0.01}), pyro.infer.Trace_ELBO())
     svi.step(BITS)
     assert all((p != was).any() for p, was in zip(model.parameters(), before, strict=True))
 
 
-def test_from_the_command_line(script, tmp_path):
+@pytest.mark.parametrize("cls", [TwoLayer, Ladder])
+def test_from_the_command_line(cls, script, tmp_path):
     options = ["--epochs", "1", "--latent", "4", "--test_images", "20", "--test_particles", "5", "--out", "run"]
-    code, out, _ = script("train", "--model", "TwoLayer", "--model.top", "2", *options)
+    code, out, _ = script("train", "--model", cls.__name__, "--model.top", "2", *options)
     assert code == 0
-    assert "TwoLayer: StandardNormal, DiagonalNormal, Binomial; d = 4" in out
+    assert f"{cls.__name__}: StandardNormal, DiagonalNormal, Binomial; d = 4" in out
     model = load(tmp_path / "run")
-    assert isinstance(model, TwoLayer)
+    assert isinstance(model, cls)
     assert (model.dims.latent, model.prior.dims.latent) == (4, 2)
     assert {p.name for p in (tmp_path / "run" / "figures").iterdir()} >= {"samples.png", "latents.png"}
 
@@ -208,12 +317,13 @@ def test_from_the_command_line(script, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model.top", "0"], "top: expected a dimension of at least 1, got 0"),
-        (["--prior", "VampPrior"], "VampPrior uses the other parts of a VAE"),
+        (["TwoLayer", "--model.top", "0"], "top: expected a dimension of at least 1, got 0"),
+        (["TwoLayer", "--prior", "VampPrior"], "VampPrior uses the other parts of a VAE"),
+        (["Ladder", "--guide", "FullRankNormal"], "Ladder multiplies the guide's Gaussian with the model's"),
     ],
 )
 def test_wrong_commands(script, options, message):
-    code, _, errors = script("train", "--model", "TwoLayer", *options)
+    code, _, errors = script("train", "--model", *options)
     assert code == 1
     assert message in " ".join(errors.split())
 

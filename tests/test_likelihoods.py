@@ -125,6 +125,24 @@ def test_a_scale_for_each_pixel():
     close(per_pixel(likelihood, x), expected)
 
 
+def test_the_optimal_scale_is_the_mean_squared_error_of_the_training_data():
+    """At a fixed mean, σ² is the mean of (x - m)² over all batches seen, and each was scored by σ before it."""
+    likelihood = Normal(DIMS, NETWORK, scale=0.5, learn_scale="optimal").double()
+    x, t = torch.rand(30, 1, 4, 4, dtype=torch.float64), torch.randn(30, 2, dtype=torch.float64)
+    loc, sigma = likelihood(t).mean.detach(), likelihood.log_scale.exp().item()
+    for i in range(3):
+        part, seen = slice(10 * i, 10 * i + 10), slice(0, 10 * i + 10)
+        found = likelihood(t[part]).log_prob(x[part])
+        expected = scipy.stats.norm(loc[part].numpy(), sigma).logpdf(x[part].numpy()).sum((1, 2, 3))
+        close(found, expected, 1e-9)
+        sigma = ((x[seen] - loc[seen]) ** 2).mean().sqrt().item()
+        assert likelihood.log_scale.exp().item() == pytest.approx(sigma, rel=1e-9)
+    likelihood.eval()(t).log_prob(x)
+    with torch.no_grad():
+        likelihood.train()(t).log_prob(x)
+    assert likelihood.log_scale.exp().item() == pytest.approx(sigma, rel=1e-9)  # evaluation moves nothing
+
+
 def test_stacked_numbers_keep_channels_together():
     dims = Dims(2, (3, 4, 5))
     assert stacked(dims, 2) == (6, 4, 5)

@@ -6,6 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
+
+from pyro_vae import load
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -15,6 +18,42 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
 def test_example(number):
     exec(compile(EXAMPLES[number], f"README example {number + 1}", "exec"), {"__name__": "example"})
+
+
+FILES = {
+    "Prior": "my_priors",
+    "Guide": "my_parts",
+    "Likelihood": "my_parts",
+    "Network": "my_parts",
+    "Estimator": "my_estimators",
+}
+
+
+def test_parts_of_ones_own_train_from_a_file_of_ones_own(script, tmp_path):
+    """Each under 20 lines, saved as the README says and named on the command line, in a folder outside the package."""
+    own = {}
+    for example in EXAMPLES:
+        if found := re.search(rf"^class (\w+)\(({'|'.join(FILES)})\)", example, re.MULTILINE):
+            name, base = found.groups()
+            own[base] = f"{FILES[base]}.{name}"
+            assert base == "Estimator" or len(example.strip().split("\n")) < 20, name
+            with (tmp_path / f"{FILES[base]}.py").open("a") as file:
+                file.write(example)
+    assert own.keys() == FILES.keys()
+    options = [f"--{base.lower()}={path}" for base, path in own.items() if base != "Network"]
+    network = own["Network"]
+    options += [
+        "--prior.df=5",
+        f"--guide.network={network}",
+        f"--likelihood.network={network}",
+        "--guide.network.width=30",
+    ]
+    small = ["--epochs", "1", "--test_images", "10", "--test_particles", "5", "--out", "run"]
+    code, out, err = script("train", *options, *small)
+    assert (code, err) == (0, ""), err
+    assert "VAE: StudentT, LogisticGuide, Geometric" in out
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["prior"]["init_args"] == {"df": 5}
+    assert type(load(tmp_path / "run").posterior.network).__name__ == "Wide"
 
 
 def test_places_exist():

@@ -112,7 +112,7 @@ def test_one_sgd_step_is_the_gradient_of_the_mean():
     vae, data = oracle.vae, oracle_data(oracle)
     before, phi = weights(vae), list(vae.parameters())
     with seeded(torch.device("cpu"), 0, "epoch", 1):
-        x = data.train.take(data.train.order())
+        (x,) = data.train.take(data.train.order())
         gradient = torch.autograd.grad(ELBO().estimate(vae.model, vae.guide, x).surrogate.mean(), phi)
     next(fit(vae, data, epochs=1, batch_size=50, optimiser=partial(SGD, lr=0.01)))
     expected = before + 0.01 * torch.cat([g.flatten() for g in gradient])

@@ -19,18 +19,19 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 from pyro_vae import VAE, Dims, Estimator
 from pyro_vae.data import Split
 from pyro_vae.estimators import ELBO, IWAE, DReG
-from pyro_vae.guides import DiagonalNormal
+from pyro_vae.guides import DiagonalNormal, InverseAutoregressive
 from pyro_vae.likelihoods import Bernoulli
 from pyro_vae.networks import MLP
 from pyro_vae.objectives import Objective
 from pyro_vae.particles import library_path, parameters
-from pyro_vae.priors import StandardNormal
+from pyro_vae.priors import StandardNormal, VampPrior
 from pyro_vae.programs import seeded
-from pyro_vae.steps import Precision, Update, make_step
+from pyro_vae.steps import Precision, Update, has_products, make_step
 from pyro_vae.training import fuse
 
 CPU = torch.device("cpu")
 LR = 1e-3
+PSEUDO_INPUTS = 500
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,20 @@ class Case:
     latent: int
     bound: Literal["ELBO", "IWAE", "DReG"] = "ELBO"
     K: int = 1
+    prior: Literal["StandardNormal", "VampPrior"] = "StandardNormal"
+    guide: Literal["DiagonalNormal", "InverseAutoregressive"] = "DiagonalNormal"
 
     def __str__(self) -> str:
-        """Batch / hidden / latent, and the bound."""
+        """Batch / hidden / latent, and what is not plain."""
         size = f"{len(self.x)}/{self.hidden}/{self.latent}"
-        return size if self.K == 1 else f"{size} {self.bound} K = {self.K}"
+        vamp = f" VampPrior({PSEUDO_INPUTS})" if self.prior == "VampPrior" else ""
+        flow = f" {self.guide}" if self.guide != "DiagonalNormal" else ""
+        return size + (f" {self.bound} K = {self.K}" if self.K > 1 else "") + vamp + flow
+
+    def require_plain(self, who: str) -> None:
+        """Raises NotImplementedError for other parts than N(0, I) and the diagonal Gaussian."""
+        if (self.prior, self.guide) != ("StandardNormal", "DiagonalNormal"):
+            raise NotImplementedError(f"{who} has no such parts")
 
     @property
     def estimator(self) -> Estimator:
@@ -58,7 +68,9 @@ class Case:
         dims = Dims(self.latent, tuple(self.x.shape[1:]))
         network = partial(MLP, hidden=[self.hidden], activation=nn.Softplus)
         with seeded(CPU, "benchmark"):
-            return VAE(StandardNormal(dims), DiagonalNormal(dims, network), Bernoulli(dims, network))
+            prior = StandardNormal(dims) if self.prior == "StandardNormal" else VampPrior(dims, PSEUDO_INPUTS)
+            guide = {"DiagonalNormal": DiagonalNormal, "InverseAutoregressive": InverseAutoregressive}[self.guide]
+            return VAE(prior, guide(dims, network), Bernoulli(dims, network))
 
 
 class Contender(NamedTuple):
@@ -68,8 +80,15 @@ class Contender(NamedTuple):
     loss: Callable[[], float]
 
 
+def require_products(precision: Precision) -> None:
+    """Raises NotImplementedError where the processor would compute them by other means, a hundred times slower."""
+    if not has_products(precision, CPU):
+        raise NotImplementedError("this processor has no bfloat16 products")
+
+
 def ours(case: Case, compiled: bool, precision: Precision = "fp32") -> Contender:
     """This project's step, with the batch gathered from the data by its indices."""
+    require_products(precision)
     vae = case.vae()
     with library_path():
         leaves = [leaf for part in parameters(vae.model, vae.guide, case.x) for leaf in part.values()]
@@ -107,6 +126,7 @@ def stock(case: Case, jit: bool = False) -> Contender:
 
 def by_hand(case: Case, compiled: bool) -> Contender:
     """The loss written out in PyTorch, with PyTorch's fused Adam; ``torch.compile`` takes the loss and its derivatives."""
+    case.require_plain("the loss written by hand")
     vae = case.vae()
     encoder, decoder, offset = (vae.posterior.network, vae.likelihood.network, vae.likelihood.offset)
     weights = [nn.Parameter(parameter.detach().clone()) for net in (encoder, decoder) for parameter in net.parameters()]
@@ -139,57 +159,15 @@ def by_hand(case: Case, compiled: bool) -> Contender:
 
 def numpyro(case: Case) -> Contender:
     """NumPyro's jitted ``SVI.update``."""
-    jax, jnp, npr, dist = map(import_module, ("jax", "jax.numpy", "numpyro", "numpyro.distributions"))
-    infer = import_module("numpyro.infer")
-
     if case.bound == "DReG":
         raise NotImplementedError("NumPyro has no DReG")
-    vae = case.vae()
-
-    def weights(network: Any) -> list[Any]:
-        return [jnp.asarray(parameter.detach().numpy()) for parameter in network.parameters()]
-
-    encoder, decoder = weights(vae.posterior.network), weights(vae.likelihood.network)
-    offset, x = jnp.asarray(vae.likelihood.offset.numpy()).ravel(), jnp.asarray(case.x.flatten(1).numpy())
-
-    def network(name: str, first: list[Any], inputs: Any) -> Any:
-        w1, b1, w2, b2 = (npr.param(f"{name}{i}", value) for i, value in enumerate(first))
-        return jax.nn.softplus(inputs @ w1.T + b1) @ w2.T + b2
-
-    def model(x: Any) -> None:
-        with npr.plate("data", len(x)):
-            t = npr.sample("t", dist.Normal(jnp.zeros(case.latent), 1).to_event(1))
-            logits = network("decoder", decoder, t) + offset
-            npr.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
-
-    def guide(x: Any) -> None:
-        loc, log_scale = jnp.split(network("encoder", encoder, x), 2, -1)
-        with npr.plate("data", len(x)):
-            npr.sample("t", dist.Normal(loc, jnp.exp(log_scale)).to_event(1))
-
-    elbo = (
-        infer.RenyiELBO(alpha=0, num_particles=case.K)
-        if case.bound == "IWAE"
-        else infer.Trace_ELBO(num_particles=case.K)
-    )
-    svi = infer.SVI(model, guide, npr.optim.Adam(LR), elbo)
-    state = [svi.init(jax.random.PRNGKey(0), x)]
-    update, evaluate = jax.jit(svi.update), jax.jit(svi.evaluate)
-
-    def step() -> Any:
-        state[0], loss = update(state[0], x)
-        return loss.block_until_ready()
-
-    def loss() -> float:
-        key, state_key = jax.random.split(state[0].rng_key)
-        state[0] = state[0]._replace(rng_key=key)
-        return float(evaluate(state[0]._replace(rng_key=state_key), x)) / len(case.x)
-
-    return Contender(step, loss)
+    contender: Contender = import_module("benchmarks.numpyro_step").contender(case)
+    return contender
 
 
 def floor(case: Case) -> Contender:
     """The matrix products of a step alone: three for each layer, forward and backward, and two for the first."""
+    case.require_plain("the count of products")
     B, K, D, H, d = len(case.x), case.K, case.x[0].numel(), case.hidden, case.latent
     layers = [(B, D, H, False), (B, H, 2 * d, True), (K * B, d, H, True), (K * B, H, D, True)]
     products = []

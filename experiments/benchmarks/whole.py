@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import ToTensor
 
-from benchmarks.steps import CPU, LR, Contender
+from benchmarks.steps import CPU, LR, Contender, require_products
 from pyro_vae import VAE, Dims
 from pyro_vae.data import Split, Splits
 from pyro_vae.estimators import ELBO
@@ -74,6 +74,7 @@ def _bound(vae: VAE, x: Tensor) -> float:
 
 def our_epoch(job: Job, compile: Any = "on", precision: Precision = "fp32") -> Contender:
     """`fit`, the validation data left out of the epoch as the peers leave it."""
+    require_products(precision)
     vae = job.vae()
     few = job.splits._replace(valid=Split(job.splits.valid.x[:1]))
     records = fit(vae, few, epochs=10_000, batch_size=BATCH, compile=compile, precision=precision, optimiser=_adam)
@@ -138,6 +139,7 @@ def pythae_epoch(job: Job) -> Contender:
 
 def our_log_px(job: Job, compile: Any = "on", precision: Precision = "fp32") -> Contender:
     """`log_px`, compiled before it is timed."""
+    require_products(precision)
     vae = job.vae()
 
     def run() -> float:

@@ -83,7 +83,7 @@ def gradients(
     if not 1 <= batch <= len(splits.train):
         raise ValueError(f"batch: expected between 1 and the {len(splits.train)} training data, got {batch}")
     with seeded(where, seed, "batch"):
-        x = splits.train.take(slice(0, batch))
+        x, *y = splits.train.given_to(programs).take(slice(0, batch))
     cells = Cells(out, "gradients", config, {"estimators", "particles", "same_mean", "fit_from"})
 
     made = dict(zip(names, estimators, strict=True))
@@ -99,7 +99,7 @@ def gradients(
                 stop.check()
                 bar.update(task, advance=20 + K, description=f"{name}, K = {K}, {n}/{draws}")
 
-            return draw_gradients(programs, x, make(K), draws, f"{name} {K} {seed}", on_draw)
+            return draw_gradients(programs, x, make(K), draws, f"{name} {K} {seed}", on_draw, *y)
 
         for K in sorted(particles):
             of_reference: Draws | None = None

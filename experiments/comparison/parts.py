@@ -104,7 +104,7 @@ def compare_parts(
     where = pick_device(device)
     splits = splits.to(where)
     cells = Cells(out, "parts", config, {*(f"{kind}s" for kind in KINDS), "seeds"})
-    first = Split(splits.test.x[:test_images], None if splits.test.labels is None else splits.test.labels[:test_images])
+    first = splits.test.first(test_images)
     parts = (priors, guides, likelihoods or (), estimators)
     made = [list(zip(names, of_kind, strict=True)) for names, of_kind in zip(named, parts, strict=True)]
     specs = {

@@ -8,6 +8,7 @@ guide                    t                                              domain
 `LowRankNormal`          W η + s ⊙ ε + m                                any
 `MixtureOfNormals`       one of C Gaussians                             any
 `Householder`            H_n ⋯ H_1 (s ⊙ ε) + m                          any
+`Sylvester`              (I + Q R tanh(R̃ Qᵀ · + b)) ∘ ⋯ (s ⊙ ε + m)    any; other values than its draws by bisection
 `InverseAutoregressive`  s ⊙ f(ε; h) + m, affine in each ε_j            any; other values than its draws in d passes
 `SplineAutoregressive`   s ⊙ f(ε; h) + m, a spline in each ε_j          the same
 `NeuralAutoregressive`   s ⊙ f(ε; h) + m, a monotonic network           the same, and by bisection
@@ -18,7 +19,13 @@ guide                    t                                              domain
 All have ``rsample``: t is a function of φ and of noise, and gradients pass through it.
 """
 
-from pyro_vae.guides.flows import Householder, InverseAutoregressive, NeuralAutoregressive, SplineAutoregressive
+from pyro_vae.guides.flows import (
+    Householder,
+    InverseAutoregressive,
+    NeuralAutoregressive,
+    SplineAutoregressive,
+    Sylvester,
+)
 from pyro_vae.guides.mixtures import MixtureOfNormals
 from pyro_vae.guides.normal import DiagonalNormal, FullRankNormal, LowRankNormal
 from pyro_vae.guides.refined import PerDatum, SemiAmortised
@@ -34,4 +41,5 @@ __all__ = [
     "PerDatum",
     "SemiAmortised",
     "SplineAutoregressive",
+    "Sylvester",
 ]

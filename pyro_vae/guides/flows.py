@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from torch.distributions import AffineTransform, Transform
 
 from pyro_vae.base import Dims, Distribution, Guide
-from pyro_vae.flows import ComposedTransform, FlowDistribution, Reflections, autoregressive, neural, spline
+from pyro_vae.flows import (
+    ComposedTransform,
+    FlowDistribution,
+    Projected,
+    Reflections,
+    autoregressive,
+    neural,
+    spline,
+)
+from pyro_vae.guides.normal import below_diagonal, triangular
 from pyro_vae.networks import MLP, NetworkFactory
 
 
@@ -118,6 +127,53 @@ class Householder(Guide):
         base = dist.Normal(loc.new_zeros(()), 1.0).expand(loc.shape).to_event(1)
         scale, shift = AffineTransform(0.0, log_scale.exp(), event_dim=1), AffineTransform(loc, 1.0, event_dim=1)
         return FlowDistribution(base, ComposedTransform(scale, Reflections(v), shift))
+
+
+@final
+class Sylvester(Guide):
+    """Steps t ← t + Q R tanh(R̃ Qᵀ t + b) from t = s ⊙ ε + m (van den Berg et al. 2018); planar flows with one column.
+
+    Q has M orthonormal columns, the first of a product of M reflections; R and R̃ are triangular, with diagonals in (-1, 1), so
+    that every step can be inverted. The network gives all of them; to the vectors of the reflections learned ones are added.
+    One column is the planar flow of Rezende and Mohamed 2015 (equation 10), with a smaller range of u and w.
+
+    Args:
+        dims: the sizes, filled in by the program.
+        network: the encoder, from x to (m, log s, and Q, R, R̃ and b of each step).
+        transforms: number of steps.
+        columns: M; no more than d of them are used.
+
+    Raises:
+        ValueError: no step, or no column.
+    """
+
+    place: Tensor
+
+    def __init__(self, dims: Dims, network: NetworkFactory = MLP, transforms: int = 4, columns: int = 4) -> None:
+        super().__init__(dims)
+        if transforms < 1 or columns < 1:
+            raise ValueError(f"transforms and columns: expected at least 1, got {transforms} and {columns}")
+        d, M = dims.latent, min(columns, dims.latent)
+        self.transforms, self.sizes = transforms, [M * d, M, M * (M - 1) // 2, M, M * (M - 1) // 2, M]
+        self.network = network(dims.x_shape, (_head(dims, transforms * sum(self.sizes)),))
+        self.axes = nn.Parameter(torch.randn(transforms, M, d))
+        self.register_buffer("place", below_diagonal(M), persistent=False)
+
+    def forward(self, x: Tensor) -> Distribution:
+        """Returns the distribution of t for x of shape ``(*batch, *x_shape)``."""
+        loc, log_scale, numbers = _split(self.network(x), self.dims.latent)
+        steps = []
+        for axes, of_step in zip(self.axes, numbers.chunk(self.transforms, -1), strict=True):
+            v, *of_R, b = of_step.split(self.sizes, -1)
+            reflections = Reflections((axes + v.unflatten(-1, axes.shape)).unsqueeze(-3))
+            Q = reflections(torch.eye(*axes.shape, dtype=v.dtype, device=v.device)).mT
+            R, R_tilde = (
+                triangular(diagonal.tanh(), below, self.place).mT
+                for diagonal, below in ((of_R[0], of_R[1]), (of_R[2], of_R[3]))
+            )
+            steps.append(Projected(Q, R, R_tilde, b))
+        base = dist.Normal(loc, log_scale.exp()).to_event(1)
+        return FlowDistribution(base, ComposedTransform(*steps))
 
 
 @final

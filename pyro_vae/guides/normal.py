@@ -52,17 +52,13 @@ class FullRankNormal(Guide):
         super().__init__(dims)
         d = dims.latent
         self.network = network(dims.x_shape, (2 * d + d * (d - 1) // 2,))
-        rows, columns = torch.tril_indices(d, d, offset=-1, device="cpu")
-        place = torch.full((d, d), len(rows), device="cpu")
-        place[rows, columns] = torch.arange(len(rows), device="cpu")
-        self.register_buffer("place", place.to(torch.get_default_device()), persistent=False)
+        self.register_buffer("place", below_diagonal(d), persistent=False)
 
     def forward(self, x: Tensor) -> Distribution:
         """Returns N(m, L Lᵀ) for x of shape ``(*batch, *x_shape)``."""
         d = self.dims.latent
         loc, log_diagonal, below = self.network(x).split([d, d, d * (d - 1) // 2], dim=-1)
-        scale_tril = log_diagonal.exp().diag_embed() + pad(below, (0, 1))[..., self.place]  # a zero for all others
-        return dist.MultivariateNormal(loc, scale_tril=scale_tril)
+        return dist.MultivariateNormal(loc, scale_tril=triangular(log_diagonal.exp(), below, self.place))
 
 
 @final
@@ -90,3 +86,16 @@ class LowRankNormal(Guide):
         d = self.dims.latent
         loc, log_scale, factor = self.network(x).split([d, d, d * self.rank], dim=-1)
         return dist.LowRankMultivariateNormal(loc, factor.unflatten(-1, (d, self.rank)), (2 * log_scale).exp())
+
+
+def below_diagonal(d: int) -> Tensor:
+    """For each place of a d×d matrix its number among those below the diagonal; all others have the number after the last."""
+    rows, columns = torch.tril_indices(d, d, offset=-1, device="cpu")
+    place = torch.full((d, d), len(rows), device="cpu")
+    place[rows, columns] = torch.arange(len(rows), device="cpu")
+    return place.to(torch.get_default_device())
+
+
+def triangular(diagonal: Tensor, below: Tensor, place: Tensor) -> Tensor:
+    """The lower triangular matrices ``(*batch, d, d)`` of these numbers; ``place`` is that of `below_diagonal`."""
+    return diagonal.diag_embed() + pad(below, (0, 1))[..., place]  # a zero for all others

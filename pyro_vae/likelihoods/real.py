@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, final
+from collections.abc import Callable
+from typing import Any, Literal, final
 
 import pyro.distributions as dist
 import torch
@@ -10,8 +11,14 @@ from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.base import Dims, Distribution, Likelihood
+from pyro_vae.flows import Sizes
 from pyro_vae.likelihoods.links import mean_or, stacked, unstacked
 from pyro_vae.networks import MLP, NetworkFactory
+
+_REMEMBERED = 100.0
+"""Batches in the running mean of squared errors."""
+_SMALLEST = 1e-12
+"""Of a variance: a decoder that is exact on all data has no optimal scale."""
 
 
 @final
@@ -22,7 +29,9 @@ class Normal(Likelihood):
         dims: the sizes, filled in by the program.
         network: the decoder, from t to the location m(t).
         scale: σ, or where it starts if it is learned, in units of x.
-        learn_scale: learn σ, as its logarithm: one number for all pixels (true), or one for each pixel ("pixel").
+        learn_scale: learn σ, as its logarithm: one number for all pixels (true), or one for each pixel ("pixel"); or take σ²
+            from the mean squared error, its optimum in closed form, as a running mean over the last hundred batches or so
+            ("optimal", Rybkin et al. 2021). A batch is scored before it counts: p(x|t,w) does not depend on x.
 
     Raises:
         ValueError: a scale that is not positive.
@@ -30,13 +39,14 @@ class Normal(Likelihood):
 
     offset: Tensor
     log_scale: Tensor
+    batches: Tensor
 
     def __init__(
         self,
         dims: Dims,
         network: NetworkFactory = MLP,
         scale: float = 1.0,
-        learn_scale: bool | Literal["pixel"] = False,
+        learn_scale: bool | Literal["pixel", "optimal"] = False,
     ) -> None:
         super().__init__(dims)
         if not scale > 0:
@@ -44,7 +54,10 @@ class Normal(Likelihood):
         self.network = network((dims.latent,), dims.x_shape)
         self.register_buffer("offset", mean_or(dims, 0.0))
         log_scale = torch.full(dims.x_shape if learn_scale == "pixel" else (), scale).log()
-        if learn_scale:
+        if learn_scale == "optimal":
+            self.register_buffer("batches", torch.zeros(()))
+        self.optimal = learn_scale == "optimal"
+        if learn_scale and not self.optimal:
             self.log_scale = nn.Parameter(log_scale)
         else:
             self.register_buffer("log_scale", log_scale)
@@ -52,7 +65,41 @@ class Normal(Likelihood):
     def forward(self, t: Tensor) -> Distribution:
         """Returns N(m(t), σ² I) for t of shape ``(*batch, d)``."""
         loc = self.network(t) + self.offset
+        if self.optimal and self.training and torch.is_grad_enabled():
+            return _Watched(loc, self.log_scale.exp(), self._follow).to_event(len(self.dims.x_shape))
         return dist.Normal(loc, self.log_scale.exp()).to_event(len(self.dims.x_shape))
+
+    @torch.no_grad()
+    def _follow(self, error: Tensor) -> None:
+        """Takes a batch's errors x - m(t) into the running mean of their squares, the plain mean of the first batches."""
+        self.batches.add_(1).clamp_(max=_REMEMBERED)
+        variance = (2 * self.log_scale).exp()
+        variance = variance + ((error**2).mean() - variance) / self.batches
+        self.log_scale.copy_(variance.clamp(min=_SMALLEST).log() / 2)
+
+
+class _Watched(dist.Normal):
+    """A Gaussian that tells how far the values are that it scores.
+
+    Args:
+        loc: location.
+        scale: scale.
+        told: is told them.
+    """
+
+    def __init__(self, loc: Tensor, scale: Tensor, told: Callable[[Tensor], None]) -> None:
+        super().__init__(loc, scale, validate_args=False)
+        self.told = told
+
+    def expand(self, batch_shape: Sizes, _instance: Any = None) -> _Watched:
+        """The same distribution for more data or particles."""
+        return _Watched(self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.told)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density, in nats."""
+        log_prob = dist.Normal.log_prob(self, value)
+        self.told(value - self.loc)
+        return log_prob
 
 
 @final
