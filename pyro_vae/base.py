@@ -47,6 +47,7 @@ class Dims:
         train: the training data ``(N, *x_shape)``, for parts that are made of data (exemplars, a posterior for each datum).
         dynamic: `train` holds probabilities, by which pixels are drawn anew at each use.
         classes: number of labels that a datum may have, if it has one.
+        x_scale: largest absolute value of the training data, where that is above 1: what encoders divide x by.
     """
 
     latent: int
@@ -55,6 +56,7 @@ class Dims:
     train: Tensor | None = None
     dynamic: bool = False
     classes: int | None = None
+    x_scale: float = 1.0
 
     def __post_init__(self) -> None:
         """Checks that sizes are positive and that the mean has the shape of a datum.
@@ -176,6 +178,11 @@ class Guide(Part):
         ValueError: x does not end in ``x_shape``, or ``forward`` returned a distribution of another shape.
         TypeError: ``forward`` returned no Pyro distribution.
     """
+
+    @final
+    def scaled(self, x: Tensor) -> Tensor:
+        """X as a network likes it: within [-1, 1] on the training data, so that levels 0..255 do not flood it."""
+        return x / self.dims.x_scale
 
     @abstractmethod
     def forward(self, x: Tensor) -> Distribution:

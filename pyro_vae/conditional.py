@@ -45,7 +45,7 @@ class Conditional(Model):
             raise ValueError("Conditional: needs data with a label for each datum, whole numbers from 0 on")
         self.classes, (channels, *pixels) = dims.classes, dims.x_shape
         added = -(-self.classes // prod(pixels))
-        wider = replace(dims, x_shape=(channels + added, *pixels), x_mean=None, train=None)
+        wider = replace(dims, x_shape=(channels + added, *pixels), x_mean=None, train=None, x_scale=1.0)
         super().__init__(dims, prior(dims), guide(wider), likelihood(replace(dims, latent=dims.latent + self.classes)))
         self.embedding = nn.Embedding(self.classes, added * prod(pixels))
         check_prior(self.prior)
@@ -89,7 +89,7 @@ class Conditional(Model):
         y = _required(y)
         self.register("guide", self.posterior)
         self.register("embedding", self.embedding)
-        wider = torch.cat([x, self.embedding(y).reshape(len(y), -1, *x.shape[2:])], 1)
+        wider = torch.cat([x / self.dims.x_scale, self.embedding(y).reshape(len(y), -1, *x.shape[2:])], 1)
         with pyro.plate("data", len(x), dim=-1):
             sample: Tensor = pyro.sample("t", self.posterior(wider))
         return sample

@@ -121,7 +121,8 @@ class Splits(NamedTuple):
     def dims(self, latent: int) -> Dims:
         """The sizes that parts are built for, with the training data and their mean."""
         x = self.train.x.cpu()
-        return Dims(latent, self.x_shape, x.mean(0), x, self.train.dynamic, self.classes)
+        scale = max(1.0, x.abs().max().item())
+        return Dims(latent, self.x_shape, x.mean(0), x, self.train.dynamic, self.classes, scale)
 
     @property
     def classes(self) -> int | None:

@@ -73,10 +73,13 @@ class Run:
     def record(self, epoch: Epoch, vae: Model) -> None:
         """Keeps an epoch: its weights, replaced in one move so that a cut leaves the old ones, then its line."""
         data = None if vae.dims.train is None else len(vae.dims.train)
-        sizes = {"latent": vae.dims.latent, "x_shape": vae.dims.x_shape, "classes": vae.dims.classes, "data": data}
+        dims = vae.dims
+        sizes = {"latent": dims.latent, "x_shape": dims.x_shape, "classes": dims.classes, "x_scale": dims.x_scale}
         unfinished = self.folder / f".{_WEIGHTS}"
         state = {name: value.detach().cpu().contiguous() for name, value in vae.state_dict().items()}
-        unfinished.write_bytes(save(state, metadata={"pyro_vae": json.dumps(sizes | {"epoch": epoch.epoch})}))
+        unfinished.write_bytes(
+            save(state, metadata={"pyro_vae": json.dumps(sizes | {"data": data, "epoch": epoch.epoch})})
+        )
         unfinished.replace(self.folder / _WEIGHTS)
         row = asdict(epoch)
         for part in ("train", "valid"):
@@ -125,10 +128,17 @@ def load(folder: str | os.PathLike[str]) -> Model:
     return vae.eval()
 
 
-def _dims(latent: int, x_shape: list[int], data: int | None = None, classes: int | None = None, **_: Any) -> Dims:
+def _dims(
+    latent: int,
+    x_shape: list[int],
+    data: int | None = None,
+    classes: int | None = None,
+    x_scale: float = 1.0,
+    **_: Any,
+) -> Dims:
     """The sizes of a saved VAE. Zeros stand for the training data: what parts took from these is among the weights."""
     train = None if data is None else torch.zeros(1).expand(data, *x_shape)
-    return Dims(latent, tuple(x_shape), train=train, classes=classes)
+    return Dims(latent, tuple(x_shape), train=train, classes=classes, x_scale=x_scale)
 
 
 def build(dims: Dims, parts: dict[str, Any]) -> Model:

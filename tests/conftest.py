@@ -74,6 +74,12 @@ def mnist_root(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def traced(monkeypatch):
+    """The graph as it was traced, without Inductor, which takes half a minute for some: test_steps.py has graphs in full."""
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, *_, **__: graph)
+
+
+@pytest.fixture
 def script(tmp_path, monkeypatch, capsys):
     """Runs a script of experiments/ in this process and in a folder of its own: exit code, output, errors."""
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
@@ -90,7 +96,10 @@ def script(tmp_path, monkeypatch, capsys):
             code = int(stop.code or 0)
         return code, *capsys.readouterr()
 
-    return run
+    yield run
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]  # another test has a file of that name too
 
 
 @pytest.fixture

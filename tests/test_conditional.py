@@ -10,7 +10,7 @@ import pytest
 import torch
 from oracles import affine
 from test_conformance import ESTIMATORS, NETWORK, refusing_unknown_kl
-from test_steps import agree, compiler, update_of
+from test_steps import agree, update_of
 from torch.distributions import MultivariateNormal
 
 from pyro_vae import VAE, Dims, fit, load
@@ -78,8 +78,7 @@ def test_every_estimator_reaches_every_parameter(cls):
     assert all(p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
-@compiler
-def test_the_compiled_step_is_the_eager_one():
+def test_the_compiled_step_is_the_eager_one(traced):
     model = small()
     update = update_of(model, BITS, IWAE(3), y=Y)
     agree(update, tolerance=1e-3)

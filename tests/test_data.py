@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from torch.distributions import constraints
 
 from pyro_vae.data import MNIST, Arrays, Digits, FashionMNIST, Split, support_of
+from pyro_vae.guides import DiagonalNormal
 
 
 def test_digits_are_all_there_once():
@@ -75,6 +76,17 @@ def test_the_test_set_is_the_same_for_every_run(mnist_root):
     two = MNIST(mnist_root, valid=30, binarise="fixed", split_seed=4).load()
     assert torch.equal(one.test.x, two.test.x)
     assert set(one.test.x.unique().tolist()) == {0.0, 1.0}
+
+
+def test_encoders_see_data_within_one(digits):
+    """Counts 0..16 are divided by 16 for the networks of guides, and by nothing where values are within [-1, 1] already."""
+    dims, seen = digits.dims(2), []
+    assert dims.x_scale == 16
+    guide = DiagonalNormal(dims)
+    guide.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    guide(digits.train.x[:50])
+    torch.testing.assert_close(seen[0], digits.train.x[:50] / 16)
+    assert Digits(binarise="fixed").load().dims(2).x_scale == 1
 
 
 def test_batches_hold_every_datum_once_and_keep_the_rest():

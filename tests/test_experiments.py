@@ -93,23 +93,21 @@ def test_image_data_with_the_same_command(train, name, mnist_root, tmp_path):
     assert (tmp_path / "run" / "figures" / "plane.png").exists()
 
 
-def test_the_published_configuration(train, mnist_root, tmp_path):
-    config = str(ROOT / "experiments" / "iwae_mnist.yaml")
-    options = [
-        "--data.root",
-        str(mnist_root),
-        "--data.valid",
-        "50",
-        "--test_particles",
-        "3",
-        "--epochs",
-        "1",
-        "--out",
-        "run",
-    ]
-    code, out, err = train("--config", config, *options)
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ("iwae_mnist", "VAE: StandardNormal, DiagonalNormal, Bernoulli; d = 50, 425,284 parameters"),
+        ("iwae_two_layer_mnist", "TwoLayer: StandardNormal, DiagonalNormal, Bernoulli; d = 100"),
+        ("levels_fashion", "VAE: StandardNormal, DiagonalNormal, DiscretizedLogistic; d = 32"),
+    ],
+)
+def test_a_published_configuration(train, mnist_root, config, told):
+    path = str(ROOT / "experiments" / f"{config}.yaml")
+    options = ["--data.root", str(mnist_root), "--data.valid", "50", "--test_particles", "3", "--test_images", "20"]
+    code, out, err = train("--config", path, *options, "--epochs", "1", "--compile", "off", "--out", "run")
     assert (code, err) == (0, "")
-    assert "d = 50, 425,284 parameters" in out
+    assert told in " ".join(out.split())
+    assert ("bits per dimension" in out) == (config == "levels_fashion")
 
 
 def test_a_class_of_ones_own(train, tmp_path):

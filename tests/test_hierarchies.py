@@ -10,7 +10,7 @@ import pytest
 import torch
 from oracles import affine
 from test_conformance import BITS, DIMS, ESTIMATORS, NETWORK
-from test_steps import agree, compiler, update_of
+from test_steps import agree, update_of
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
@@ -276,9 +276,8 @@ def test_every_estimator(cls, make):
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
-@compiler
 @both
-def test_the_compiled_step_is_the_eager_one(make):
+def test_the_compiled_step_is_the_eager_one(make, traced):
     agree(update_of(small(make), BITS[:6], IWAE(3)), tolerance=1e-3)
 
 

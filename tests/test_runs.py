@@ -28,7 +28,7 @@ EPOCH = Epoch(1, Terms(-3.0, -2.0, 1.0), Terms(-4.0, -2.0, 2.0), 1e-3, 0.1)
 def run(tmp_path):
     """A whole run folder and the VAE that it holds."""
     torch.manual_seed(1)
-    vae = build(Dims(3, (1, 4, 4), torch.full((1, 4, 4), 5.0)), PARTS)
+    vae = build(Dims(3, (1, 4, 4), torch.full((1, 4, 4), 5.0), classes=10, x_scale=16.0), PARTS)
     folder = Run(tmp_path / "run", yaml.safe_dump(PARTS | {"epochs": 1}))
     folder.record(EPOCH, vae)
     return folder.folder, vae
@@ -39,6 +39,7 @@ def test_load_gives_the_vae_back(run):
     again = load(folder)
     assert not again.training
     assert again.dims.x_shape == (1, 4, 4)
+    assert (again.dims.classes, again.dims.x_scale) == (10, 16.0)
     assert again.posterior.network.layers[0].out_features == 5
     assert isinstance(again.posterior.network.layers[1], torch.nn.Softplus)
     for name, value in vae.state_dict().items():

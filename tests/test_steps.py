@@ -20,9 +20,11 @@ from pyro_vae import VAE, fit
 from pyro_vae.compiled import compiled
 from pyro_vae.data import Split, Splits
 from pyro_vae.estimators import ELBO, IWAE, AnalyticKL, DReG, ScoreFunction, Stock
-from pyro_vae.likelihoods import Bernoulli, Beta
+from pyro_vae.guides import DiagonalNormal, InverseAutoregressive
+from pyro_vae.likelihoods import Bernoulli, Beta, DiscretizedLogistic
 from pyro_vae.objectives import Objective
 from pyro_vae.particles import library_path, parameters
+from pyro_vae.priors import MaskedAutoregressiveFlow, VampPrior
 from pyro_vae.programs import mode, seeded
 from pyro_vae.steps import CompiledStep, Graph, Update
 from pyro_vae.training import fuse
@@ -60,12 +62,6 @@ def agree(update, steps=3, tolerance=1e-4):
         assert gap <= tolerance * size + 1e-6, (gap, size)
 
 
-@pytest.fixture
-def traced(monkeypatch):
-    """The graph as it was traced, without Inductor, which takes half a minute for some: `test_a_graph_in_full` has its part."""
-    monkeypatch.setattr(torch._inductor, "compile", lambda graph, *_, **__: graph)
-
-
 @pytest.mark.parametrize("cls", [cls for cls in ESTIMATORS if cls is not Stock])
 def test_every_estimator(cls, traced):
     oracle = LinearGaussian.random()
@@ -98,13 +94,24 @@ def together() -> list[tuple[type, type, type]]:
     raise AssertionError("no turn fits")
 
 
-@compiler
-@pytest.mark.parametrize(("prior", "guide", "likelihood"), together())
-def test_every_part(prior, guide, likelihood):
-    """In full, with the optimiser that is the shortest to compile."""
+def check_parts(prior, guide, likelihood):
     vae = VAE(build(prior), build(guide), build(likelihood))
     x = BITS[:6] if likelihood is not Beta else 0.2 + 0.6 * BITS[:6]
     agree(update_of(vae, x, IWAE(3), partial(SGD, lr=1e-3)), tolerance=1e-3)
+
+
+@pytest.mark.parametrize(("prior", "guide", "likelihood"), together())
+def test_every_part(prior, guide, likelihood, traced):
+    check_parts(prior, guide, likelihood)
+
+
+@compiler
+@pytest.mark.parametrize(
+    ("prior", "guide", "likelihood"),
+    [(VampPrior, DiagonalNormal, Bernoulli), (MaskedAutoregressiveFlow, InverseAutoregressive, DiscretizedLogistic)],
+)
+def test_parts_in_full(prior, guide, likelihood):
+    check_parts(prior, guide, likelihood)
 
 
 @pytest.mark.parametrize(
@@ -138,8 +145,7 @@ def test_every_option(options, traced):
     agree(update_of(oracle.vae, oracle.data(6), **options), tolerance=1e-6)
 
 
-@compiler
-def test_dynamic_binarisation_and_bf16(digits):
+def test_dynamic_binarisation_and_bf16(traced):
     vae, x = vae_of(Bernoulli), torch.rand(16, 1, 4, 4)
     agree(update_of(vae, x, DReG(2), dynamic=True), tolerance=1e-3)
     agree(update_of(vae, x, IWAE(2), dynamic=True, precision="bf16"), tolerance=0.1)
@@ -185,8 +191,7 @@ class Counting(nn.Module):
         return self.vae.guide(self.norm(x))
 
 
-@compiler
-def test_buffers_that_change():
+def test_buffers_that_change(traced):
     oracle = LinearGaussian.random()
     update = update_of(Counting(oracle.vae), oracle.data(6))
     with library_path(), mode(update.programs, training=True):
@@ -293,8 +298,7 @@ def test_without_a_compiler_it_is_eager_with_one_line(monkeypatch, caplog):
     assert said(caplog) == ["Steps run eagerly: compiling failed: RuntimeError: No working C++ compiler found"]
 
 
-@compiler
-def test_a_wrong_graph_is_not_used(monkeypatch, caplog):
+def test_a_wrong_graph_is_not_used(monkeypatch, caplog, traced):
     """The check against the eager step: here the graph's update is taken twice."""
     whole = Graph._move
 

@@ -57,7 +57,7 @@ class InverseAutoregressive(Guide):
 
     def forward(self, x: Tensor) -> Distribution:
         """Returns the distribution of t for x of shape ``(*batch, *x_shape)``."""
-        loc, log_scale, h = _split(self.network(x), self.dims.latent)
+        loc, log_scale, h = _split(self.network(self.scaled(x)), self.dims.latent)
         return _flow(loc, log_scale, self.flow(h))
 
 
@@ -92,7 +92,7 @@ class SplineAutoregressive(Guide):
 
     def forward(self, x: Tensor) -> Distribution:
         """Returns the distribution of t for x of shape ``(*batch, *x_shape)``."""
-        loc, log_scale, h = _split(self.network(x), self.dims.latent)
+        loc, log_scale, h = _split(self.network(self.scaled(x)), self.dims.latent)
         return _flow(loc, log_scale, self.flow(h))
 
 
@@ -122,7 +122,7 @@ class Householder(Guide):
 
     def forward(self, x: Tensor) -> Distribution:
         """Returns the distribution of t for x of shape ``(*batch, *x_shape)``."""
-        loc, log_scale, v = _split(self.network(x), self.dims.latent)
+        loc, log_scale, v = _split(self.network(self.scaled(x)), self.dims.latent)
         v = self.axes + v.unflatten(-1, (self.reflections, self.dims.latent))
         base = dist.Normal(loc.new_zeros(()), 1.0).expand(loc.shape).to_event(1)
         scale, shift = AffineTransform(0.0, log_scale.exp(), event_dim=1), AffineTransform(loc, 1.0, event_dim=1)
@@ -161,7 +161,7 @@ class Sylvester(Guide):
 
     def forward(self, x: Tensor) -> Distribution:
         """Returns the distribution of t for x of shape ``(*batch, *x_shape)``."""
-        loc, log_scale, numbers = _split(self.network(x), self.dims.latent)
+        loc, log_scale, numbers = _split(self.network(self.scaled(x)), self.dims.latent)
         steps = []
         for axes, of_step in zip(self.axes, numbers.chunk(self.transforms, -1), strict=True):
             v, *of_R, b = of_step.split(self.sizes, -1)
@@ -211,7 +211,7 @@ class NeuralAutoregressive(Guide):
 
     def forward(self, x: Tensor) -> Distribution:
         """Returns the distribution of t for x of shape ``(*batch, *x_shape)``."""
-        loc, log_scale, h = _split(self.network(x), self.dims.latent)
+        loc, log_scale, h = _split(self.network(self.scaled(x)), self.dims.latent)
         return _flow(loc, log_scale, self.flow(h))
 
 

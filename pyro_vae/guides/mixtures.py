@@ -38,7 +38,7 @@ class MixtureOfNormals(Guide):
     def forward(self, x: Tensor) -> Distribution:
         """Returns the mixture for x of shape ``(*batch, *x_shape)``."""
         C, d = self.components, self.dims.latent
-        loc, log_scale, logits = self.network(x).split([C * d, C * d, C], dim=-1)
+        loc, log_scale, logits = self.network(self.scaled(x)).split([C * d, C * d, C], dim=-1)
         each = dist.Normal(loc.unflatten(-1, (C, d)), log_scale.unflatten(-1, (C, d)).exp()).to_event(1)
         return _Mixture(dist.Categorical(logits=logits), each)
 

@@ -30,7 +30,7 @@ class DiagonalNormal(Guide):
 
     def forward(self, x: Tensor) -> Distribution:
         """Returns N(m, diag s²) for x of shape ``(*batch, *x_shape)``."""
-        loc, log_scale = self.network(x).chunk(2, dim=-1)
+        loc, log_scale = self.network(self.scaled(x)).chunk(2, dim=-1)
         # pyro.sample draws ε and returns ε ⊙ s + m: Normal.rsample is g.
         return dist.Normal(loc, log_scale.exp()).to_event(1)
 
@@ -57,7 +57,7 @@ class FullRankNormal(Guide):
     def forward(self, x: Tensor) -> Distribution:
         """Returns N(m, L Lᵀ) for x of shape ``(*batch, *x_shape)``."""
         d = self.dims.latent
-        loc, log_diagonal, below = self.network(x).split([d, d, d * (d - 1) // 2], dim=-1)
+        loc, log_diagonal, below = self.network(self.scaled(x)).split([d, d, d * (d - 1) // 2], dim=-1)
         return dist.MultivariateNormal(loc, scale_tril=triangular(log_diagonal.exp(), below, self.place))
 
 
@@ -84,7 +84,7 @@ class LowRankNormal(Guide):
     def forward(self, x: Tensor) -> Distribution:
         """Returns N(m, W Wᵀ + diag s²) for x of shape ``(*batch, *x_shape)``."""
         d = self.dims.latent
-        loc, log_scale, factor = self.network(x).split([d, d, d * self.rank], dim=-1)
+        loc, log_scale, factor = self.network(self.scaled(x)).split([d, d, d * self.rank], dim=-1)
         return dist.LowRankMultivariateNormal(loc, factor.unflatten(-1, (d, self.rank)), (2 * log_scale).exp())
 
 
