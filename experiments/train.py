@@ -163,8 +163,8 @@ def train(
         if interrupted:
             vae = load(run.folder).to(where)
             console.print(f"Evaluating the weights of epoch {len(records)}; Ctrl-C again skips this.")
-        draw(run, vae, splits, records)
         report(run, vae, splits, estimator, test_particles, test_images, batch_size, compile, trained_for)
+        draw(run, vae, splits, records)
     except KeyboardInterrupt:
         interrupted = True
     console.print(
@@ -239,24 +239,25 @@ def report(
 def draw(run: Run, vae: Model, splits: Splits, records: list[Epoch]) -> None:
     """The figures of a run."""
     first = splits.test.first(1000).given_to(vae)
-    (x, *given), labels, vmax = first.columns, first.labels, float(splits.train.x.max())
+    x, labels, vmax = first.x, first.labels, float(splits.train.x.max())
+    y = labels if first.labelled else None
     run.figure("learning_curves", figures.learning_curves(records))
     run.figure(
         "reconstructions",
         figures.reconstructions(
-            x[:24], reconstruct(vae, *(each[:24] for each in first.columns)), "test data and their reconstructions"
+            x[:24], reconstruct(vae, x[:24], y=None if y is None else y[:24]), "test data and their reconstructions"
         ),
     )
-    if first.labelled and splits.classes:
-        each = torch.arange(splits.classes, device=x.device)
-        images = sample(vae, x, 10 * len(each), each.repeat_interleave(10))
+    if labels is not None and first.labelled:
+        each = labels.unique()[:20]
+        images = sample(vae, x, 10 * len(each), y=each.repeat_interleave(10))
         title = "means of p(x|t,y) at t ~ p(t), a class y a line"
         run.figure(
-            "samples", figures.grid(list(images.split(10)), [f"{y}" for y in each.tolist()], vmax=vmax, title=title)
+            "samples", figures.grid(list(images.split(10)), [f"{k}" for k in each.tolist()], vmax=vmax, title=title)
         )
     else:
         run.figure("samples", figures.samples(sample(vae, x, 100), vmax, "means of p(x|t) at t ~ p(t)"))
-    t = encode(vae, x, *given)
+    t = encode(vae, x, y=y)
     run.figure("latents", figures.latents(t, labels, "test data in the latent space, t ~ q(t|x,φ)"))
     if first.labelled:
         return  # a plane or a line of t has a picture for each class

@@ -18,6 +18,7 @@ Every class of this project is abstract or final: no concrete method is overridd
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
@@ -137,7 +138,10 @@ class Part(nn.Module, ABC):
             ValueError: it is in no VAE.
         """
         if self._parts is None:
-            raise ValueError(f"{type(self).__name__} uses the other parts of a VAE: put it into one first")
+            raise ValueError(
+                f"{type(self).__name__} uses the other parts of a VAE: put it into one first (models of another "
+                f"kind, --model, cannot take it)"
+            )
         return self._parts
 
     @final
@@ -318,10 +322,13 @@ class Estimator(pyro.infer.ELBO, ABC):
         def draw() -> Particles:
             return particles(model, guide, *args, K=K, max_plate_nesting=nesting, latents=self.latents, **kwargs)
 
-        draws = draw()
-        if self.latents != "fixed":
-            self._require_rsample(draws)
-        bound, surrogate = self.combine(draws)
+        # Without noise the draws are for the bound that is reported, and others are differentiated.
+        reported = objective is not None and not objective.noise and self.latents == "path"
+        with torch.no_grad() if reported else nullcontext():
+            draws = draw()
+            if self.latents != "fixed":
+                self._require_rsample(draws)
+            bound, surrogate = self.combine(draws)
         if objective is not None and not objective.is_the_bound:
             if not objective.noise:
                 self._require_closed_form(objective)

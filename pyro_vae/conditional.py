@@ -31,7 +31,8 @@ class Conditional(Model):
         likelihood: p(x|t,y), filled in by the program.
 
     Raises:
-        ValueError: data without labels 0, 1, ..., or a prior that is made of the guide, which here needs a label.
+        ValueError: data without labels 0, 1, ..., more classes than data, or a prior that is made of the guide, which here
+            needs a label.
     """
 
     def __init__(
@@ -43,6 +44,11 @@ class Conditional(Model):
     ) -> None:
         if dims.classes is None:
             raise ValueError("Conditional: needs data with a label for each datum, whole numbers from 0 on")
+        if dims.train is not None and dims.classes > len(dims.train):
+            raise ValueError(
+                f"Conditional: labels count classes from 0 on, and there would be {dims.classes} of them for {len(dims.train)} "
+                f"training data: number the labels that occur 0, 1, ..."
+            )
         self.classes, (channels, *pixels) = dims.classes, dims.x_shape
         added = -(-self.classes // prod(pixels))
         wider = replace(dims, x_shape=(channels + added, *pixels), x_mean=None, train=None, x_scale=1.0)

@@ -20,7 +20,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.base import Dims, Shape
-from pyro_vae.programs import Programs, takes_labels
+from pyro_vae.programs import Programs, given, takes_labels
 
 Binarise = Literal["dynamic", "fixed", "none"]
 """dynamic: training pixels are drawn anew each time they are used; fixed: once; none: grey values stay.
@@ -73,7 +73,7 @@ class Split:
     @property
     def columns(self) -> tuple[Tensor, ...]:
         """What programs are called with, of all data: x, and the labels where they take them."""
-        return (self.x, self.labels) if self.labelled and self.labels is not None else (self.x,)
+        return given(self.x, self.labels if self.labelled else None)
 
     def take(self, index: Tensor | slice, columns: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
         """What programs are called with, of some data; pixels are drawn by the global random numbers where `dynamic`.
@@ -280,6 +280,8 @@ class Arrays(Data):
         if not (finite := x.isfinite()).all():
             raise ValueError(f"{self.path}: {int((~finite).sum())} of {x.numel()} values are NaN or infinite")
         labels = _tensor(arrays, "labels", self.path) if "labels" in arrays else None
+        if labels is not None and bool((labels == labels.round()).all()):
+            labels = labels.long()  # classes, whatever type they were saved in
         if labels is not None and labels.shape != x.shape[:1]:
             raise ValueError(
                 f"{self.path}: expected one label for each of {len(x)} data, got shape {tuple(labels.shape)}"

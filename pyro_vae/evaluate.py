@@ -17,7 +17,7 @@ from pyro_vae.base import Shape
 from pyro_vae.compiled import NotCompiledError, compiled
 from pyro_vae.data import Split
 from pyro_vae.particles import draw_latents, library_path, observed, particles
-from pyro_vae.programs import Programs, mode, seeded
+from pyro_vae.programs import Programs, given, mode, seeded
 from pyro_vae.steps import Compile, Precision, logger, networks_in
 
 _CHUNK = 2**20
@@ -101,7 +101,7 @@ def log_px(
         full: Callable[..., Tensor] = partial(log_sum, k=most)
         if compile == "on" or (compile == "auto" and K * N * pixels >= _AUTO_WORK):
             key = most, chunk, max_plate_nesting, precision
-            full = _compiled(programs, full, split.take(slice(0, batch_size)), key)
+            full = _compiled(programs, full, tuple(column[:batch_size] for column in split.columns), key)
         for batch in split.batches(batch_size):
             B = len(batch[0])
             total = batch[0].new_full((B,), -torch.inf, dtype=torch.float64)
@@ -142,25 +142,29 @@ def _compiled(
     return lambda *batch: run(*batch)[0]
 
 
-def reconstruct(programs: Programs, x: Tensor, y: Tensor | None = None, seed: int = 0) -> Tensor:
+def reconstruct(programs: Programs, x: Tensor, seed: int = 0, *, y: Tensor | None = None) -> Tensor:
     """E[x'|t] at one draw t ~ q(t|x,φ) for each datum: the mean of the model's first observed site, shape of x.
 
-    Here and below, y are labels ``(N,)``, for programs that take them.
+    Here and below, y are labels ``(N,)``, for programs that take them; it is a ValueError if there are not N, or one is none of
+    the model's.
     """
+    batch = _checked(programs, x, y)
     with _evaluating(programs, x.device, seed, "images"):
-        return _mean_image(programs, x, y, draw_latents(programs.guide, *_given(x, y)))
+        return _mean_image(programs, batch, draw_latents(programs.guide, *batch))
 
 
-def sample(programs: Programs, x: Tensor, n: int, y: Tensor | None = None, seed: int = 0) -> Tensor:
+def sample(programs: Programs, x: Tensor, n: int, seed: int = 0, *, y: Tensor | None = None) -> Tensor:
     """E[x|t] at n draws t ~ p(t). Of x only the shape of a datum and the device are used."""
+    batch = _checked(programs, torch.zeros_like(x[:1]).expand(n, *x.shape[1:]), y)
     with _evaluating(programs, x.device, seed, "images"):
-        return _mean_image(programs, torch.zeros_like(x[:1]).expand(n, *x.shape[1:]), y, {})
+        return _mean_image(programs, batch, {})
 
 
-def encode(programs: Programs, x: Tensor, y: Tensor | None = None, site: str = "t", seed: int = 0) -> Tensor:
+def encode(programs: Programs, x: Tensor, site: str = "t", seed: int = 0, *, y: Tensor | None = None) -> Tensor:
     """One draw t ~ q(t|x,φ) for each datum ``(N, d)``: together, draws of the aggregate posterior."""
+    batch = _checked(programs, x, y)
     with _evaluating(programs, x.device, seed, "images"):
-        return draw_latents(programs.guide, *_given(x, y))[site]
+        return draw_latents(programs.guide, *batch)[site]
 
 
 def active_units(
@@ -193,10 +197,11 @@ def variance_of_means(programs: Programs, split: Split, site: str = "t", draws: 
     return ((one - one.mean(0)) * (other - other.mean(0))).sum(0) / (len(one) - 1)
 
 
-def decode(programs: Programs, t: Tensor, x: Tensor, y: Tensor | None = None, site: str = "t") -> Tensor:
+def decode(programs: Programs, t: Tensor, x: Tensor, site: str = "t", *, y: Tensor | None = None) -> Tensor:
     """E[x|t] for latents t ``(N, d)``. Of x only the shape of a datum is used."""
+    batch = _checked(programs, torch.zeros_like(x[:1]).expand(len(t), *x.shape[1:]), y)
     with _evaluating(programs, x.device, "images"):
-        return _mean_image(programs, torch.zeros_like(x[:1]).expand(len(t), *x.shape[1:]), y, {site: t})
+        return _mean_image(programs, batch, {site: t})
 
 
 @contextmanager
@@ -206,10 +211,16 @@ def _evaluating(programs: Programs, device: torch.device, *key: int | str) -> It
         yield
 
 
-def _given(x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
-    return (x,) if y is None else (x, y)
+def _checked(programs: Programs, x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
+    """What the programs are called with, if there is a label of theirs for each datum."""
+    classes = getattr(programs, "classes", None)
+    if y is not None and len(y) != len(x):
+        raise ValueError(f"y: expected a label for each of {len(x)} data, got {len(y)}")
+    if y is not None and classes and not y.is_meta and not bool(((y >= 0) & (y < classes)).all()):
+        raise ValueError(f"y: expected labels 0..{classes - 1}, got {y.min()} to {y.max()}")
+    return given(x, y)
 
 
-def _mean_image(programs: Programs, x: Tensor, y: Tensor | None, values: dict[str, Tensor]) -> Tensor:
-    image: Tensor = next(iter(observed(programs.model, *_given(x, y), values=values).values())).mean
+def _mean_image(programs: Programs, batch: tuple[Tensor, ...], values: dict[str, Tensor]) -> Tensor:
+    image: Tensor = next(iter(observed(programs.model, *batch, values=values).values())).mean
     return image

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pyro_vae.base import Estimator
 from pyro_vae.particles import library_path, parameters
-from pyro_vae.programs import Programs, mode, seeded
+from pyro_vae.programs import Programs, given, mode, seeded
 
 GROUPS = 20
 """G: enough for an error by the jackknife, and few enough that G gradients fit into memory."""
@@ -160,7 +160,7 @@ def draw_gradients(
     """
     if N < GROUPS or N % GROUPS:
         raise ValueError(f"draws: expected a multiple of {GROUPS}, since they come in {GROUPS} groups, got {N}")
-    batch = (x,) if y is None else (x, y)
+    batch = given(x, y)
     with seeded(x.device, seed, "parameters"):
         leaves = dict(zip(PARTS, parameters(programs.model, programs.guide, *batch), strict=True))
 

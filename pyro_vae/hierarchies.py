@@ -176,6 +176,8 @@ def _moments(normal: Distribution) -> tuple[Tensor, Tensor]:
 def _product(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Distribution:
     """The normalised product of two densities of independent Gaussians."""
     (loc1, scale1), (loc2, scale2) = one, other
-    precision1, precision2 = scale1**-2, scale2**-2
-    precision = precision1 + precision2
-    return dist.Normal((loc1 * precision1 + loc2 * precision2) / precision, precision.rsqrt()).to_event(1)
+    both = torch.hypot(
+        scale1, scale2
+    )  # shares of precision without a precision, which overflows where a scale is small
+    loc = loc1 * (scale2 / both) ** 2 + loc2 * (scale1 / both) ** 2
+    return dist.Normal(loc, scale1 * (scale2 / both)).to_event(1)

@@ -9,7 +9,7 @@ from inspect import signature
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_vae.particles import Program
 
@@ -31,8 +31,15 @@ class Programs(Protocol):
 
 
 def takes_labels(programs: Programs) -> bool:
-    """Whether programs are called with labels too: their model has an argument ``y``."""
-    return "y" in signature(programs.model).parameters
+    """Whether programs are called with labels too: their model has an argument ``y`` that can be given by its place."""
+    model: Any = programs.model
+    parameter = signature(model.forward if isinstance(model, nn.Module) else model).parameters.get("y")
+    return parameter is not None and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+
+
+def given(x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
+    """What programs are called with: data, and their labels if there are any."""
+    return (x,) if y is None else (x, y)
 
 
 @contextmanager

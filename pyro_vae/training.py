@@ -229,6 +229,7 @@ def evaluate_bound(programs: Programs, split: Split, estimator: Estimator, batch
 
 def check_support(programs: Programs, data: Splits) -> None:
     """Raises ValueError if a split holds values that the model cannot score, naming the split, the site and the range."""
+    data = data.given_to(programs)
     for name, split in (("training", data.train), ("validation", data.valid), ("test", data.test)):
         for site, distribution in observed(programs.model, *split.take(slice(0, 1))).items():
             if all(bool(distribution.support.check(x).all()) for x, *_ in split.batches(1000)):

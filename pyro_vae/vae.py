@@ -34,7 +34,6 @@ class Model(nn.Module, ABC):
 
     Raises:
         TypeError: an argument is not the part that its place takes.
-        ValueError: the prior has no density.
     """
 
     def __init__(self, dims: Dims, prior: Prior, guide: Guide, likelihood: Likelihood) -> None:

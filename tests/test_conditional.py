@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pyro
@@ -24,6 +25,7 @@ from pyro_vae.likelihoods import Bernoulli, Normal
 from pyro_vae.objectives import Objective
 from pyro_vae.particles import library_path, particles
 from pyro_vae.priors import StandardNormal, VampPrior
+from pyro_vae.programs import takes_labels
 from pyro_vae.steps import Update
 
 Y = torch.tensor([0, 1, 2, 2, 1, 0])
@@ -105,28 +107,77 @@ def test_stock_pyro_trains_all_of_it():
     assert all((p != was).any() for p, was in zip(model.parameters(), before, strict=True))
 
 
+class Recording(torch.nn.Module):
+    """A conditional model that sees in each datum which label it has, and keeps count."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.seen = small(), 0
+
+    def check(self, x, y):
+        assert torch.equal(x.flatten(1)[:, :3].argmax(1), y)
+        self.seen += 1
+
+    def model(self, x, y):
+        self.check(x, y)
+        return self.inner.model(x, y)
+
+    def guide(self, x, y):
+        self.check(x, y)
+        return self.inner.guide(x, y)
+
+
 def test_labels_follow_their_data():
-    """In training, in evaluation and in gradients: with the labels of other data the bound is another."""
-    model, splits = small(), Splits(*[Split(BITS, Y)] * 3, torch.distributions.constraints.boolean)
+    """In training, in evaluation and in gradients, whatever the order."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(3, (40,), generator=generator)
+    x = torch.bernoulli(torch.full((40, 1, 4, 4), 0.5), generator=generator)
+    x.view(40, 16)[:, :3] = torch.nn.functional.one_hot(y, 3).float()
+    splits = Splits(*[Split(x, y)] * 3, torch.distributions.constraints.boolean)
     assert splits.classes == 3
-    (record,) = fit(model, splits, epochs=1, batch_size=4)
+    model = Recording()
+    (record,) = fit(model, splits, epochs=1, batch_size=7)
     assert np.isfinite(record.train.bound)
-    assert encode(model, BITS, Y).shape == (6, 2)
-    assert reconstruct(model, BITS, Y).shape == sample(model, BITS, 6, Y).shape == BITS.shape
-    assert active_units(model, splits.test).shape == (2,)
-    assert draw_gradients(model, BITS, ELBO(), 20, "seed", y=Y).means["phi"].isfinite().all()
+    log_px(model, splits.test, 3, batch_size=9)
+    active_units(model, splits.test)
+    draw_gradients(model, x, ELBO(), 20, "seed", y=y)
+    assert model.seen > 100
 
 
-def test_a_digit_of_the_class_that_was_asked_for(digits):
+def test_images_of_labels():
+    model = small()
+    assert encode(model, BITS, y=Y).shape == (6, 2)
+    assert reconstruct(model, BITS, y=Y).shape == sample(model, BITS, 6, y=Y).shape == BITS.shape
+    with pytest.raises(ValueError, match="expected a label for each of 5 data, got 6"):
+        sample(model, BITS, 5, y=Y)
+    with pytest.raises(ValueError, match=r"expected labels 0..2, got 0 to 7"):
+        sample(model, BITS, 2, y=torch.tensor([0, 7]))
+
+
+def test_a_module_as_a_model_is_given_labels():
+    class Program(torch.nn.Module):
+        def forward(self, x, y):
+            return x, y
+
+    class Fixed(torch.nn.Module):
+        def forward(self, x, *, y=None):
+            return x, y
+
+    assert takes_labels(SimpleNamespace(model=Program(), guide=None))
+    assert not takes_labels(SimpleNamespace(model=Fixed(), guide=None))
+    assert not takes_labels(SimpleNamespace(model=partial(small().model, y=Y), guide=None))
+
+
+def test_a_digit_of_the_class_that_was_asked_for():
     """Of 40 samples a class of Digits, after 30 epochs, at least 95 % are nearest to the mean image of their class."""
     torch.manual_seed(0)
-    model = Conditional(digits.dims(8), StandardNormal, DiagonalNormal, partial(Bernoulli))
     binary = Digits(binarise="fixed").load()
+    model = Conditional(binary.dims(8), StandardNormal, DiagonalNormal, Bernoulli)
     for _ in fit(model, binary, epochs=30, batch_size=50):
         pass
     centres = torch.stack([binary.train.x[binary.train.labels == y].mean(0).flatten() for y in range(10)])
     y = torch.arange(10).repeat_interleave(40)
-    images = sample(model, binary.test.x, len(y), y).flatten(1)
+    images = sample(model, binary.test.x, len(y), y=y).flatten(1)
     assert (torch.cdist(images, centres).argmin(1) == y).float().mean() > 0.95
 
 
@@ -142,6 +193,23 @@ def test_from_the_command_line(script, tmp_path):
     assert isinstance(model, Conditional)
     assert (model.classes, model.dims.latent, model.likelihood.dims.latent) == (10, 4, 14)
     assert {p.name for p in (tmp_path / "run" / "figures").iterdir()} >= {"samples.png", "latents.png"}
+
+
+def test_gradients_of_a_run(script, tmp_path):
+    assert script("train", "--model", "Conditional", *OPTIONS)[0] == 0
+    options = ["--run", "run", "--estimators", "[ELBO]", "--particles", "[1]", "--draws", "20", "--reference", "ELBO"]
+    code, out, err = script("compare_estimators", "gradients", *options)
+    assert (code, err) == (0, "")
+    assert "ELBO" in out
+
+
+def test_labels_that_leave_most_classes_empty(script, tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "x.npz", x=rng.random((60, 4)), labels=np.append(rng.integers(0, 3, 59), 2020.0))
+    data = ["--data", "Arrays", "--data.path", "x.npz", "--data.valid", "10", "--data.test", "10", "--batch_size", "10"]
+    code, _, err = script("train", "--model", "Conditional", *data, *OPTIONS)
+    assert code == 1
+    assert "there would be 2021 of them for 40 training data" in " ".join(err.split())
 
 
 def test_data_without_labels_are_refused(script, tmp_path):

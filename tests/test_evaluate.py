@@ -7,10 +7,12 @@ from math import log
 import pytest
 import torch
 from oracles import LinearGaussian
+from test_conformance import vae_of
 
 import pyro_vae.evaluate as ev
 from pyro_vae.data import Split
 from pyro_vae.evaluate import bits_per_dim
+from pyro_vae.likelihoods import Bernoulli
 
 
 def test_mean_and_standard_error():
@@ -90,6 +92,12 @@ def test_compiled_chunks_are_the_eager_ones():
     split = Split(oracle.data(25))
     found = [ev.log_px(oracle.vae, split, 7, batch_size=10, compile=compile, seed=2) for compile in ("on", "off")]
     torch.testing.assert_close(*found, rtol=0, atol=1e-9)
+
+
+def test_compiled_chunks_draw_dynamic_pixels_as_eager_ones_do():
+    vae, split = vae_of(Bernoulli), Split(torch.rand(12, 1, 4, 4), dynamic=True)
+    found = [ev.log_px(vae, split, 7, batch_size=5, compile=compile) for compile in ("on", "off")]
+    torch.testing.assert_close(*found, rtol=0, atol=1e-4)
 
 
 def test_bits_per_dimension_of_a_uniform_distribution():

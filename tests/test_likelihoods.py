@@ -8,11 +8,14 @@ import scipy.special
 import scipy.stats
 import torch
 from test_conformance import DIMS, NETWORK
+from test_steps import agree, update_of
 from torch import Tensor
+from torch.optim import Adam
 
 from pyro_vae import VAE, Dims, fit
 from pyro_vae.data import Split, Splits
-from pyro_vae.guides import DiagonalNormal
+from pyro_vae.estimators import ELBO, AnalyticKL
+from pyro_vae.guides import DiagonalNormal, SemiAmortised
 from pyro_vae.likelihoods import (
     Beta,
     Categorical,
@@ -24,7 +27,10 @@ from pyro_vae.likelihoods import (
 )
 from pyro_vae.likelihoods.levels import _Discretized
 from pyro_vae.likelihoods.links import stacked, unstacked
+from pyro_vae.objectives import Objective
+from pyro_vae.particles import library_path
 from pyro_vae.priors import StandardNormal
+from pyro_vae.steps import Update
 
 T = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
 PIXELS = torch.randint(0, 256, (5, 1, 4, 4), generator=torch.Generator().manual_seed(1)).float()
@@ -141,6 +147,29 @@ def test_the_optimal_scale_is_the_mean_squared_error_of_the_training_data():
     with torch.no_grad():
         likelihood.train()(t).log_prob(x)
     assert likelihood.log_scale.exp().item() == pytest.approx(sigma, rel=1e-9)  # evaluation moves nothing
+
+
+def optimal() -> VAE:
+    torch.manual_seed(0)
+    return VAE(StandardNormal(DIMS), DiagonalNormal(DIMS, NETWORK), Normal(DIMS, NETWORK, learn_scale="optimal"))
+
+
+def test_the_optimal_scale_moves_once_a_step():
+    """Also where a step scores x more than once: in the steps of a refined guide, and for a bound that is only reported."""
+    refined = VAE(StandardNormal(DIMS), SemiAmortised(DIMS), Normal(DIMS, NETWORK, learn_scale="optimal"))
+    cases = [(optimal(), ELBO(), {}), (refined, ELBO(), {})]
+    cases += [(optimal(), AnalyticKL(), {"objective": Objective(noise=False)})]
+    for vae, estimator, options in cases:
+        vae.likelihood.batches.zero_()
+        split, leaves = Split(torch.rand(6, 1, 4, 4)), list(vae.parameters())
+        update = Update(vae, estimator, options.get("objective", Objective()), split, Adam(leaves), {"both": leaves})
+        with library_path():
+            update(torch.arange(6), 1.0, "both")
+        assert vae.likelihood.batches == 1
+
+
+def test_the_optimal_scale_in_a_traced_step(traced):
+    agree(update_of(optimal(), torch.rand(6, 1, 4, 4), ELBO(2)))
 
 
 def test_stacked_numbers_keep_channels_together():

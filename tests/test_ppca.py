@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import pytest
 from oracles import LinearGaussian, affine
 from sklearn.decomposition import PCA
 from torch.distributions import constraints
@@ -18,13 +19,14 @@ from pyro_vae.likelihoods import Normal
 from pyro_vae.priors import StandardNormal
 
 
-def test_linear_vae_reaches_the_maximum_likelihood_of_ppca(digits):
+@pytest.mark.parametrize("learn_scale", [True, "optimal"])
+def test_linear_vae_reaches_the_maximum_likelihood_of_ppca(learn_scale, digits):
     x = digits.train.x.flatten(1).double() / 16
     best = PCA(5).fit(x.numpy()).score(x.numpy())
     data = Splits(Split(x), Split(x), Split(x), constraints.real)
     dims = data.dims(5)
     vae = VAE(
-        StandardNormal(dims), DiagonalNormal(dims, affine), Normal(dims, affine, scale=0.3, learn_scale=True)
+        StandardNormal(dims), DiagonalNormal(dims, affine), Normal(dims, affine, scale=0.3, learn_scale=learn_scale)
     ).double()
     schedule = partial(CosineAnnealingLR, T_max=150)
     for _ in fit(vae, data, epochs=150, batch_size=100, optimiser=partial(Adam, lr=1e-2), schedule=schedule):

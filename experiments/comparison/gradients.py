@@ -235,6 +235,10 @@ def _of_run(run: Path, splits: Splits) -> VAE:
             f"run: {run} holds a model of data of shape {vae.dims.x_shape}, and the data given have shape {splits.x_shape}; "
             f"give the data that it was trained on by --data"
         )
+    if vae.dims.classes and splits.classes and splits.classes > vae.dims.classes:
+        raise ValueError(
+            f"run: {run} holds a model of {vae.dims.classes} classes, and the data given have {splits.classes}"
+        )
     try:
         check_support(vae.to(splits.train.x.device), splits)
     except ValueError as error:

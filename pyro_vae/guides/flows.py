@@ -1,7 +1,8 @@
 """Guides that are flows: t = m + s ⊙ f(ε; h), where one network head gives m, s and the context h.
 
-f starts near the identity, so that each starts as a `DiagonalNormal`. One pass draws t and gives its density; the density at
-any other t takes f⁻¹, which goes coordinate by coordinate.
+f starts near the identity, so that each starts as a `DiagonalNormal`; `Sylvester` alone, whose steps follow after m and s,
+starts where its network does. One pass draws t and gives its density; the density at any other t takes f⁻¹, which goes
+coordinate by coordinate.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ class Sylvester(Guide):
 
     Q has M orthonormal columns, the first of a product of M reflections; R and R̃ are triangular, with diagonals in (-1, 1), so
     that every step can be inverted. The network gives all of them; to the vectors of the reflections learned ones are added.
-    One column is the planar flow of Rezende and Mohamed 2015 (equation 10), with a smaller range of u and w.
+    One column is a planar flow (Rezende and Mohamed 2015, equation 10) with u parallel to w, both shorter than 1.
 
     Args:
         dims: the sizes, filled in by the program.
@@ -168,7 +169,7 @@ class Sylvester(Guide):
             reflections = Reflections((axes + v.unflatten(-1, axes.shape)).unsqueeze(-3))
             Q = reflections(torch.eye(*axes.shape, dtype=v.dtype, device=v.device)).mT
             R, R_tilde = (
-                triangular(diagonal.tanh(), below, self.place).mT
+                triangular(0.999 * diagonal.tanh(), below, self.place).mT  # products stay above -1 in float32 too
                 for diagonal, below in ((of_R[0], of_R[1]), (of_R[2], of_R[3]))
             )
             steps.append(Projected(Q, R, R_tilde, b))

@@ -14,6 +14,7 @@ from torch.distributions import AffineTransform
 from pyro_vae.base import Dims, Distribution, Guide
 from pyro_vae.flows import FlowDistribution
 from pyro_vae.guides.normal import DiagonalNormal
+from pyro_vae.programs import mode
 
 _HASHED = 1000
 """Data that are hashed at a time."""
@@ -72,7 +73,8 @@ class SemiAmortised(Guide):
             prior, draws = self.parts.prior(), [inner.rsample() for _ in range(self.steps)]
         at = first = second = torch.zeros_like(torch.stack([draws[0], draws[0]]))
         for step, t0 in enumerate(draws, start=1):
-            with torch.enable_grad():
+            # In evaluation mode: a likelihood that learns from what it scores learns from the end of the steps alone.
+            with torch.enable_grad(), mode(self.parts.likelihood, training=False):
                 leaf = at.detach().requires_grad_()
                 t = leaf[0] + leaf[1].exp() * t0
                 # Without log q₀(t₀), which does not depend on a and b.

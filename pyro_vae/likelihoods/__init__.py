@@ -6,7 +6,7 @@ likelihood             of each pixel                                  data
 `Bernoulli`            0 or 1                                         binary
 `ContinuousBernoulli`  density on [0, 1], with its constant           grey in [0, 1]
 `Beta`                 Beta(m ν, (1 - m) ν)                           grey in (0, 1), without the ends
-`Normal`               N(m, σ²), σ fixed or learned, also by pixel    any numbers
+`Normal`               N(m, σ²), σ fixed, learned or optimal          any numbers
 `Binomial`             Binomial(n, p)                                 counts 0..n
 `Poisson`              Poisson(exp a)                                 counts
 `NegativeBinomial`     mean μ, variance μ + μ²/r                      counts

@@ -30,8 +30,9 @@ class Normal(Likelihood):
         network: the decoder, from t to the location m(t).
         scale: σ, or where it starts if it is learned, in units of x.
         learn_scale: learn σ, as its logarithm: one number for all pixels (true), or one for each pixel ("pixel"); or take σ²
-            from the mean squared error, its optimum in closed form, as a running mean over the last hundred batches or so
-            ("optimal", Rybkin et al. 2021). A batch is scored before it counts: p(x|t,w) does not depend on x.
+            from the mean squared error, the optimum of E_q log p(x|t,w) in closed form, as a running mean over the last hundred
+            batches or so ("optimal", Rybkin et al. 2021). A batch is scored before it counts: p(x|t,w) does not depend on x.
+            That is the ELBO's optimum, above that of bounds that weigh their particles. It moves in E-steps too.
 
     Raises:
         ValueError: a scale that is not positive.
