@@ -98,7 +98,7 @@ def test_image_data_with_the_same_command(train, name, mnist_root, tmp_path):
     [
         ("iwae_mnist", "VAE: StandardNormal, DiagonalNormal, Bernoulli; d = 50, 425,284 parameters"),
         ("iwae_two_layer_mnist", "TwoLayer: StandardNormal, DiagonalNormal, Bernoulli; d = 100"),
-        ("levels_fashion", "VAE: StandardNormal, DiagonalNormal, DiscretizedLogistic; d = 32"),
+        ("levels_fashion", "VAE: MaskedAutoregressiveFlow, DiagonalNormal, DiscretizedLogistic; d = 32"),
     ],
 )
 def test_a_published_configuration(train, mnist_root, config, told):
