@@ -15,7 +15,7 @@ from torch.distributions import constraints
 
 from pyro_vae import VAE, Dims, Estimator, Guide, Likelihood, Network, Prior
 from pyro_vae.data import Data, Split
-from pyro_vae.estimators import ELBO, Stock
+from pyro_vae.estimators import ELBO, IWAE, Stock
 from pyro_vae.guides import DiagonalNormal
 from pyro_vae.likelihoods import Bernoulli, Binomial, Normal
 from pyro_vae.networks import MLP
@@ -262,3 +262,21 @@ def test_bad_options_are_refused(make, message):
 def test_the_output_starts_at_the_training_mean(cls, options, mean):
     dims = Dims(2, (1, 4, 4), torch.full((1, 4, 4), mean))
     torch.testing.assert_close(cls(dims, **options)(torch.zeros(2)).mean, dims.x_mean)
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_every_prior_with_every_guide(prior):
+    """A finite bound and a finite gradient, or a refusal that names one of the two."""
+    refused = {}
+    for guide in GUIDES:
+        try:
+            vae = VAE(build(prior), build(guide), build(Bernoulli))
+            estimate = IWAE(2).estimate(vae.model, vae.guide, BITS[:4])
+        except ValueError as reason:
+            refused[guide.__name__] = str(reason)
+            continue
+        assert estimate.bound.isfinite().all()
+        gradients = torch.autograd.grad(estimate.surrogate.sum(), list(vae.parameters()), allow_unused=True)
+        assert all(gradient is None or gradient.isfinite().all() for gradient in gradients)
+    assert len(refused) < len(GUIDES)
+    assert all(prior.__name__ in reason or name in reason for name, reason in refused.items())

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from test_conformance import GUIDES, LIKELIHOODS, NETWORKS, PRIORS
 
 from pyro_vae import load
 
@@ -108,6 +109,15 @@ def test_a_published_configuration(train, mnist_root, config, told):
     assert (code, err) == (0, "")
     assert told in " ".join(out.split())
     assert ("bits per dimension" in out) == (config == "levels_fashion")
+
+
+@pytest.mark.parametrize("slot", ["prior", "guide", "likelihood", "guide.network"])
+def test_every_part_by_its_name(train, slot):
+    for cls in {"prior": PRIORS, "guide": GUIDES, "likelihood": LIKELIHOODS, "guide.network": NETWORKS}[slot]:
+        code, out, err = train(f"--{slot}", cls.__name__, "--print_config")
+        assert (code, err) == (0, "")
+        assert f"class_path: {cls.__module__.rpartition('.')[0]}.{cls.__name__}" in out
+        assert train(f"--{slot}.help", cls.__name__)[0] == 0
 
 
 def test_a_class_of_ones_own(train, tmp_path):
