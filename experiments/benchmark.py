@@ -42,8 +42,9 @@ def benchmark(
 ) -> None:
     """Times a training step of one network by this project and by its peers.
 
-    The network: one hidden layer of softplus units in encoder and decoder, binary pixels, Adam. All start from the same
-    weights, and the loss that each reports there is compared: a contender that does other work is left out.
+    The network: one hidden layer of softplus units in encoder and decoder, binary pixels, Adam; then with a VampPrior, and
+    with an inverse autoregressive flow as guide. All start from the same weights, and the loss that each reports there is
+    compared: a contender that does other work is left out.
 
     Args:
         data: Binary data.
