@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from math import ceil
+from typing import Any
+
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+_COLUMNS = 4
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
@@ -13,3 +19,14 @@ def new_figure(width: float, height: float, title: str) -> Figure:
     if title:
         figure.suptitle(title, fontsize=10)
     return figure
+
+
+def panels_of(n: int, title: str, width: float = 3.2, height: float = 3.4) -> tuple[Figure, list[Any]]:
+    """A figure of n panels of a size in inches, up to four a line; those that are left over are empty."""
+    columns = min(n, _COLUMNS)
+    lines = ceil(n / columns)
+    figure = new_figure(width * columns + 0.4, height * lines + 0.4, title)
+    panels = list(np.atleast_1d(figure.subplots(lines, columns)).ravel())
+    for axes in panels[n:]:
+        axes.axis("off")
+    return figure, panels[:n]

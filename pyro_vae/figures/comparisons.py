@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_vae.figures.canvas import new_figure
+from pyro_vae.figures.canvas import new_figure, panels_of
 from pyro_vae.figures.images import tiles
 from pyro_vae.gradients import Interval, Line
 
@@ -91,15 +91,16 @@ def timings(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
     """Milliseconds by contender (with keys case, contender, ms, spread): one panel a case, shortest at the top."""
     by_case = list(dict.fromkeys(row["case"] for row in rows))
     names = list(dict.fromkeys(row["contender"] for row in rows))
-    figure = new_figure(3.4 * len(by_case) + 1.6, 0.32 * len(names) + 1.2, title)
-    for panel, case in zip(np.atleast_1d(figure.subplots(1, len(by_case))), by_case, strict=True):
+    figure, panels = panels_of(len(by_case), title, width=3.8, height=0.32 * len(names) + 1.0)
+    for panel, case in zip(panels, by_case, strict=True):
         of_case = sorted((row for row in rows if row["case"] == case), key=lambda row: -row["ms"])
         colours = [f"C{names.index(row['contender']) % 10}" for row in of_case]
         panel.barh(
             range(len(of_case)), [row["ms"] for row in of_case], xerr=[row["spread"] for row in of_case], color=colours
         )
         panel.set_yticks(range(len(of_case)), [row["contender"] for row in of_case], fontsize=7)
-        panel.set(title=case, xlabel="ms")
+        panel.set_title(case, fontsize=9)
+        panel.set_xlabel("ms")
         panel.grid(alpha=0.3, axis="x")
     return figure
 

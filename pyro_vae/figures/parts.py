@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import ceil, isqrt
+from math import isqrt
 from textwrap import fill
 from typing import Any, NamedTuple
 
@@ -13,10 +13,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_vae.figures.canvas import new_figure
+from pyro_vae.figures.canvas import new_figure, panels_of
 from pyro_vae.figures.images import tiles
-
-_COLUMNS = 4
 
 
 class Cloud(NamedTuple):
@@ -30,7 +28,7 @@ class Cloud(NamedTuple):
 
 def side_by_side(pictures: Mapping[str, Tensor], vmax: float, title: str = "") -> Figure:
     """Images ``(N, *x_shape)`` of each name in a square, up to four squares a line."""
-    figure, panels = _panels(len(pictures), title)
+    figure, panels = panels_of(len(pictures), title)
     for axes, (name, images) in zip(panels, pictures.items(), strict=False):
         side = isqrt(len(images))
         tiles(axes, [images[i * side : (i + 1) * side] for i in range(side)], vmax)
@@ -42,7 +40,7 @@ def side_by_side(pictures: Mapping[str, Tensor], vmax: float, title: str = "") -
 
 def against_prior(clouds: Mapping[str, Cloud], labels: Tensor | None, title: str = "") -> Figure:
     """Points of the aggregate posterior, coloured by label, over the prior: its density where d = 2, else its draws in grey."""
-    figure, panels = _panels(len(clouds), title)
+    figure, panels = panels_of(len(clouds), title)
     colours: Any = "C0"
     if labels is not None:
         classes, member = np.unique(labels.cpu().numpy(), return_inverse=True)
@@ -94,14 +92,3 @@ def gaps(bars: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str = "") -> 
 def _wrapped(name: str) -> str:
     """A cell's name in lines that a panel has room for."""
     return "\n".join(fill(line, 36) for line in name.split("\n"))
-
-
-def _panels(n: int, title: str) -> tuple[Figure, list[Any]]:
-    """Square panels, up to four a line; those that are left over are empty."""
-    columns = min(n, _COLUMNS)
-    lines = ceil(n / columns)
-    figure = new_figure(3.2 * columns + 0.4, 3.4 * lines + 0.4, title)
-    panels = list(np.atleast_1d(figure.subplots(lines, columns)).ravel())
-    for axes in panels[n:]:
-        axes.axis("off")
-    return figure, panels
