@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -94,7 +95,8 @@ def compiled(
     if inputs[0].is_cuda:
         options["triton.cudagraphs"] = True
     try:
-        with torch.no_grad(), seeded(inputs[0].device, "compile"):
+        with torch.no_grad(), seeded(inputs[0].device, "compile"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # of Inductor about PyTorch
             run = torch._inductor.compile(graph, [*inputs, *held], options=options)
             run(*inputs, *held)  # now, so that a missing compiler shows here
     except Exception as error:
