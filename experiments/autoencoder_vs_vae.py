@@ -79,7 +79,7 @@ def compare(
     where = pick_device(device)
     splits = splits.to(where)
     cells = Cells(out, "cases", config, set())
-    first = Split(splits.test.x[:test_images])
+    first = splits.test.first(test_images)
     rows, columns = [], {}
     with progress_bar(console) as bar, StopRequest() as stop:
         task = bar.add_task("", total=len(CASES))

@@ -186,7 +186,7 @@ class Guide(Part):
     @final
     def scaled(self, x: Tensor) -> Tensor:
         """X as a network likes it: within [-1, 1] on the training data, so that levels 0..255 do not flood it."""
-        return x / self.dims.x_scale
+        return x if self.dims.x_scale == 1 else x / self.dims.x_scale  # no copy of x where none is needed
 
     @abstractmethod
     def forward(self, x: Tensor) -> Distribution:

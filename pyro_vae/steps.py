@@ -269,7 +269,7 @@ def _keeping_to_tensors() -> Iterator[None]:
 
 
 def has_products(precision: Precision, device: torch.device) -> bool:
-    """Whether the processor has matrix products in this precision; without, they take a hundred times as long as in fp32."""
+    """Whether the processor has matrix products in this precision; without, they can take hundreds of times as long."""
     return precision == "fp32" or device.type != "cpu" or torch.backends.cpu.get_cpu_capability() not in _WITHOUT_BF16
 
 

@@ -81,7 +81,7 @@ class Contender(NamedTuple):
 
 
 def require_products(precision: Precision) -> None:
-    """Raises NotImplementedError where the processor would compute them by other means, a hundred times slower."""
+    """Raises NotImplementedError where the processor would compute them by other means, far more slowly."""
     if not has_products(precision, CPU):
         raise NotImplementedError("this processor has no bfloat16 products")
 

@@ -49,7 +49,7 @@ class Job:
     @property
     def test(self) -> Split:
         """The images that log p(x) is taken of."""
-        return Split(self.splits.test.x[:IMAGES])
+        return self.splits.test.first(IMAGES)
 
 
 class Images(Dataset[Tensor]):
@@ -76,7 +76,7 @@ def our_epoch(job: Job, compile: Any = "on", precision: Precision = "fp32") -> C
     """`fit`, the validation data left out of the epoch as the peers leave it."""
     require_products(precision)
     vae = job.vae()
-    few = job.splits._replace(valid=Split(job.splits.valid.x[:1]))
+    few = job.splits._replace(valid=job.splits.valid.first(1))
     records = fit(vae, few, epochs=10_000, batch_size=BATCH, compile=compile, precision=precision, optimiser=_adam)
     return Contender(lambda: next(records), lambda: _bound(vae, few.train.x[:1000]))
 

@@ -260,7 +260,7 @@ def draw(
         bars[name] = (np.array(cell["log_px"]), np.array(cell["elbo"]))
     cells.figure("samples", figures.side_by_side(pictures, float(splits.train.x.max()), "means of p(x|t) at t ~ p(t)"))
     if all(cloud.prior.shape[1] == 2 for cloud in clouds.values()):
-        title = "test data, t ~ q(t|x,φ), coloured by label, on the prior in grey"
+        title = "test data, t ~ q(t|x,φ), on the prior in grey"
         cells.figure("latents", figures.against_prior(clouds, first.labels, title))
     cells.figure("log_px", figures.gaps(bars, "log p(x) and the ELBO of the same test images, with standard errors"))
 

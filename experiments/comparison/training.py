@@ -102,7 +102,7 @@ def training(
     where = pick_device(device)
     splits = splits.to(where)
     cells = Cells(out, "training", config, {"estimators", "particles", "seeds"})
-    first = Split(splits.test.x[:test_images])
+    first = splits.test.first(test_images)
     steps = -(-len(splits.train) // batch_size)
 
     skipped: dict[str, str] = {}

@@ -55,13 +55,13 @@ class Normal(Likelihood):
         self.network = network((dims.latent,), dims.x_shape)
         self.register_buffer("offset", mean_or(dims, 0.0))
         log_scale = torch.full(dims.x_shape if learn_scale == "pixel" else (), scale).log()
-        if learn_scale == "optimal":
-            self.register_buffer("batches", torch.zeros(()))
         self.optimal = learn_scale == "optimal"
         if learn_scale and not self.optimal:
             self.log_scale = nn.Parameter(log_scale)
         else:
             self.register_buffer("log_scale", log_scale)
+        if self.optimal:
+            self.register_buffer("batches", torch.zeros(()))
 
     def forward(self, t: Tensor) -> Distribution:
         """Returns N(m(t), σ² I) for t of shape ``(*batch, d)``."""
