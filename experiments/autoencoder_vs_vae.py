@@ -3,7 +3,7 @@
     python experiments/autoencoder_vs_vae.py
     python experiments/autoencoder_vs_vae.py --data MNIST --data.root data --epochs 10
 
-With both it is the variational autoencoder, with neither the plain autoencoder: t = m(x), and log p(x|t) alone is maximised.
+With both it is the variational autoencoder, with neither the plain autoencoder: t = m(x), and log p(x|t) alone is maximized.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from command_line import StopRequest, failing_clearly, parse, pick_device, progress_bar, with_data
-from comparison.cells import Cells, check_numbers, file_name, initialised
+from comparison.cells import Cells, check_numbers, file_name, initialized
 from rich.console import Console
 
 from pyro_vae import figures, fit, load
@@ -26,7 +26,7 @@ from pyro_vae.objectives import Objective
 from pyro_vae.priors import StandardNormal
 from pyro_vae.programs import seeded
 from pyro_vae.runs import GuideFactory, LikelihoodFactory, PriorFactory, Run
-from pyro_vae.training import OptimiserFactory, Progress, evaluate_bound
+from pyro_vae.training import OptimizerFactory, Progress, evaluate_bound
 
 console = Console(highlight=False)
 CASES = {
@@ -43,7 +43,7 @@ def compare(
     guide: GuideFactory = DiagonalNormal,
     likelihood: LikelihoodFactory | None = None,
     latent: int = 2,
-    optimiser: OptimiserFactory = torch.optim.Adam,
+    optimizer: OptimizerFactory = torch.optim.Adam,
     epochs: int = 60,
     batch_size: int = 50,
     seed: int = 0,
@@ -63,7 +63,7 @@ def compare(
         guide: The guide q(t|x,φ); its KL to the prior must have a closed form.
         likelihood: The likelihood p(x|t,w). By default the one that fits the data.
         latent: d, the dimension of the latent t.
-        optimiser: The optimiser of w and φ.
+        optimizer: The optimizer of w and φ.
         epochs: Passes over the training data.
         batch_size: Data per step.
         seed: Of the first weights, the order of the data and the noise: the same for all four.
@@ -94,14 +94,14 @@ def compare(
                         task, completed=i + now.step / now.steps, description=f"{name}, epoch {now.epoch}/{epochs}"
                     )
 
-                vae = initialised(splits, latent, prior, guide, likelihood, seed).to(where)
+                vae = initialized(splits, latent, prior, guide, likelihood, seed).to(where)
                 records = fit(
                     vae,
                     splits,
                     epochs=epochs,
                     batch_size=batch_size,
                     estimator=estimator,
-                    optimiser=optimiser,
+                    optimizer=optimizer,
                     seed=seed,
                     objective=objective,
                     on_step=on_step,

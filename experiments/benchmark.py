@@ -30,7 +30,7 @@ SIZES = ((20, 200, 50), (100, 200, 50), (256, 400, 50))
 
 
 def benchmark(
-    data: Data = MNIST(binarise="fixed"),
+    data: Data = MNIST(binarize="fixed"),
     rounds: int = 11,
     seconds: float = 0.3,
     peers: bool = True,
@@ -64,7 +64,7 @@ def benchmark(
     splits = data.load()
     (x,) = splits.train.take(slice(0, 1024))
     if not bool(((x == 0) | (x == 1)).all()):
-        raise ValueError("data: expected binary pixels; choose binarise: fixed")
+        raise ValueError("data: expected binary pixels; choose binarize: fixed")
     cells = Cells(out, "benchmark", config, {"rounds", "seconds", "peers", "whole", "parts", "growth"})
     cases = [Case(x[:batch], hidden, latent) for batch, hidden, latent in SIZES]
     cases += [Case(x[:20], 200, 50, "IWAE", 50), Case(x[:20], 200, 50, "DReG", 50)]

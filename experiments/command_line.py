@@ -28,7 +28,7 @@ from pyro_vae.likelihoods import default_likelihood
 class Parser(ArgumentParser):
     """The arguments of a function as options, with errors for people.
 
-    What a class is not told keeps that class's own default: ``--optimiser Adadelta`` has Adadelta's learning rate.
+    What a class is not told keeps that class's own default: ``--optimizer Adadelta`` has Adadelta's learning rate.
     (jsonargparse alone would hand the options of the default class on to the one in its place, where their names agree.)
     """
 

@@ -35,7 +35,7 @@ from pyro_vae.priors import StandardNormal
 from pyro_vae.programs import seeded
 from pyro_vae.runs import GuideFactory, LikelihoodFactory, ModelFactory, PriorFactory, Run, assemble
 from pyro_vae.steps import Compile, Precision
-from pyro_vae.training import Epoch, OptimiserFactory, Progress, ScheduleFactory, evaluate_bound
+from pyro_vae.training import Epoch, OptimizerFactory, Progress, ScheduleFactory, evaluate_bound
 from pyro_vae.vae import Model
 
 console = Console(highlight=False)
@@ -51,7 +51,7 @@ def train(
     latent: int = 8,
     estimator: Estimator = ELBO(),
     objective: Objective = Objective(),
-    optimiser: OptimiserFactory = torch.optim.Adam,
+    optimizer: OptimizerFactory = torch.optim.Adam,
     schedule: ScheduleFactory | None = None,
     epochs: int = 60,
     batch_size: int = 50,
@@ -80,9 +80,9 @@ def train(
         model: A model of two stochastic layers, TwoLayer or Ladder, or of data given their labels, Conditional. By default the
             VAE of prior, guide and likelihood.
         latent: d, the dimension of the latent t.
-        estimator: The bound on log p(x) that is maximised, and its gradient.
-        objective: What is optimised in place of the bound, by weights of its terms. The bound itself is reported in any case.
-        optimiser: The optimiser of w and φ.
+        estimator: The bound on log p(x) that is maximized, and its gradient.
+        objective: What is optimized in place of the bound, by weights of its terms. The bound itself is reported in any case.
+        optimizer: The optimizer of w and φ.
         schedule: A learning-rate schedule, moved on after each epoch. By default the rate is constant.
         epochs: Passes over the training data.
         batch_size: Data per step.
@@ -131,7 +131,7 @@ def train(
             epochs=epochs,
             batch_size=batch_size,
             estimator=estimator,
-            optimiser=optimiser,
+            optimizer=optimizer,
             schedule=schedule,
             seed=seed,
             objective=objective,
@@ -210,7 +210,7 @@ def report(
     tally = evaluate_bound(vae, splits.test, estimator, batch_size, seed=0)
     splits = splits.given_to(vae)
     first = splits.test.first(images)
-    log_p = "log p(x|y)" if first.labelled else "log p(x)"
+    log_p = "log p(x|y)" if first.labeled else "log p(x)"
     with console.status(f"{log_p} of {len(first)} test images with K = {K} …"):
         per_image = log_px(vae, first, K, max_plate_nesting=estimator.max_plate_nesting, compile=compile)
     likelihood = mean(per_image)
@@ -240,7 +240,7 @@ def draw(run: Run, vae: Model, splits: Splits, records: list[Epoch]) -> None:
     """The figures of a run."""
     first = splits.test.first(1000).given_to(vae)
     x, labels, vmax = first.x, first.labels, float(splits.train.x.max())
-    y = labels if first.labelled else None
+    y = labels if first.labeled else None
     run.figure("learning_curves", figures.learning_curves(records))
     run.figure(
         "reconstructions",
@@ -248,7 +248,7 @@ def draw(run: Run, vae: Model, splits: Splits, records: list[Epoch]) -> None:
             x[:24], reconstruct(vae, x[:24], y=None if y is None else y[:24]), "test data and their reconstructions"
         ),
     )
-    if labels is not None and first.labelled:
+    if labels is not None and first.labeled:
         each = labels.unique()[:20]
         images = sample(vae, x, 10 * len(each), y=each.repeat_interleave(10))
         title = "means of p(x|t,y) at t ~ p(t), a class y a line"
@@ -259,7 +259,7 @@ def draw(run: Run, vae: Model, splits: Splits, records: list[Epoch]) -> None:
         run.figure("samples", figures.samples(sample(vae, x, 100), vmax, "means of p(x|t) at t ~ p(t)"))
     t = encode(vae, x, y=y)
     run.figure("latents", figures.latents(t, labels, "test data in the latent space, t ~ q(t|x,φ)"))
-    if first.labelled:
+    if first.labeled:
         return  # a plane or a line of t has a picture for each class
     if vae.dims.latent == 2:
         ticks = torch.linspace(-2.5, 2.5, 21, device=x.device)

@@ -44,7 +44,7 @@ class Dims:
         latent: d, the dimension of t.
         x_shape: shape of one datum, for example ``(1, 28, 28)``.
         x_mean: mean training datum, of shape ``x_shape``. Likelihoods start their output there; None starts it at the
-            centre of their link (probability 1/2, location 0).
+            center of their link (probability 1/2, location 0).
         train: the training data ``(N, *x_shape)``, for parts that are made of data (exemplars, a posterior for each datum).
         dynamic: `train` holds probabilities, by which pixels are drawn anew at each use.
         classes: number of labels that a datum may have, if it has one.
@@ -310,7 +310,7 @@ class Estimator(pyro.infer.ELBO, ABC):
             model: a Pyro model.
             guide: a Pyro guide.
             *args: given to both.
-            objective: what is optimised in place of the bound; the bound that is returned stays what it is.
+            objective: what is optimized in place of the bound; the bound that is returned stays what it is.
             kl_weight: of this step, in place of the objective's β.
             **kwargs: given to both.
 
@@ -339,10 +339,10 @@ class Estimator(pyro.infer.ELBO, ABC):
         return Estimate(bound.detach(), surrogate, draws)
 
     def _require_rsample(self, draws: Particles) -> None:
-        if blocked := [name for name, has_rsample in draws.reparameterised.items() if not has_rsample]:
+        if blocked := [name for name, has_rsample in draws.reparameterized.items() if not has_rsample]:
             raise ValueError(
                 f"{type(self).__name__} differentiates through the guide's samples, but its sites {blocked} have no "
-                f"rsample; use a reparameterised guide, or ScoreFunction, VIMCO, RWS or TVO"
+                f"rsample; use a reparameterized guide, or ScoreFunction, VIMCO, RWS or TVO"
             )
 
     def _require_closed_form(self, objective: Objective) -> None:

@@ -79,7 +79,7 @@ def compiled(
         result: list[Tensor] = torch.func.functional_call(module, named, (swapped, held, *given))
         return result
 
-    held = [state[name].detach() for name in (*names, *others)]  # the same memory: an optimiser's update shows
+    held = [state[name].detach() for name in (*names, *others)]  # the same memory: an optimizer's update shows
     try:
         with seeded(inputs[0].device, "trace"), library_path():
             graph = make_fx(pure, decomposition_table={**_decompositions(), **rules})(*inputs, *held)

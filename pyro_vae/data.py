@@ -1,7 +1,7 @@
 """Real data, held in memory on one device and batched by index.
 
 A data set is one class with one method, `Data.load`, that returns `Splits`: train, validation and test. Which images go where
-and how they are binarised is seeded apart from the run's seed: two runs with other seeds are judged on the same test set.
+and how they are binarized is seeded apart from the run's seed: two runs with other seeds are judged on the same test set.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from torch.distributions.constraints import Constraint
 from pyro_vae.base import Dims, Shape
 from pyro_vae.programs import Programs, given, takes_labels
 
-Binarise = Literal["dynamic", "fixed", "none"]
-"""dynamic: training pixels are drawn anew each time they are used; fixed: once; none: grey values stay.
+Binarize = Literal["dynamic", "fixed", "none"]
+"""dynamic: training pixels are drawn anew each time they are used; fixed: once; none: gray values stay.
 
 Validation and test are drawn once in both cases. The two differ by about 2 nats on MNIST and must not be compared.
 """
 
 Pixels = Literal["dynamic", "fixed", "none", "levels"]
-"""Of images with 256 grey levels: also levels, 0..255."""
+"""Of images with 256 gray levels: also levels, 0..255."""
 
-_BINARISE_SEED = 20160901
-"""Of every binarisation that is drawn once: the same test set for every run."""
+_BINARIZE_SEED = 20160901
+"""Of every binarization that is drawn once: the same test set for every run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,13 +43,13 @@ class Split:
         x: data ``(N, *x_shape)``; probabilities in [0, 1] where `dynamic`.
         labels: classes ``(N,)``, or None.
         dynamic: each use of a datum draws its pixels anew.
-        labelled: programs are given the labels too (see `Split.given_to`).
+        labeled: programs are given the labels too (see `Split.given_to`).
     """
 
     x: Tensor
     labels: Tensor | None = None
     dynamic: bool = False
-    labelled: bool = False
+    labeled: bool = False
 
     def __len__(self) -> int:
         """N."""
@@ -65,15 +65,15 @@ class Split:
         Raises:
             ValueError: they take labels, and there are none.
         """
-        labelled = takes_labels(programs)
-        if labelled and self.labels is None:
+        labeled = takes_labels(programs)
+        if labeled and self.labels is None:
             raise ValueError(f"{type(programs).__name__} is given labels y with the data, and these data have none")
-        return self if labelled == self.labelled else replace(self, labelled=labelled)
+        return self if labeled == self.labeled else replace(self, labeled=labeled)
 
     @property
     def columns(self) -> tuple[Tensor, ...]:
         """What programs are called with, of all data: x, and the labels where they take them."""
-        return given(self.x, self.labels if self.labelled else None)
+        return given(self.x, self.labels if self.labeled else None)
 
     def take(self, index: Tensor | slice, columns: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
         """What programs are called with, of some data; pixels are drawn by the global random numbers where `dynamic`.
@@ -160,41 +160,41 @@ class Digits(Data):
     """The 1,797 handwritten digits of scikit-learn, 8×8 pixels that are counts 0..16; nothing is downloaded.
 
     Args:
-        binarise: none keeps the counts; dynamic and fixed draw pixels with probability count/16.
+        binarize: none keeps the counts; dynamic and fixed draw pixels with probability count/16.
         valid: number of validation images.
         test: number of test images.
         split_seed: seed of the division into train, validation and test.
     """
 
-    def __init__(self, binarise: Binarise = "none", valid: int = 200, test: int = 297, split_seed: int = 0) -> None:
-        self.binarise, self.valid, self.test, self.split_seed = binarise, valid, test, split_seed
+    def __init__(self, binarize: Binarize = "none", valid: int = 200, test: int = 297, split_seed: int = 0) -> None:
+        self.binarize, self.valid, self.test, self.split_seed = binarize, valid, test, split_seed
 
     def load(self) -> Splits:
         """Reads the digits: x is ``(N, 1, 8, 8)``."""
         images, labels = load_digits(return_X_y=True)
         x, y = torch.from_numpy(images).float().reshape(-1, 1, 8, 8), torch.from_numpy(labels).long()
         train, test = _hold_out(Split(x, y), self.test, "test", self.split_seed)
-        return _finish(train, test, self.binarise, self.valid, self.split_seed, constraints.integer_interval(0, 16))
+        return _finish(train, test, self.binarize, self.valid, self.split_seed, constraints.integer_interval(0, 16))
 
 
 class _Torchvision(Data):
-    """MNIST's format: 60,000 and 10,000 grey images of 28×28 pixels."""
+    """MNIST's format: 60,000 and 10,000 gray images of 28×28 pixels."""
 
     _name: str
 
     def __init__(
-        self, root: Path = Path("data"), binarise: Pixels = "dynamic", valid: int = 10_000, split_seed: int = 0
+        self, root: Path = Path("data"), binarize: Pixels = "dynamic", valid: int = 10_000, split_seed: int = 0
     ) -> None:
-        self.root, self.binarise, self.valid, self.split_seed = Path(root), binarise, valid, split_seed
+        self.root, self.binarize, self.valid, self.split_seed = Path(root), binarize, valid, split_seed
 
     @final
     def load(self) -> Splits:
         """Reads the images, after a download where they are absent: x is ``(N, 1, 28, 28)``."""
         train, test = (self._read(train) for train in (True, False))
-        if self.binarise == "levels":
+        if self.binarize == "levels":
             train, test = (replace(split, x=(255 * split.x).round()) for split in (train, test))
             return _finish(train, test, "none", self.valid, self.split_seed, constraints.integer_interval(0, 255))
-        return _finish(train, test, self.binarise, self.valid, self.split_seed, constraints.unit_interval)
+        return _finish(train, test, self.binarize, self.valid, self.split_seed, constraints.unit_interval)
 
     def _read(self, train: bool) -> Split:
         from torchvision import datasets  # noqa: PLC0415  (a second of import that only these data sets need)
@@ -220,7 +220,7 @@ class MNIST(_Torchvision):
 
     Args:
         root: folder above ``MNIST/raw``; the files are downloaded there where they are absent.
-        binarise: dynamic draws training pixels anew at each use; fixed once; none keeps the grey values in [0, 1]; levels keeps
+        binarize: dynamic draws training pixels anew at each use; fixed once; none keeps the gray values in [0, 1]; levels keeps
             them as whole numbers 0..255.
         valid: number of training images held out for validation.
         split_seed: seed of that choice.
@@ -229,9 +229,9 @@ class MNIST(_Torchvision):
     _name = "MNIST"
 
     def __init__(
-        self, root: Path = Path("data"), binarise: Pixels = "dynamic", valid: int = 10_000, split_seed: int = 0
+        self, root: Path = Path("data"), binarize: Pixels = "dynamic", valid: int = 10_000, split_seed: int = 0
     ) -> None:
-        super().__init__(root, binarise, valid, split_seed)
+        super().__init__(root, binarize, valid, split_seed)
 
 
 @final
@@ -240,7 +240,7 @@ class FashionMNIST(_Torchvision):
 
     Args:
         root: folder above ``FashionMNIST/raw``; the files are downloaded there where they are absent.
-        binarise: dynamic draws training pixels anew at each use; fixed once; none keeps the grey values in [0, 1]; levels keeps
+        binarize: dynamic draws training pixels anew at each use; fixed once; none keeps the gray values in [0, 1]; levels keeps
             them as whole numbers 0..255.
         valid: number of training images held out for validation.
         split_seed: seed of that choice.
@@ -249,9 +249,9 @@ class FashionMNIST(_Torchvision):
     _name = "FashionMNIST"
 
     def __init__(
-        self, root: Path = Path("data"), binarise: Pixels = "dynamic", valid: int = 10_000, split_seed: int = 0
+        self, root: Path = Path("data"), binarize: Pixels = "dynamic", valid: int = 10_000, split_seed: int = 0
     ) -> None:
-        super().__init__(root, binarise, valid, split_seed)
+        super().__init__(root, binarize, valid, split_seed)
 
 
 @final
@@ -260,16 +260,16 @@ class Arrays(Data):
 
     Args:
         path: the file.
-        binarise: dynamic and fixed take values in [0, 1] as probabilities of a pixel being 1; none keeps the values.
+        binarize: dynamic and fixed take values in [0, 1] as probabilities of a pixel being 1; none keeps the values.
         valid: number of data for validation.
         test: number of data for the test.
         split_seed: seed of the division into train, validation and test.
     """
 
     def __init__(
-        self, path: Path, binarise: Binarise = "none", valid: int = 1000, test: int = 1000, split_seed: int = 0
+        self, path: Path, binarize: Binarize = "none", valid: int = 1000, test: int = 1000, split_seed: int = 0
     ) -> None:
-        self.path, self.binarise, self.valid, self.test, self.split_seed = Path(path), binarise, valid, test, split_seed
+        self.path, self.binarize, self.valid, self.test, self.split_seed = Path(path), binarize, valid, test, split_seed
 
     def load(self) -> Splits:
         """Reads the file: x is ``(N, ...)``, in float32."""
@@ -287,7 +287,7 @@ class Arrays(Data):
                 f"{self.path}: expected one label for each of {len(x)} data, got shape {tuple(labels.shape)}"
             )
         train, test = _hold_out(Split(x, labels), self.test, "test", self.split_seed)
-        return _finish(train, test, self.binarise, self.valid, self.split_seed, support_of(x))
+        return _finish(train, test, self.binarize, self.valid, self.split_seed, support_of(x))
 
 
 def support_of(x: Tensor) -> Constraint:
@@ -298,16 +298,16 @@ def support_of(x: Tensor) -> Constraint:
     return constraints.unit_interval if low >= 0 and high <= 1 else constraints.real
 
 
-def _finish(train: Split, test: Split, binarise: Binarise, valid: int, seed: int, support: Constraint) -> Splits:
-    """Holds out the validation data and binarises."""
-    if binarise not in ("dynamic", "fixed", "none"):
-        raise ValueError(f"binarise: expected dynamic, fixed or none, got {binarise!r}")
+def _finish(train: Split, test: Split, binarize: Binarize, valid: int, seed: int, support: Constraint) -> Splits:
+    """Holds out the validation data and binarizes."""
+    if binarize not in ("dynamic", "fixed", "none"):
+        raise ValueError(f"binarize: expected dynamic, fixed or none, got {binarize!r}")
     train, held_out = _hold_out(train, valid, "valid", seed)
-    if binarise == "none":
+    if binarize == "none":
         return Splits(train, held_out, test, support)
     train, held_out, test = (_as_probabilities(split, support) for split in (train, held_out, test))
-    train = replace(train, dynamic=True) if binarise == "dynamic" else _binarised(train)
-    return Splits(train, _binarised(held_out), _binarised(test), constraints.boolean)
+    train = replace(train, dynamic=True) if binarize == "dynamic" else _binarized(train)
+    return Splits(train, _binarized(held_out), _binarized(test), constraints.boolean)
 
 
 def _hold_out(split: Split, size: int, name: str, seed: int) -> tuple[Split, Split]:
@@ -328,13 +328,13 @@ def _as_probabilities(split: Split, support: Constraint) -> Split:
     upper = getattr(support, "upper_bound", 1)
     low, high = split.x.min().item(), split.x.max().item()
     if low < 0 or (support is constraints.real and high > 1):
-        raise ValueError(f"binarise: expected values in [0, 1] or counts, got values from {low:g} to {high:g}")
+        raise ValueError(f"binarize: expected values in [0, 1] or counts, got values from {low:g} to {high:g}")
     return replace(split, x=split.x / upper)
 
 
-def _binarised(split: Split) -> Split:
+def _binarized(split: Split) -> Split:
     """The pixels drawn once, the same in every run."""
-    return replace(split, x=torch.bernoulli(split.x, generator=torch.Generator().manual_seed(_BINARISE_SEED)))
+    return replace(split, x=torch.bernoulli(split.x, generator=torch.Generator().manual_seed(_BINARIZE_SEED)))
 
 
 def _read_numpy(path: Path) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Normalising flows: the distribution of t = f(z), with z from a base and f from zuko's transforms.
+"""Normalizing flows: the distribution of t = f(z), with z from a base and f from zuko's transforms.
 
 Zuko's transforms are used, and not Pyro's: a context comes in as an argument, one pass gives a value together with its
 log-determinant, all of them can be inverted, and they keep no state between calls, so that they trace into one graph.

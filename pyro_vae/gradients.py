@@ -234,10 +234,10 @@ def fit_line(K: Sequence[float], log_snr: Sequence[tuple[float, float]]) -> Line
         return Line(UNRESOLVED, nan, len(kept))
     at, y, error = np.array(kept).T
     weight = 1 / error**2
-    centre = (weight * at).sum() / weight.sum()
-    spread = (weight * (at - centre) ** 2).sum()
-    slope = float((weight * (at - centre) * y).sum() / spread)
-    intercept = float((weight * y).sum() / weight.sum() - slope * centre)
+    center = (weight * at).sum() / weight.sum()
+    spread = (weight * (at - center) ** 2).sum()
+    slope = float((weight * (at - center) * y).sum() / spread)
+    intercept = float((weight * y).sum() / weight.sum() - slope * center)
     freedom = len(kept) - 2
     scatter = (weight * (y - intercept - slope * at) ** 2).sum() / freedom
     reach = float(student_t.ppf(0.975, freedom)) * sqrt(max(1.0, scatter) / spread)

@@ -111,9 +111,9 @@ class TwoLayer(_TwoLayers):
 class Ladder(_TwoLayers):
     """p(t2) p(t|t2) p(x|t) with q(t2|x) q(t|t2,x), in the order of the model (Sønderby et al. 2016, section 2.2).
 
-    q(t|t2,x) is the product of the model's own p(t|t2) and of what the encoder says, N(m̂(x), diag ŝ²), normalised: precisions
+    q(t|t2,x) is the product of the model's own p(t|t2) and of what the encoder says, N(m̂(x), diag ŝ²), normalized: precisions
     add, and means are weighted by them (their equations 16 to 18). In a linear-Gaussian model that is the posterior. The way up
-    is deterministic: q(t2|x) is a Gaussian by a network of m̂ and log ŝ. Theirs has batch normalisation, which would make the
+    is deterministic: q(t2|x) is a Gaussian by a network of m̂ and log ŝ. Theirs has batch normalization, which would make the
     bound of one datum depend on the others; here is none.
 
     The site ``"t"``, of dimension d, is next to the data, and ``"t2"`` above it. The guide gives m̂ and ŝ, the likelihood is
@@ -174,7 +174,7 @@ def _moments(normal: Distribution) -> tuple[Tensor, Tensor]:
 
 
 def _product(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Distribution:
-    """The normalised product of two densities of independent Gaussians."""
+    """The normalized product of two densities of independent Gaussians."""
     (loc1, scale1), (loc2, scale2) = one, other
     both = torch.hypot(
         scale1, scale2

@@ -1,4 +1,4 @@
-"""Objectives: what is optimised, kept apart from the bound that is reported."""
+"""Objectives: what is optimized, kept apart from the bound that is reported."""
 
 from __future__ import annotations
 

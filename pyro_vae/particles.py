@@ -41,7 +41,7 @@ class Particles:
         guide: the same for the guide's sites.
         observed: names of the model's observed sites.
         values: the latents by site, with K leading.
-        reparameterised: whether each of the guide's sites carries a pathwise gradient.
+        reparameterized: whether each of the guide's sites carries a pathwise gradient.
         scale: product of plate and handler scales, one number, or one for each datum (B,).
         drawn: the latents as the guide drew them, with their path to φ; `values` are these unless ``latents`` says otherwise.
         distributions: for each latent site q and p, as the programs ran.
@@ -55,7 +55,7 @@ class Particles:
     guide: dict[str, Float[Tensor, "K B"]]
     observed: frozenset[str]
     values: dict[str, Tensor]
-    reparameterised: dict[str, bool]
+    reparameterized: dict[str, bool]
     scale: float | Tensor
     drawn: dict[str, Tensor]
     distributions: dict[str, tuple[TorchDistributionMixin, TorchDistributionMixin]]
@@ -106,12 +106,12 @@ def particles(
     latents: Latents = "path",
     **kwargs: Any,
 ) -> Particles:
-    """Runs the guide and, on its draws, the model, with K particles in one vectorised pass.
+    """Runs the guide and, on its draws, the model, with K particles in one vectorized pass.
 
     The guide's distribution is expanded by the plate of particles: an encoder runs once for each datum.
 
     Args:
-        model: a Pyro model p(x, t). All its sample sites stand in one vectorised data plate, named ``"data"`` if there are
+        model: a Pyro model p(x, t). All its sample sites stand in one vectorized data plate, named ``"data"`` if there are
             several plates that all sites share.
         guide: a Pyro guide q(t|x).
         *args: given to both.
@@ -171,7 +171,7 @@ def particles(
         else {name: per_datum(_log_prob(site, site["value"])) for name, site in guide_sites.items()},
         observed=observed_sites,
         values=values,
-        reparameterised={name: bool(site["fn"].has_rsample) for name, site in guide_sites.items()},
+        reparameterized={name: bool(site["fn"].has_rsample) for name, site in guide_sites.items()},
         scale=_scale({**model_sites, **guide_sites}, shape[1]),
         drawn=drawn,
         distributions={name: (site["fn"], model_sites[name]["fn"]) for name, site in guide_sites.items()},
@@ -299,7 +299,7 @@ def _data_dim(sites: list[Site]) -> int:
     if len(shared) != 1:
         found = f"they share {sorted(shared)}" if shared else "there is none"
         raise ValueError(
-            f'all sample sites must stand in one vectorised data plate, such as pyro.plate("data", len(x), dim=-1); {found}'
+            f'all sample sites must stand in one vectorized data plate, such as pyro.plate("data", len(x), dim=-1); {found}'
         )
     return int(next(iter(shared.values())))
 

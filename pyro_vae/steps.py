@@ -1,7 +1,7 @@
 """A training step, eagerly through the Pyro programs or as one compiled graph.
 
-The compiled step traces the programs once, handlers, estimator, derivatives, optimiser and sums together, into one graph of
-tensor operations, and Inductor compiles that. What changes from step to step is a tensor input: parameters, the optimiser's
+The compiled step traces the programs once, handlers, estimator, derivatives, optimizer and sums together, into one graph of
+tensor operations, and Inductor compiles that. What changes from step to step is a tensor input: parameters, the optimizer's
 state, the batch's indices, the weight of the KL, the learning rate. Random numbers are drawn by the same generator in the same
 order as on the eager path, so both agree within rounding; that is checked on one batch before the graph is used.
 """
@@ -53,7 +53,7 @@ class Update:
     Attributes:
         programs: a Pyro ``model(x)`` and ``guide(x)``.
         estimator: whose gradients.
-        objective: what is optimised.
+        objective: what is optimized.
         split: the data that indices point into.
         optimizer: of all parameters.
         phases: which parameters move, by the name of the phase.
@@ -107,7 +107,7 @@ def make_step(update: Update, compile: Compile, steps: int, batch_size: int) -> 
 class CompiledStep:
     """The same steps as compiled graphs, one for each phase.
 
-    The first step of a phase runs eagerly: it makes the optimiser's state. So does any batch of another size, and everything
+    The first step of a phase runs eagerly: it makes the optimizer's state. So does any batch of another size, and everything
     from there on if a graph cannot be made, for which the logger "pyro_vae" gives the reason once.
 
     Args:
@@ -140,7 +140,7 @@ class Graph:
     """The compiled step of one phase, checked against the eager one.
 
     Args:
-        update: the step; its optimiser has a state.
+        update: the step; its optimizer has a state.
         index: of a batch.
         phase: the phase.
 
@@ -188,7 +188,7 @@ class Graph:
     def _move(
         self, held: Sequence[Tensor], gradients: Sequence[Tensor], rates: Sequence[Tensor], states: Sequence[Tensor]
     ) -> None:
-        """The optimiser's own step, on other tensors in place of its parameters and state, in the form that can be traced."""
+        """The optimizer's own step, on other tensors in place of its parameters and state, in the form that can be traced."""
         twin = copy(self.update.optimizer)
         twin.state, twin.param_groups = defaultdict(dict), []
         place = {id(leaf): i for i, leaf in enumerate(self.leaves)}
@@ -223,7 +223,7 @@ class Graph:
 
     @contextmanager
     def _put_back(self) -> Iterator[Callable[[], Tensor]]:
-        """Parameters, buffers and the optimiser's state are at the end as they were; gives what tells how far they moved."""
+        """Parameters, buffers and the optimizer's state are at the end as they were; gives what tells how far they moved."""
         programs = self.update.programs
         buffers = list(programs.buffers()) if isinstance(programs, nn.Module) else []
         state = [*self.leaves, *(value for _, _, value in self.state), *buffers]
@@ -242,7 +242,7 @@ class Graph:
 
 
 def _powers(shared: bool) -> Callable[[float, Sequence[Tensor]], list[Tensor]]:
-    """How an optimiser's β^step is computed: as an exponential, and once where all parameters have taken as many steps.
+    """How an optimizer's β^step is computed: as an exponential, and once where all parameters have taken as many steps.
 
     Inductor would compute the general power anew for every few elements of each parameter, which takes longer than the rest of
     the update; an exponential that several kernels use it computes once and keeps.
@@ -259,7 +259,7 @@ def _powers(shared: bool) -> Callable[[float, Sequence[Tensor]], list[Tensor]]:
 
 @contextmanager
 def _keeping_to_tensors() -> Iterator[None]:
-    """PyTorch's optimisers read no number out of a tensor here, as they do not under ``torch.compile``."""
+    """PyTorch's optimizers read no number out of a tensor here, as they do not under ``torch.compile``."""
     before = torch.compiler._is_compiling_flag
     torch.compiler._is_compiling_flag = True
     try:

@@ -1,6 +1,6 @@
 """Training: stochastic variational inference on any Pyro model and guide, a record an epoch.
 
-The random numbers of epoch e (order of the data, binarisation, ε) depend on the seed and on e alone, so that a run is
+The random numbers of epoch e (order of the data, binarization, ε) depend on the seed and on e alone, so that a run is
 reproducible bit for bit on a CPU and leaves the global random state as it was.
 """
 
@@ -29,7 +29,7 @@ from pyro_vae.tally import DivergedError, Tally, Terms, names_of, sums
 
 EVALUATED = 2**20
 """Particles × data × pixels of a batch that is only evaluated."""
-OptimiserFactory = Callable[[Iterable[Tensor]], Optimizer]
+OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
 ScheduleFactory = Callable[[Optimizer], LRScheduler]
 
 
@@ -65,7 +65,7 @@ class BurdaSchedule(LambdaLR):
     """Learning rate lr · 10^(-i/7) for 3^i epochs, i = 0, 1, ... (Burda et al. 2016, section 5; there i ≤ 7: 3280 epochs).
 
     Args:
-        optimizer: the optimiser, filled in by the program.
+        optimizer: the optimizer, filled in by the program.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -87,7 +87,7 @@ def fit(
     epochs: int,
     batch_size: int = 100,
     estimator: Estimator | None = None,
-    optimiser: OptimiserFactory = Adam,
+    optimizer: OptimizerFactory = Adam,
     schedule: ScheduleFactory | None = None,
     seed: int = 0,
     objective: Objective | None = None,
@@ -110,10 +110,10 @@ def fit(
         epochs: number of passes over the training data.
         batch_size: data per step; the last batch of an epoch holds what is left.
         estimator: the bound and its gradient; None is `ELBO` with one particle.
-        optimiser: makes the optimiser from the parameters.
+        optimizer: makes the optimizer from the parameters.
         schedule: makes a learning-rate schedule, moved on after each epoch.
-        seed: of the order of the data, the binarisation and ε.
-        objective: what is optimised in place of the bound; None is the bound. Records report the bound in any case.
+        seed: of the order of the data, the binarization and ε.
+        objective: what is optimized in place of the bound; None is the bound. Records report the bound in any case.
         e_steps: steps on φ alone, in turn with `m_steps` on w alone (an EM-style schedule); 0 and 0 move both in each step.
         m_steps: steps on w alone.
         clip_norm: the largest norm of the gradient by all parameters; a larger one is scaled down to it.
@@ -145,7 +145,7 @@ def fit(
     leaves = [*w.values(), *phi.values()]
     if not leaves:
         raise ValueError("model and guide use no parameters: nothing to train")
-    optimizer = optimiser(leaves)
+    optimizer = optimizer(leaves)
     fuse(optimizer)
     scheduler = schedule(optimizer) if schedule else None
     state = leaves + (list(programs.buffers()) if isinstance(programs, nn.Module) else [])
@@ -204,7 +204,7 @@ def _check_sizes(epochs: int, batch_size: int, size: int, e_steps: int, m_steps:
 
 
 def fuse(optimizer: Optimizer) -> None:
-    """Lets the optimiser update all parameters in one kernel, where its class has one and nobody chose otherwise."""
+    """Lets the optimizer update all parameters in one kernel, where its class has one and nobody chose otherwise."""
     for group in optimizer.param_groups:
         devices = {parameter.device.type for parameter in group["params"]}
         if group.get("fused", False) is None and not group.get("foreach") and devices <= {"cpu", "cuda"}:
@@ -245,7 +245,7 @@ def check_support(programs: Programs, data: Splits) -> None:
             message += getattr(base.support, "advice", "")
             if base.support is constraints.boolean and low >= 0:
                 message += (
-                    ". Grey pixels have no probability under it: binarise the data (binarise: dynamic draws the pixels anew at "
+                    ". Gray pixels have no probability under it: binarize the data (binarize: dynamic draws the pixels anew at "
                     "each use, fixed draws them once), or choose a likelihood for such values"
                 )
             raise ValueError(message)

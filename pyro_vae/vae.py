@@ -66,7 +66,7 @@ class Model(nn.Module, ABC):
 
 @final
 class VAE(Model):
-    """p(x|w) = ∫ p(x|t,w) p(t) dt with the amortised posterior q(t|x,φ) (Kingma and Welling 2014, equations 1-3).
+    """p(x|w) = ∫ p(x|t,w) p(t) dt with the amortized posterior q(t|x,φ) (Kingma and Welling 2014, equations 1-3).
 
     The sites of its programs are ``"t"`` and ``"x"``.
 

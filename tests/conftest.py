@@ -58,7 +58,7 @@ def digits() -> Splits:
 
 @pytest.fixture(scope="session")
 def mnist_root(tmp_path_factory) -> Path:
-    """A small data set in MNIST's own file format, under both names: random grey images, labels 0..9."""
+    """A small data set in MNIST's own file format, under both names: random gray images, labels 0..9."""
     root = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     for name in ("MNIST", "FashionMNIST"):

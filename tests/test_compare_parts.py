@@ -33,7 +33,7 @@ class Wide(Prior):
 NETWORK = "{class_path: MLP, init_args: {hidden: [8]}}"
 VAMP = "{class_path: VampPrior, init_args: {components: 5}}"
 GUIDE = f"{{class_path: DiagonalNormal, init_args: {{network: {NETWORK}}}}}"
-REFINED = f"{{class_path: SemiAmortised, init_args: {{guide: {GUIDE}, steps: 1}}}}"
+REFINED = f"{{class_path: SemiAmortized, init_args: {{guide: {GUIDE}, steps: 1}}}}"
 SMALL = ["--epochs", "1", "--test_images", "20", "--test_particles", "5", "--out", "grid"]
 
 
@@ -54,7 +54,7 @@ def test_a_grid(compare, script, tmp_path):
     assert (code, err) == (0, "")
     rows = table(tmp_path)
     assert len(rows) == 5  # of six: the one below is no model
-    assert "Left out: VampPrior(components=5), SemiAmortised" in out
+    assert "Left out: VampPrior(components=5), SemiAmortized" in out
     assert "the prior is made of this guide" in out
     assert "the prior is made of this guide" in (tmp_path / "grid" / "left_out.csv").read_text()
     assert [row["prior"] for row in rows] == ["StandardNormal"] * 2 + ["VampPrior(components=5)"] + ["mine.Wide"] * 2

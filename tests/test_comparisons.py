@@ -206,7 +206,7 @@ WRONG = {
         ["gradients", "--run", "run", "--data", "MNIST", "--data.root", "data", "--data.valid", "9"],
         "holds a model of data of shape",
     ),
-    "other data": (["gradients", "--run", "run", "--data.binarise", "none"], "run holds a model of other data"),
+    "other data": (["gradients", "--run", "run", "--data.binarize", "none"], "run holds a model of other data"),
     "seeds": (["training", "--seeds", "[1,1]"], "seeds: expected different numbers of at least 0"),
     "epochs": (["training", "--epochs", "0"], "epochs: expected at least 1"),
     "every": (["training", "--evaluate_every", "0"], "evaluate_every: expected"),
@@ -222,7 +222,7 @@ def test_a_wrong_command_says_what_is_wrong(compare, script, name, tmp_path, mni
     (tmp_path / "full" / "file").touch()
     if "run" in options:
         quick = ["--epochs", "1", "--test_particles", "2", "--out", "run", "--likelihood", "Bernoulli"]
-        script("train", *PARTS, *quick, "--data.binarise", "fixed")
+        script("train", *PARTS, *quick, "--data.binarize", "fixed")
     code, out, err = compare(*options)
     assert code in (1, 2)
     assert "Traceback" not in out + err
@@ -259,7 +259,7 @@ def test_benchmark(script, mnist_root, tmp_path):
     assert {row["contender"] for row in table} == {"pyro_vae", "pyro_vae eager", *half}
     assert {float(row["pyro_vae / it"]) for row in table if row["contender"] == "pyro_vae"} == {1.0}
     assert (tmp_path / "b" / "figures" / "steps.png").stat().st_size > 0
-    code, _, err = script("benchmark", *data, *options, "--data.binarise", "none", "--out", "c")
+    code, _, err = script("benchmark", *data, *options, "--data.binarize", "none", "--out", "c")
     assert code == 1
     assert "expected binary pixels" in err
 

@@ -171,14 +171,14 @@ def test_a_module_as_a_model_is_given_labels():
 def test_a_digit_of_the_class_that_was_asked_for():
     """Of 40 samples a class of Digits, after 30 epochs, at least 95 % are nearest to the mean image of their class."""
     torch.manual_seed(0)
-    binary = Digits(binarise="fixed").load()
+    binary = Digits(binarize="fixed").load()
     model = Conditional(binary.dims(8), StandardNormal, DiagonalNormal, Bernoulli)
     for _ in fit(model, binary, epochs=30, batch_size=50):
         pass
-    centres = torch.stack([binary.train.x[binary.train.labels == y].mean(0).flatten() for y in range(10)])
+    centers = torch.stack([binary.train.x[binary.train.labels == y].mean(0).flatten() for y in range(10)])
     y = torch.arange(10).repeat_interleave(40)
     images = sample(model, binary.test.x, len(y), y=y).flatten(1)
-    assert (torch.cdist(images, centres).argmin(1) == y).float().mean() > 0.95
+    assert (torch.cdist(images, centers).argmin(1) == y).float().mean() > 0.95
 
 
 OPTIONS = ["--epochs", "1", "--latent", "4", "--test_images", "20", "--test_particles", "5", "--out", "run"]

@@ -1,4 +1,4 @@
-"""Data sets: splits, binarisation, and what a bad file says."""
+"""Data sets: splits, binarization, and what a bad file says."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ def test_torchvision_format(cls, mnist_root):
     assert splits.train.dynamic
     assert not splits.valid.dynamic
     assert splits.support is constraints.boolean
-    grey = cls(mnist_root, binarise="none", valid=50).load()
-    levels = cls(mnist_root, binarise="levels", valid=50).load()
-    torch.testing.assert_close(levels.train.x / 255, grey.train.x)
+    gray = cls(mnist_root, binarize="none", valid=50).load()
+    levels = cls(mnist_root, binarize="levels", valid=50).load()
+    torch.testing.assert_close(levels.train.x / 255, gray.train.x)
     assert (levels.train.x == levels.train.x.round()).all()
     assert levels.support.upper_bound == 255
-    assert grey.support is constraints.unit_interval
-    assert grey.train.x.max() == 1
-    torch.testing.assert_close(splits.train.x, grey.train.x)
+    assert gray.support is constraints.unit_interval
+    assert gray.train.x.max() == 1
+    torch.testing.assert_close(splits.train.x, gray.train.x)
 
 
-def test_dynamic_binarisation_has_the_pixels_as_its_mean(mnist_root):
+def test_dynamic_binarization_has_the_pixels_as_its_mean(mnist_root):
     split = MNIST(mnist_root, valid=50).load().train
     draws = torch.stack([split.take(slice(0, 20))[0] for _ in range(400)])
     assert set(draws.unique().tolist()) == {0.0, 1.0}
@@ -73,7 +73,7 @@ def test_the_test_set_is_the_same_for_every_run(mnist_root):
     torch.manual_seed(1)
     one = MNIST(mnist_root, valid=50).load()
     torch.manual_seed(2)
-    two = MNIST(mnist_root, valid=30, binarise="fixed", split_seed=4).load()
+    two = MNIST(mnist_root, valid=30, binarize="fixed", split_seed=4).load()
     assert torch.equal(one.test.x, two.test.x)
     assert set(one.test.x.unique().tolist()) == {0.0, 1.0}
 
@@ -86,7 +86,7 @@ def test_encoders_see_data_within_one(digits):
     guide.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     guide(digits.train.x[:50])
     torch.testing.assert_close(seen[0], digits.train.x[:50] / 16)
-    assert Digits(binarise="fixed").load().dims(2).x_scale == 1
+    assert Digits(binarize="fixed").load().dims(2).x_scale == 1
 
 
 def test_batches_hold_every_datum_once_and_keep_the_rest():
@@ -108,8 +108,8 @@ def test_arrays(tmp_path):
         splits = Arrays(tmp_path / name, valid=10, test=20).load()
         assert [len(part) for part in splits[:3]] == [70, 10, 20]
         assert splits.support is constraints.real
-    labelled = Arrays(tmp_path / "x.npz", valid=10, test=20).load().train
-    torch.testing.assert_close(labelled.x, torch.from_numpy(x[labelled.labels.numpy()]).float())
+    labeled = Arrays(tmp_path / "x.npz", valid=10, test=20).load().train
+    torch.testing.assert_close(labeled.x, torch.from_numpy(x[labeled.labels.numpy()]).float())
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_bad_files_say_what_is_wrong(tmp_path):
         Arrays(tmp_path / "labels.npz").load()
 
 
-def test_bad_sizes_and_binarisation(tmp_path):
+def test_bad_sizes_and_binarization(tmp_path):
     for options, message in (
         ({"valid": 2000}, "valid: expected between 1 and 1499 of 1500 data, got 2000"),
         ({"test": 1797}, "test: expected between 1 and 1796"),
@@ -169,10 +169,10 @@ def test_bad_sizes_and_binarisation(tmp_path):
         with pytest.raises(ValueError, match=message):
             Digits(**options).load()
     with pytest.raises((ValueError, TypeError), match="dynamic"):
-        Digits(binarise="sometimes").load()
+        Digits(binarize="sometimes").load()
     np.save(tmp_path / "x.npy", np.array([[-1.0, 3.0]] * 9))
-    with pytest.raises(ValueError, match=r"binarise: expected values in \[0, 1\] or counts, got values from -1 to 3"):
-        Arrays(tmp_path / "x.npy", binarise="fixed", valid=2, test=2).load()
+    with pytest.raises(ValueError, match=r"binarize: expected values in \[0, 1\] or counts, got values from -1 to 3"):
+        Arrays(tmp_path / "x.npy", binarize="fixed", valid=2, test=2).load()
 
 
 def test_no_network_says_where_to_put_the_files(tmp_path, monkeypatch):

@@ -160,11 +160,11 @@ def test_a_class_that_is_swapped_in_keeps_its_own_defaults(train, tmp_path):
     """Their names agree with those of the default's options, and their values do not."""
     (tmp_path / "my_nets.py").write_text(textwrap.dedent(MY_NETWORK))
     network = ["--guide.network", "my_nets.Narrow", "--guide.network.unused", "7"]
-    code, out, err = train("--data", "MNIST", "--optimiser", "Adadelta", *network, "--print_config")
+    code, out, err = train("--data", "MNIST", "--optimizer", "Adadelta", *network, "--print_config")
     assert (code, err) == (0, "")
     config = yaml.safe_load(out)
-    assert config["data"]["init_args"] == {"root": "data", "binarise": "dynamic", "valid": 10000, "split_seed": 0}
-    assert config["optimiser"]["init_args"]["lr"] == 1.0
+    assert config["data"]["init_args"] == {"root": "data", "binarize": "dynamic", "valid": 10000, "split_seed": 0}
+    assert config["optimizer"]["init_args"]["lr"] == 1.0
     assert config["guide"]["init_args"]["network"]["init_args"] == {"hidden": [3], "unused": 7}
 
 
@@ -187,7 +187,7 @@ def test_print_config_is_a_config(train, tmp_path):
 def test_help_explains_every_option(train, tmp_path):
     code, out, _ = train("--help")
     assert code == 0
-    for option in ("data", "prior", "guide", "likelihood", "latent", "estimator", "optimiser", "schedule", "epochs",
+    for option in ("data", "prior", "guide", "likelihood", "latent", "estimator", "optimizer", "schedule", "epochs",
                    "batch_size", "seed", "device", "test_particles", "test_images", "out", "print_config"):  # fmt: skip
         assert f"--{option}" in out
 
@@ -220,7 +220,7 @@ WRONG = {
     "split": (["--data.valid", "5000"], "valid: expected between 1 and"),
     "latent": (["--latent", "0"], "latent: expected a size of at least 1, got 0"),
     "estimator": (["--estimator.K", "0"], "K"),
-    "grey pixels": (["--likelihood", "Bernoulli"], "binarise"),
+    "gray pixels": (["--likelihood", "Bernoulli"], "binarize"),
     "no cuda": (["--device", "cuda"], "device: cuda was asked for, and PyTorch sees 0 CUDA devices"),
     "device": (["--device", "toaster"], "device: expected auto, cpu, cuda"),
     "no file": (["--data", "Arrays", "--data.path", "none.npy"], "none.npy: there is no such file"),
@@ -234,7 +234,7 @@ WRONG = {
     "no part": (["--prior", "mine.NoPart"], "Expected 'mine.NoPart' to be a subclass of"),
     "part of a wrong shape": (["--prior", "mine.Wrong"], "Wrong (Prior): expected event shape (8,), got (3,)"),
     "guide without rsample": (["--guide", "mine.Poisson"], "its sites ['t'] have no rsample"),
-    "learning rate": (["--optimiser.lr", "-1"], "learning rate"),
+    "learning rate": (["--optimizer.lr", "-1"], "learning rate"),
     "out": (["--out", "taken"], "out: taken exists and is left as it is"),
 }
 
@@ -255,7 +255,7 @@ def test_a_wrong_command_says_what_is_wrong(train, name, tmp_path):
 
 
 def test_divergence_is_told_and_the_last_epoch_kept(train, tmp_path):
-    options = ["--optimiser", "SGD", "--optimiser.lr", "1e6", "--out", "run"]
+    options = ["--optimizer", "SGD", "--optimizer.lr", "1e6", "--out", "run"]
     code, out, err = train(*QUICK, *options)
     assert code == 1
     assert "Traceback" not in out + err

@@ -89,7 +89,7 @@ def test_moments_of_an_estimator_against_quadrature():
 
 
 def test_variances_keep_the_order_that_is_known():
-    """STL's variance vanishes at the posterior, and the score function's is above the reparameterised one's."""
+    """STL's variance vanishes at the posterior, and the score function's is above the reparameterized one's."""
     oracle = LinearGaussian.random()
     oracle.set_guide_to_posterior()
     x = oracle.data(3)

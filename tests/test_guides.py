@@ -21,7 +21,7 @@ from pyro_vae.guides import (
     MixtureOfNormals,
     NeuralAutoregressive,
     PerDatum,
-    SemiAmortised,
+    SemiAmortized,
     SplineAutoregressive,
     Sylvester,
 )
@@ -96,7 +96,7 @@ def test_what_a_guide_can_reach_on_a_correlated_posterior(guide, options, closes
 
 
 def test_as_many_reflections_as_dimensions_hold_every_posterior():
-    """The covariance is U diag(e) Uᵀ, and Householder's factorisation of U gives the vectors: the log weights are log p(x)."""
+    """The covariance is U diag(e) Uᵀ, and Householder's factorization of U gives the vectors: the log weights are log p(x)."""
     oracle, x = correlated(Householder, network=affine, reflections=3)
     guide, layer = oracle.vae.posterior, oracle.vae.posterior.network.layers[0]
     values, U = torch.linalg.eigh(oracle.posterior(x[:1]).covariance_matrix[0])
@@ -212,7 +212,7 @@ def test_the_mixtures_pathwise_gradient():
 
 def test_refining_closes_the_gap_that_an_encoder_leaves():
     """From an untrained encoder, 400 steps end within 0.1 nat of the best diagonal Gaussian for each datum."""
-    oracle, x = correlated(SemiAmortised, guide=partial(DiagonalNormal, network=affine), steps=400, rate=0.1)
+    oracle, x = correlated(SemiAmortized, guide=partial(DiagonalNormal, network=affine), steps=400, rate=0.1)
     best, refined = diagonal_gap(oracle, x), gap(oracle, x)
     oracle.vae.posterior.steps = 3
     few = gap(oracle, x)
@@ -223,7 +223,7 @@ def test_refining_closes_the_gap_that_an_encoder_leaves():
 
 def test_refining_leaves_no_gradient_in_the_model():
     """The steps are constants: the bound's gradient by w is that of log p(x,t) at the refined draws alone."""
-    oracle, x = correlated(SemiAmortised, guide=partial(DiagonalNormal, network=affine), steps=3)
+    oracle, x = correlated(SemiAmortized, guide=partial(DiagonalNormal, network=affine), steps=3)
     torch.manual_seed(1)
     q = oracle.vae.posterior(x)
     assert not q.transform.loc.requires_grad
@@ -246,7 +246,7 @@ def test_per_datum_finds_each_posterior_and_knows_no_other_data():
 
 
 def test_a_guide_inside_a_guide_is_told_its_parts():
-    vae = VAE(StandardNormal(DIMS), SemiAmortised(DIMS, partial(DiagonalNormal, network=NETWORK)), build(Bernoulli))
+    vae = VAE(StandardNormal(DIMS), SemiAmortized(DIMS, partial(DiagonalNormal, network=NETWORK)), build(Bernoulli))
     assert vae.posterior.inner.parts is vae.posterior.parts
 
 
@@ -260,10 +260,10 @@ def test_a_guide_inside_a_guide_is_told_its_parts():
         (lambda: InverseAutoregressive(DIMS, context=0), "context: expected a length"),
         (lambda: InverseAutoregressive(DIMS, transforms=0), "transforms: expected at least 1"),
         (lambda: NeuralAutoregressive(DIMS, signal=0), "signal: expected a length"),
-        (lambda: SemiAmortised(DIMS, steps=0), "steps: expected at least 1"),
-        (lambda: SemiAmortised(DIMS, rate=0.0), "rate: expected a positive"),
+        (lambda: SemiAmortized(DIMS, steps=0), "steps: expected at least 1"),
+        (lambda: SemiAmortized(DIMS, rate=0.0), "rate: expected a positive"),
         (lambda: PerDatum(Dims(2, (3,))), "needs the training data"),
-        (lambda: PerDatum(Digits(binarise="dynamic").load().dims(2)), "choose binarise: fixed"),
+        (lambda: PerDatum(Digits(binarize="dynamic").load().dims(2)), "choose binarize: fixed"),
         (lambda: PerDatum(DIMS, scale=0.0), "scale: expected a positive"),
     ],
 )

@@ -15,7 +15,7 @@ from torch.optim import Adam
 from pyro_vae import VAE, Dims, fit
 from pyro_vae.data import Split, Splits
 from pyro_vae.estimators import ELBO, AnalyticKL
-from pyro_vae.guides import DiagonalNormal, SemiAmortised
+from pyro_vae.guides import DiagonalNormal, SemiAmortized
 from pyro_vae.likelihoods import (
     Beta,
     Categorical,
@@ -156,7 +156,7 @@ def optimal() -> VAE:
 
 def test_the_optimal_scale_moves_once_a_step():
     """Also where a step scores x more than once: in the steps of a refined guide, and for a bound that is only reported."""
-    refined = VAE(StandardNormal(DIMS), SemiAmortised(DIMS), Normal(DIMS, NETWORK, learn_scale="optimal"))
+    refined = VAE(StandardNormal(DIMS), SemiAmortized(DIMS), Normal(DIMS, NETWORK, learn_scale="optimal"))
     cases = [(optimal(), ELBO(), {}), (refined, ELBO(), {})]
     cases += [(optimal(), AnalyticKL(), {"objective": Objective(noise=False)})]
     for vae, estimator, options in cases:

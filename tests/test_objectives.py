@@ -1,4 +1,4 @@
-"""Objectives change what is optimised, by exactly their formula, and never the bound that is reported."""
+"""Objectives change what is optimized, by exactly their formula, and never the bound that is reported."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_em_steps_move_one_side_at_a_time():
             now = {"w": flat(vae.prior, vae.likelihood), "phi": flat(vae.posterior)}
             moved.append({name for name in now if not torch.equal(now[name], state[name])})
 
-    optimiser = partial(Watch, lr=1e-3)
-    for _ in fit(vae, splits(oracle), epochs=3, batch_size=30, optimiser=optimiser, e_steps=2, m_steps=1):
+    optimizer = partial(Watch, lr=1e-3)
+    for _ in fit(vae, splits(oracle), epochs=3, batch_size=30, optimizer=optimizer, e_steps=2, m_steps=1):
         pass
     assert moved == [{"phi"}, {"phi"}, {"w"}] * 4

@@ -29,7 +29,7 @@ def test_linear_vae_reaches_the_maximum_likelihood_of_ppca(learn_scale, digits):
         StandardNormal(dims), DiagonalNormal(dims, affine), Normal(dims, affine, scale=0.3, learn_scale=learn_scale)
     ).double()
     schedule = partial(CosineAnnealingLR, T_max=150)
-    for _ in fit(vae, data, epochs=150, batch_size=100, optimiser=partial(Adam, lr=1e-2), schedule=schedule):
+    for _ in fit(vae, data, epochs=150, batch_size=100, optimizer=partial(Adam, lr=1e-2), schedule=schedule):
         pass
     reached = LinearGaussian(vae).log_px(x).mean().item()  # exact for the trained w
     assert best - 0.1 < reached <= best + 1e-9

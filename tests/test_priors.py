@@ -13,7 +13,7 @@ from torch.distributions import Independent, Normal
 
 from pyro_vae import VAE, Dims, Prior
 from pyro_vae.estimators import ELBO, STL, DReG, ScoreFunction
-from pyro_vae.guides import DiagonalNormal, InverseAutoregressive, SemiAmortised
+from pyro_vae.guides import DiagonalNormal, InverseAutoregressive, SemiAmortized
 from pyro_vae.likelihoods import Bernoulli
 from pyro_vae.networks import MLP
 from pyro_vae.priors import (
@@ -177,8 +177,8 @@ def test_a_prior_that_cannot_score_is_refused():
         (lambda: vae_with(ExemplarPrior(DIMS, 5, 5), InverseAutoregressive), "has no mean in closed form"),
         (VampPrior(DIMS), "put it into one first"),
         (
-            lambda: VAE(VampPrior(DIMS), SemiAmortised(DIMS), build(Bernoulli)),
-            "SemiAmortised: the prior is made of this guide",
+            lambda: VAE(VampPrior(DIMS), SemiAmortized(DIMS), build(Bernoulli)),
+            "SemiAmortized: the prior is made of this guide",
         ),
     ],
 )

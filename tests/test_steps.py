@@ -35,11 +35,11 @@ compiler = pytest.mark.skipif(
 )
 
 
-def update_of(vae, x, estimator=None, optimiser=Adam, dynamic=False, y=None, **options):
-    """An `Update` with the first step done, so that the optimiser has its state."""
+def update_of(vae, x, estimator=None, optimizer=Adam, dynamic=False, y=None, **options):
+    """An `Update` with the first step done, so that the optimizer has its state."""
     split = Split(x, y, dynamic=dynamic).given_to(vae)
     leaves = [leaf for part in parameters(vae.model, vae.guide, *split.columns) for leaf in part.values()]
-    optimizer = optimiser(leaves)
+    optimizer = optimizer(leaves)
     fuse(optimizer)
     objective = options.pop("objective", Objective())
     update = Update(vae, estimator or ELBO(), objective, split, optimizer, {"both": leaves}, **options)
@@ -115,7 +115,7 @@ def test_parts_in_full(prior, guide, likelihood):
 
 
 @pytest.mark.parametrize(
-    "optimiser",
+    "optimizer",
     [
         partial(Adam, lr=0.01),
         partial(AdamW, lr=0.01, weight_decay=0.1),
@@ -125,9 +125,9 @@ def test_parts_in_full(prior, guide, likelihood):
         partial(SGD, lr=0.01, momentum=0.9, nesterov=True),
     ],
 )
-def test_every_optimiser(optimiser, traced):
+def test_every_optimizer(optimizer, traced):
     oracle = LinearGaussian.random()
-    agree(update_of(oracle.vae, oracle.data(6), optimiser=optimiser), steps=20, tolerance=1e-6)
+    agree(update_of(oracle.vae, oracle.data(6), optimizer=optimizer), steps=20, tolerance=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_every_option(options, traced):
     agree(update_of(oracle.vae, oracle.data(6), **options), tolerance=1e-6)
 
 
-def test_dynamic_binarisation_and_bf16(traced):
+def test_dynamic_binarization_and_bf16(traced):
     vae, x = vae_of(Bernoulli), torch.rand(16, 1, 4, 4)
     agree(update_of(vae, x, DReG(2), dynamic=True), tolerance=1e-3)
     agree(update_of(vae, x, IWAE(2), dynamic=True, precision="bf16"), tolerance=0.1)
@@ -177,7 +177,7 @@ def test_bf16_on_a_processor_without_it_is_told(monkeypatch, caplog, capability,
 
 
 class Counting(nn.Module):
-    """A network with batch normalisation: its buffers change with each step."""
+    """A network with batch normalization: its buffers change with each step."""
 
     def __init__(self, vae):
         super().__init__()

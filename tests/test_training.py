@@ -114,7 +114,7 @@ def test_one_sgd_step_is_the_gradient_of_the_mean():
     with seeded(torch.device("cpu"), 0, "epoch", 1):
         (x,) = data.train.take(data.train.order())
         gradient = torch.autograd.grad(ELBO().estimate(vae.model, vae.guide, x).surrogate.mean(), phi)
-    next(fit(vae, data, epochs=1, batch_size=50, optimiser=partial(SGD, lr=0.01)))
+    next(fit(vae, data, epochs=1, batch_size=50, optimizer=partial(SGD, lr=0.01)))
     expected = before + 0.01 * torch.cat([g.flatten() for g in gradient])
     torch.testing.assert_close(weights(vae), expected, rtol=0, atol=1e-12)
 
@@ -123,13 +123,13 @@ def test_a_bound_that_becomes_nan_names_its_place_and_keeps_the_weights():
     oracle = LinearGaussian.random()
     vae, data = oracle.vae, oracle_data(oracle)
 
-    def optimiser(parameters):
+    def optimizer(parameters):
         return SGD(parameters, lr=1e-3)
 
     def explode(optimizer):
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0 if epoch < 2 else 1e200)
 
-    training = fit(vae, data, epochs=5, batch_size=10, optimiser=optimiser, schedule=explode)
+    training = fit(vae, data, epochs=5, batch_size=10, optimizer=optimizer, schedule=explode)
     next(training), next(training)
     good = weights(vae)
     with pytest.raises(DivergedError, match=r"in epoch 3, step 2, at the sites 'guide t'.*'model x'"):
@@ -160,7 +160,7 @@ def test_bad_arguments_are_refused_before_training(digits):
 @pytest.mark.parametrize(
     ("likelihood", "message"),
     [
-        (Bernoulli, "the training data hold values from 0 to 16 that Bernoulli at site 'x' cannot score.*binarise"),
+        (Bernoulli, "the training data hold values from 0 to 16 that Bernoulli at site 'x' cannot score.*binarize"),
         (partial(Binomial, total_count=15), "that Binomial at site 'x' cannot score"),
     ],
 )
@@ -190,7 +190,7 @@ def test_bare_pyro_programs_are_trained():
     split = Split(torch.randn(200, 1, generator=torch.Generator().manual_seed(0)) + 3)
     data = Splits(split, split, split, constraints.real)
     programs = SimpleNamespace(model=model, guide=guide)
-    for _ in fit(programs, data, epochs=100, batch_size=50, optimiser=partial(Adam, lr=0.03)):
+    for _ in fit(programs, data, epochs=100, batch_size=50, optimizer=partial(Adam, lr=0.03)):
         pass
     store = pyro.get_param_store()
     assert store["a"].item() == pytest.approx(split.x.mean().item(), abs=0.05)
@@ -213,7 +213,7 @@ def test_the_learned_scale_of_normal_is_found():
     vae = VAE(
         StandardNormal(dims), DiagonalNormal(dims, partial(MLP, hidden=[])), Normal(dims, Constant, learn_scale=True)
     )
-    for _ in fit(vae, data, epochs=20, batch_size=200, optimiser=partial(Adam, lr=0.02)):
+    for _ in fit(vae, data, epochs=20, batch_size=200, optimizer=partial(Adam, lr=0.02)):
         pass
     assert vae.likelihood.log_scale.exp().item() == pytest.approx(x.std().item(), rel=0.02)
 

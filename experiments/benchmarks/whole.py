@@ -77,7 +77,7 @@ def our_epoch(job: Job, compile: Any = "on", precision: Precision = "fp32") -> C
     require_products(precision)
     vae = job.vae()
     few = job.splits._replace(valid=job.splits.valid.first(1))
-    records = fit(vae, few, epochs=10_000, batch_size=BATCH, compile=compile, precision=precision, optimiser=_adam)
+    records = fit(vae, few, epochs=10_000, batch_size=BATCH, compile=compile, precision=precision, optimizer=_adam)
     return Contender(lambda: next(records), lambda: _bound(vae, few.train.x[:1000]))
 
 

@@ -161,7 +161,7 @@ def left_out(console: Console, reasons: dict[str, str], found: bool) -> None:
         console.print(f"Left out: {cell}: {reason}", soft_wrap=True)
 
 
-def initialised(
+def initialized(
     splits: Splits,
     latent: int,
     prior: PriorFactory,

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 from command_line import StopRequest, pick_device, progress_bar
 
-from comparison.cells import Cells, EstimatorFactory, check_numbers, initialised, labels, left_out, wide_console
+from comparison.cells import Cells, EstimatorFactory, check_numbers, initialized, labels, left_out, wide_console
 from pyro_vae import VAE, figures, load
 from pyro_vae.data import Data, Digits, Splits
 from pyro_vae.estimators import IWAE, STL, VIMCO, DReG
@@ -57,12 +57,12 @@ def gradients(
             ‖mean‖ from the reference's draws, which tells it better where those have less noise.
         batch: How many of the first training data the gradient is taken over.
         fit_from: The smallest K that the slopes of log SNR against log K are fitted to.
-        run: A run folder: its trained VAE is the frozen state. By default a VAE of the parts below, as initialised.
+        run: A run folder: its trained VAE is the frozen state. By default a VAE of the parts below, as initialized.
         data: The data set; for a run the one that it was trained on.
-        prior: The prior p(t) at initialisation.
-        guide: The guide q(t|x,φ) at initialisation.
-        likelihood: The likelihood p(x|t,w) at initialisation. By default the one that fits the data.
-        latent: d, the dimension of the latent t at initialisation.
+        prior: The prior p(t) at initialization.
+        guide: The guide q(t|x,φ) at initialization.
+        likelihood: The likelihood p(x|t,w) at initialization. By default the one that fits the data.
+        latent: d, the dimension of the latent t at initialization.
         seed: Of the first weights and of all draws.
         device: auto (CUDA where there is one), cpu, cuda or cuda:<number>.
         out: The folder of the cells, tables and figures. By default runs/gradients-<a number for the options>.
@@ -78,7 +78,7 @@ def gradients(
     if run:
         programs = _of_run(run, splits).to(where)
     else:
-        programs = initialised(splits, latent, prior, guide, likelihood, seed).to(where)
+        programs = initialized(splits, latent, prior, guide, likelihood, seed).to(where)
         check_support(programs, splits)
     if not 1 <= batch <= len(splits.train):
         raise ValueError(f"batch: expected between 1 and the {len(splits.train)} training data, got {batch}")

@@ -19,7 +19,7 @@ from comparison.cells import (
     EstimatorFactory,
     check_numbers,
     file_name,
-    initialised,
+    initialized,
     labels,
     left_out,
     wide_console,
@@ -36,7 +36,7 @@ from pyro_vae.programs import seeded
 from pyro_vae.runs import GuideFactory, LikelihoodFactory, PriorFactory, Run
 from pyro_vae.steps import Compile, Precision
 from pyro_vae.tally import DivergedError
-from pyro_vae.training import Epoch, OptimiserFactory, Progress, ScheduleFactory, evaluate_bound
+from pyro_vae.training import Epoch, OptimizerFactory, Progress, ScheduleFactory, evaluate_bound
 from pyro_vae.vae import Model
 
 console = wide_console()
@@ -54,7 +54,7 @@ def compare_parts(
     data: Data = Digits(),
     latent: int = 2,
     objective: Objective = Objective(),
-    optimiser: OptimiserFactory = torch.optim.Adam,
+    optimizer: OptimizerFactory = torch.optim.Adam,
     schedule: ScheduleFactory | None = None,
     batch_size: int = 50,
     clip_norm: float | None = None,
@@ -82,8 +82,8 @@ def compare_parts(
         epochs: Passes over the training data.
         data: The data set.
         latent: d, the dimension of the latent t.
-        objective: What is optimised in place of the bound, by weights of its terms.
-        optimiser: The optimiser of w and φ.
+        objective: What is optimized in place of the bound, by weights of its terms.
+        optimizer: The optimizer of w and φ.
         schedule: A learning-rate schedule, moved on after each epoch.
         batch_size: Data per step.
         clip_norm: The largest norm of the gradient.
@@ -135,7 +135,7 @@ def compare_parts(
             if cell is None:
                 try:
                     prior, guide, likelihood, make = (part for _, part in chosen)
-                    vae = initialised(splits, latent, prior, guide, likelihood, seed).to(where)
+                    vae = initialized(splits, latent, prior, guide, likelihood, seed).to(where)
                     estimator = make(K)
                     records = fit(
                         vae,
@@ -143,7 +143,7 @@ def compare_parts(
                         epochs=epochs,
                         batch_size=batch_size,
                         estimator=estimator,
-                        optimiser=optimiser,
+                        optimizer=optimizer,
                         schedule=schedule,
                         seed=seed,
                         objective=objective,
@@ -260,7 +260,7 @@ def draw(
         bars[name] = (np.array(cell["log_px"]), np.array(cell["elbo"]))
     cells.figure("samples", figures.side_by_side(pictures, float(splits.train.x.max()), "means of p(x|t) at t ~ p(t)"))
     if all(cloud.prior.shape[1] == 2 for cloud in clouds.values()):
-        title = "test data, t ~ q(t|x,φ), on the prior in grey"
+        title = "test data, t ~ q(t|x,φ), on the prior in gray"
         cells.figure("latents", figures.against_prior(clouds, first.labels, title))
     cells.figure("log_px", figures.gaps(bars, "log p(x) and the ELBO of the same test images, with standard errors"))
 

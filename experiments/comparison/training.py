@@ -19,7 +19,7 @@ from comparison.cells import (
     EstimatorFactory,
     check_numbers,
     file_name,
-    initialised,
+    initialized,
     labels,
     left_out,
     wide_console,
@@ -34,7 +34,7 @@ from pyro_vae.objectives import Objective
 from pyro_vae.priors import StandardNormal
 from pyro_vae.runs import GuideFactory, LikelihoodFactory, PriorFactory, Run
 from pyro_vae.steps import Compile, Precision
-from pyro_vae.training import Epoch, OptimiserFactory, Progress, ScheduleFactory
+from pyro_vae.training import Epoch, OptimizerFactory, Progress, ScheduleFactory
 
 console = wide_console()
 
@@ -51,7 +51,7 @@ def training(
     likelihood: LikelihoodFactory | None = None,
     latent: int = 8,
     objective: Objective = Objective(),
-    optimiser: OptimiserFactory = torch.optim.Adam,
+    optimizer: OptimizerFactory = torch.optim.Adam,
     schedule: ScheduleFactory | None = None,
     batch_size: int = 50,
     compile: Compile = "auto",
@@ -79,8 +79,8 @@ def training(
         guide: The guide q(t|x,φ).
         likelihood: The likelihood p(x|t,w). By default the one that fits the data.
         latent: d, the dimension of the latent t.
-        objective: What is optimised in place of the bound, by weights of its terms.
-        optimiser: The optimiser of w and φ.
+        objective: What is optimized in place of the bound, by weights of its terms.
+        optimizer: The optimizer of w and φ.
         schedule: A learning-rate schedule, moved on after each epoch.
         batch_size: Data per step.
         compile: Compile the step: on, off, or auto, where the steps ahead outweigh the time that it takes.
@@ -126,7 +126,7 @@ def training(
                     text = f"{what}, epoch {now.epoch}/{epochs}"
                     bar.update(task, completed=before + (20 + K) * now.step, description=text, live=now.bound)
 
-                vae = initialised(splits, latent, prior, guide, likelihood, seed).to(where)
+                vae = initialized(splits, latent, prior, guide, likelihood, seed).to(where)
                 try:
                     records = fit(
                         vae,
@@ -134,7 +134,7 @@ def training(
                         epochs=epochs,
                         batch_size=batch_size,
                         estimator=make(K),
-                        optimiser=optimiser,
+                        optimizer=optimizer,
                         schedule=schedule,
                         seed=seed,
                         objective=objective,
@@ -229,9 +229,9 @@ def report_training(cells: Cells, done: dict[tuple[str, int], list[dict[str, Any
 
 def _over_seeds(values: np.ndarray) -> Interval:
     """Mean and its 95 % interval."""
-    centre, n = float(values.mean()), len(values)
+    center, n = float(values.mean()), len(values)
     reach = float(student_t.ppf(0.975, n - 1)) * float(values.std(ddof=1)) / sqrt(n) if n > 1 else nan
-    return Interval(centre, centre - reach, centre + reach)
+    return Interval(center, center - reach, center + reach)
 
 
 def _run_config(described: dict[str, Any], spec: str | dict[str, Any], K: int, seed: int) -> str:

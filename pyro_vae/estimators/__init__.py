@@ -8,7 +8,7 @@ estimator           bound                              gradient by φ           
 `ScoreFunction`     E_q log w                          score, with a control variate  any guide
 `STL`               E_q log w                          path alone                     ``rsample``
 `IWAE`              E log mean w                       path (and score, or alone)     ``rsample``
-`DReG`              E log mean w                       path, twice reparameterised    ``rsample``
+`DReG`              E log mean w                       path, twice reparameterized    ``rsample``
 `VIMCO`             E log mean w                       score, leave-one-out           any guide, K ≥ 2
 `Renyi`             E log mean w^(1-α) / (1-α)         path and score                 ``rsample``, α ≠ 1
 `MIWAE`             mean of M IWAE bounds              path and score                 ``rsample``

@@ -1,6 +1,6 @@
 """Estimators with several particles: importance-weighted bounds and their gradients.
 
-w̃ are the weights normalised over the K particles of a datum, w̃_k = w_k / Σ_j w_j; L_K = log (1/K) Σ_k w_k.
+w̃ are the weights normalized over the K particles of a datum, w̃_k = w_k / Σ_j w_j; L_K = log (1/K) Σ_k w_k.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class IWAE(Estimator):
     Gradient: that of the bound, Σ_k w̃_k ∇ log w_k through t (their equation 14). With ``stl``, by φ through t alone, as in
     `STL`: a gradient of smaller variance that is biased for K > 1 (Tucker et al. 2019, section 4).
 
-    Domain: guides whose sites are all reparameterised (``rsample``).
+    Domain: guides whose sites are all reparameterized (``rsample``).
 
     Args:
         K: number of particles.
@@ -42,20 +42,20 @@ class IWAE(Estimator):
     def combine(self, draws: Particles) -> tuple[Tensor, Tensor]:
         """Returns bound and surrogate (B,)."""
         bound = log_mean(draws.log_w)
-        surrogate = (normalised(draws.log_w) * path_log_w(draws)).sum(0) if self.stl else bound
+        surrogate = (normalized(draws.log_w) * path_log_w(draws)).sum(0) if self.stl else bound
         return bound, surrogate
 
 
 @final
 class DReG(Estimator):
-    """The importance-weighted bound with the doubly reparameterised gradient (Tucker et al. 2019, equation 8).
+    """The importance-weighted bound with the doubly reparameterized gradient (Tucker et al. 2019, equation 8).
 
     Bound: L_K.
 
     Gradient: by φ, Σ_k w̃_k² ∂log w_k/∂t_k ∂t_k/∂φ, which has the mean of IWAE's and not its vanishing signal-to-noise; by w,
     Σ_k w̃_k ∇w log p(x,t_k). Where q is the posterior the former is zero for each draw.
 
-    Domain: guides whose sites are all reparameterised (``rsample``).
+    Domain: guides whose sites are all reparameterized (``rsample``).
 
     Args:
         K: number of particles.
@@ -69,7 +69,7 @@ class DReG(Estimator):
 
     def combine(self, draws: Particles) -> tuple[Tensor, Tensor]:
         """Returns bound and surrogate (B,)."""
-        weights = normalised(draws.log_w)
+        weights = normalized(draws.log_w)
         by_w = (weights * draws.log_p).sum(0)
         return log_mean(draws.log_w), by_w + path(draws, weights - draws.kl_weight * (weights - weights**2))
 
@@ -82,7 +82,7 @@ class Renyi(Estimator):
 
     Gradient: that of the bound, through t (their equation 9).
 
-    Domain: guides whose sites are all reparameterised (``rsample``).
+    Domain: guides whose sites are all reparameterized (``rsample``).
 
     Args:
         K: number of particles.
@@ -113,7 +113,7 @@ class MIWAE(Estimator):
 
     Gradient: that of the bound, through t.
 
-    Domain: guides whose sites are all reparameterised (``rsample``).
+    Domain: guides whose sites are all reparameterized (``rsample``).
 
     Args:
         K: number of particles of each bound.
@@ -142,7 +142,7 @@ class PIWAE(Estimator):
 
     Gradient: by w, that of L_{MK}; by φ, that of (1/M) Σ_m L_K^(m).
 
-    Domain: guides whose sites are all reparameterised (``rsample``).
+    Domain: guides whose sites are all reparameterized (``rsample``).
 
     Args:
         K: number of particles of each bound for φ.
@@ -161,8 +161,8 @@ class PIWAE(Estimator):
 
     def combine(self, draws: Particles) -> tuple[Tensor, Tensor]:
         """Returns bound and surrogate (B,)."""
-        by_w = (normalised(draws.log_w) * draws.log_p).sum(0)
-        weights = normalised(draws.log_w.unflatten(0, (self.K, self.M))).flatten(0, 1) / self.M
+        by_w = (normalized(draws.log_w) * draws.log_p).sum(0)
+        weights = normalized(draws.log_w.unflatten(0, (self.K, self.M))).flatten(0, 1) / self.M
         by_phi = path(draws, weights) - (weights * draws.kl_weight * draws.log_q).sum(0)
         return log_mean(draws.log_w), by_w + by_phi
 
@@ -175,7 +175,7 @@ class CIWAE(Estimator):
 
     Gradient: that of the bound, through t.
 
-    Domain: guides whose sites are all reparameterised (``rsample``).
+    Domain: guides whose sites are all reparameterized (``rsample``).
 
     Args:
         K: number of particles.
@@ -230,7 +230,7 @@ class VIMCO(Estimator):
         others = (log_w.sum(0) - log_w) / (self.K - 1)
         replaced = torch.logaddexp(_log_sum_of_others(log_w), others) - log(self.K)
         signal = bound - replaced
-        return bound, (signal * draws.log_q + normalised(log_w) * draws.log_w).sum(0)
+        return bound, (signal * draws.log_q + normalized(log_w) * draws.log_w).sum(0)
 
 
 @final
@@ -242,11 +242,11 @@ class RWS(Estimator):
     Gradient: by w, Σ_k w̃_k ∇w log p(x,t_k); by φ, Σ_k w̃_k ∇φ log q(t_k|x,φ) at fixed t, which lowers KL(p(t|x)‖q). With
     ``dreg``, by φ Σ_k (w̃_k - w̃_k²) ∂log w_k/∂t_k ∂t_k/∂φ, of the same mean (Tucker et al. 2019, section 5).
 
-    Domain: any guide; with ``dreg`` those whose sites are all reparameterised. K ≥ 2, since one weight is always 1.
+    Domain: any guide; with ``dreg`` those whose sites are all reparameterized. K ≥ 2, since one weight is always 1.
 
     Args:
         K: number of particles.
-        dreg: the doubly reparameterised form.
+        dreg: the doubly reparameterized form.
         max_plate_nesting: number of plate dimensions the Pyro programs use.
 
     Raises:
@@ -261,7 +261,7 @@ class RWS(Estimator):
 
     def combine(self, draws: Particles) -> tuple[Tensor, Tensor]:
         """Returns bound and surrogate (B,)."""
-        weights = normalised(draws.log_w)
+        weights = normalized(draws.log_w)
         by_phi = path(draws, weights - weights**2) if self.dreg else (weights * draws.log_q).sum(0)
         by_w = (weights * draws.log_p).sum(0)
         return log_mean(draws.log_w), by_w + by_phi
@@ -272,7 +272,7 @@ class TVO(Estimator):
     """The thermodynamic variational objective (Masrani et al. 2019, equations 9 and 11).
 
     Bound: Σ_p (β_{p+1} - β_p) E_{π_β_p} log w with π_β ∝ q^(1-β) p(x,t)^β, 0 = β_0 < ... < β_P = 1: a left Riemann sum of
-    log p(x) = ∫ E_{π_β} log w dβ, with each expectation by the weights w^β normalised over the K particles.
+    log p(x) = ∫ E_{π_β} log w dβ, with each expectation by the weights w^β normalized over the K particles.
 
     Gradient: for each β, E_π ∇log w + Cov_π(∇(log q + β log w), log w) at fixed t, by the same weights.
 
@@ -304,7 +304,7 @@ class TVO(Estimator):
         f = log_w.detach()
         bound, surrogate = torch.zeros_like(f[0]), torch.zeros_like(f[0])
         for beta, after in pairwise(self.betas):
-            v = normalised(beta * f)
+            v = normalized(beta * f)
             mean = (v * f).sum(0)
             # Σ_k v_k (f_k - mean) z_k with v_k = 1/K (β = 0) has the mean (K-1)/K of the covariance: corrected there.
             spread = v * (f - mean) * (self.K / (self.K - 1) if beta == 0 else 1.0)
@@ -327,7 +327,7 @@ def _log_sum_of_others(log_w: Tensor) -> Tensor:
     return torch.logaddexp(before, after)
 
 
-def normalised(log_w: Tensor) -> Tensor:
+def normalized(log_w: Tensor) -> Tensor:
     """w̃ (K, B), without a gradient."""
     return log_w.detach().softmax(0)
 

@@ -21,7 +21,7 @@ class ELBO(Estimator):
 
     Gradient: that of the bound, through t (their equation 7; Σᵢ E_p(ε) ∇ log w(g(ε,xᵢ,φ), xᵢ)).
 
-    Domain: guides whose sites are all reparameterised (``rsample``).
+    Domain: guides whose sites are all reparameterized (``rsample``).
 
     Args:
         K: number of particles.
@@ -42,7 +42,7 @@ class AnalyticKL(Estimator):
 
     Gradient: that of the bound, through t.
 
-    Domain: reparameterised guides whose sites each have a closed-form KL to the model's. With several latents the guide has to
+    Domain: reparameterized guides whose sites each have a closed-form KL to the model's. With several latents the guide has to
     draw them in the model's order, for only then is the KL of one, given those before it, a term of the bound.
 
     Args:
@@ -86,7 +86,7 @@ class STL(Estimator):
     Gradient: by φ, (1/K) Σ_k ∂log w_k/∂t ∂t/∂φ, which leaves out -∇φ log q(t|x,φ) at fixed t, a term of mean zero. Where q is
     the posterior it is zero for each draw. By w, that of the bound.
 
-    Domain: guides whose sites are all reparameterised (``rsample``).
+    Domain: guides whose sites are all reparameterized (``rsample``).
 
     Args:
         K: number of particles.

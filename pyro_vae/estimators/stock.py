@@ -23,7 +23,7 @@ class Stock(Estimator):
     Domain: that of the stock estimator; no objective but the bound.
 
     Args:
-        K: number of particles, vectorised.
+        K: number of particles, vectorized.
         elbo: the class, by its import path on the command line.
         options: further arguments of that class, for example {"alpha": 0.5}.
         max_plate_nesting: number of plate dimensions the Pyro programs use.

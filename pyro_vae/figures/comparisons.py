@@ -94,9 +94,9 @@ def timings(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
     figure, panels = panels_of(len(by_case), title, width=3.8, height=0.32 * len(names) + 1.0)
     for panel, case in zip(panels, by_case, strict=True):
         of_case = sorted((row for row in rows if row["case"] == case), key=lambda row: -row["ms"])
-        colours = [f"C{names.index(row['contender']) % 10}" for row in of_case]
+        colors = [f"C{names.index(row['contender']) % 10}" for row in of_case]
         panel.barh(
-            range(len(of_case)), [row["ms"] for row in of_case], xerr=[row["spread"] for row in of_case], color=colours
+            range(len(of_case)), [row["ms"] for row in of_case], xerr=[row["spread"] for row in of_case], color=colors
         )
         panel.set_yticks(range(len(of_case)), [row["contender"] for row in of_case], fontsize=7)
         panel.set_title(case, fontsize=9)
@@ -132,7 +132,7 @@ class Case(NamedTuple):
 
 
 def cases(columns: Mapping[str, Case], labels: Tensor | None, vmax: float, title: str = "") -> Figure:
-    """Cases side by side: reconstructions, samples, and the latents of data (coloured by label) over those of the prior.
+    """Cases side by side: reconstructions, samples, and the latents of data (colored by label) over those of the prior.
 
     Above two dimensions the two latents with the largest variance over data are shown.
     """
@@ -150,8 +150,8 @@ def cases(columns: Mapping[str, Case], labels: Tensor | None, vmax: float, title
         plane = axes[2, j]
         first, second = used[0], used[-1]
         plane.scatter(t_prior[:, first], t_prior[:, second], s=4, color="0.8", linewidths=0, label="prior")
-        colour = {} if labels is None else {"c": labels.cpu().numpy(), "cmap": "tab10"}
-        plane.scatter(t[:, first], t[:, second], s=5, alpha=0.8, linewidths=0, **colour)
+        color = {} if labels is None else {"c": labels.cpu().numpy(), "cmap": "tab10"}
+        plane.scatter(t[:, first], t[:, second], s=5, alpha=0.8, linewidths=0, **color)
         plane.set(xlabel=f"$t_{{{first + 1}}}$", aspect="equal", adjustable="datalim")
         plane.grid(alpha=0.3)
         if j == 0:

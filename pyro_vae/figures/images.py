@@ -85,9 +85,9 @@ def traversals(means: Tensor, names: Sequence[str], ticks: Sequence[float], vmax
 
 
 def latents(t: Tensor, labels: Tensor | None, title: str = "") -> Figure:
-    """Latents ``(N, d)`` as points, coloured by label; above d = 2 by t-SNE.
+    """Latents ``(N, d)`` as points, colored by label; above d = 2 by t-SNE.
 
-    t-SNE (van der Maaten and Hinton 2008) keeps neighbours together; its larger distances mean nothing.
+    t-SNE (van der Maaten and Hinton 2008) keeps neighbors together; its larger distances mean nothing.
 
     """
     points = t.detach().cpu().double().numpy()
@@ -106,11 +106,9 @@ def latents(t: Tensor, labels: Tensor | None, title: str = "") -> Figure:
         classes, member = np.unique(labels.cpu().numpy(), return_inverse=True)
         palette = colormaps["tab10" if len(classes) <= 10 else "viridis"]
         for k, value in enumerate(classes):
-            colour = palette(k) if len(classes) <= 10 else palette(k / len(classes))
+            color = palette(k) if len(classes) <= 10 else palette(k / len(classes))
             of_class = points[member == k]
-            axes.scatter(
-                of_class[:, 0], of_class[:, 1], s=9, alpha=0.75, linewidths=0, color=colour, label=f"{value:g}"
-            )
+            axes.scatter(of_class[:, 0], of_class[:, 1], s=9, alpha=0.75, linewidths=0, color=color, label=f"{value:g}")
         if len(classes) <= 20:
             figure.legend(title="label", loc="outside right center", markerscale=2)
     axes.set(xlabel=names[0], ylabel=names[1])

@@ -39,12 +39,12 @@ def side_by_side(pictures: Mapping[str, Tensor], vmax: float, title: str = "") -
 
 
 def against_prior(clouds: Mapping[str, Cloud], labels: Tensor | None, title: str = "") -> Figure:
-    """Points of the aggregate posterior, coloured by label, over the prior: its density where d = 2, else its draws in grey."""
+    """Points of the aggregate posterior, colored by label, over the prior: its density where d = 2, else its draws in gray."""
     figure, panels = panels_of(len(clouds), title)
-    colours: Any = "C0"
+    colors: Any = "C0"
     if labels is not None:
         classes, member = np.unique(labels.cpu().numpy(), return_inverse=True)
-        colours = colormaps["tab10" if len(classes) <= 10 else "viridis"](
+        colors = colormaps["tab10" if len(classes) <= 10 else "viridis"](
             member if len(classes) <= 10 else member / member.max()
         )
     for axes, (name, cloud) in zip(panels, clouds.items(), strict=False):
@@ -60,7 +60,7 @@ def against_prior(clouds: Mapping[str, Cloud], labels: Tensor | None, title: str
             with torch.no_grad():
                 log_p = cloud.density(at.reshape(-1, 2)).reshape(160, 160).cpu().numpy()
             axes.contourf(*ticks, np.exp(log_p - log_p.max()), levels=12, cmap="Greys", alpha=0.8)
-        axes.scatter(*points.T, s=6, c=colours, linewidths=0, alpha=0.8)
+        axes.scatter(*points.T, s=6, c=colors, linewidths=0, alpha=0.8)
         axes.set_title(_wrapped(name), fontsize=9)
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
         axes.set(xlabel=f"$t_{{{cloud.axes[0] + 1}}}$", ylabel=f"$t_{{{cloud.axes[1] + 1}}}$")
@@ -74,13 +74,13 @@ def gaps(bars: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str = "") -> 
     axes = figure.subplots()
     for i, (log_px, elbo) in enumerate(bars.values()):
         axes.plot([elbo.mean(), log_px.mean()], [i + 0.12, i - 0.12], color="0.6", lw=2, zorder=0)
-        for values, colour, marker, label, at in (
+        for values, color, marker, label, at in (
             (elbo, "C1", "s", "ELBO", i + 0.12),
             (log_px, "C0", "o", "log p(x)", i - 0.12),
         ):
             error = values.std(ddof=1) / np.sqrt(len(values))
             axes.errorbar(
-                values.mean(), at, xerr=error, fmt=marker, color=colour, capsize=3, label=label if i == 0 else None
+                values.mean(), at, xerr=error, fmt=marker, color=color, capsize=3, label=label if i == 0 else None
             )
     axes.set_yticks(range(len(bars)), names, fontsize=8)
     axes.set(xlabel="nats per datum", ylim=(len(bars) - 0.4, -0.6))

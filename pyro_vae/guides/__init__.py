@@ -12,8 +12,8 @@ guide                    t                                              domain
 `InverseAutoregressive`  s ⊙ f(ε; h) + m, affine in each ε_j            any; other values than its draws in d passes
 `SplineAutoregressive`   s ⊙ f(ε; h) + m, a spline in each ε_j          the same
 `NeuralAutoregressive`   s ⊙ f(ε; h) + m, a monotonic network           the same, and by bisection
-`SemiAmortised`          a + b ⊙ t₀, a and b fitted to each datum       guides with ``rsample``; priors not made of the guide
-`PerDatum`               s_i ⊙ ε + m_i, free for each training datum    data that are not binarised anew
+`SemiAmortized`          a + b ⊙ t₀, a and b fitted to each datum       guides with ``rsample``; priors not made of the guide
+`PerDatum`               s_i ⊙ ε + m_i, free for each training datum    data that are not binarized anew
 ======================== ============================================== =====================================================
 
 All have ``rsample``: t is a function of φ and of noise, and gradients pass through it.
@@ -28,7 +28,7 @@ from pyro_vae.guides.flows import (
 )
 from pyro_vae.guides.mixtures import MixtureOfNormals
 from pyro_vae.guides.normal import DiagonalNormal, FullRankNormal, LowRankNormal
-from pyro_vae.guides.refined import PerDatum, SemiAmortised
+from pyro_vae.guides.refined import PerDatum, SemiAmortized
 
 __all__ = [
     "DiagonalNormal",
@@ -39,7 +39,7 @@ __all__ = [
     "MixtureOfNormals",
     "NeuralAutoregressive",
     "PerDatum",
-    "SemiAmortised",
+    "SemiAmortized",
     "SplineAutoregressive",
     "Sylvester",
 ]

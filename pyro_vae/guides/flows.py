@@ -101,7 +101,7 @@ class SplineAutoregressive(Guide):
 class Householder(Guide):
     """t = H_n ⋯ H_1 (s ⊙ ε) + m: a Gaussian whose axes are turned by reflections (Tomczak and Welling 2016).
 
-    With d reflections every rotation can be had, so that this is `FullRankNormal` in another parametrisation. Each v_i is a
+    With d reflections every rotation can be had, so that this is `FullRankNormal` in another parametrization. Each v_i is a
     learned vector, where it starts, plus what the network says of x.
 
     Args:

@@ -17,7 +17,7 @@ from pyro_vae.networks import MLP, NetworkFactory
 class MixtureOfNormals(Guide):
     """q(t|x,φ) = Σ_c π_c N(m_c, diag s_c²), where the network gives all three.
 
-    Its samples carry a gradient by m, s and π, by implicit reparameterisation (Figurnov, Mohamed and Mnih 2018).
+    Its samples carry a gradient by m, s and π, by implicit reparameterization (Figurnov, Mohamed and Mnih 2018).
 
     Args:
         dims: the sizes, filled in by the program.
@@ -54,7 +54,7 @@ class _Mixture(dist.MixtureSameFamily):
     def rsample(self, sample_shape: Sizes = ()) -> Tensor:
         """A draw t whose derivative solves dF_j(t_j|t_<j) = 0 for each coordinate's conditional distribution function in turn.
 
-        Given those before it, t_j has the mixture of Gaussians whose weights are π_c ∏_{i<j} N(t_i; m_ci, s_ci²), normalised.
+        Given those before it, t_j has the mixture of Gaussians whose weights are π_c ∏_{i<j} N(t_i; m_ci, s_ci²), normalized.
         """
         drawn = self.sample(torch.Size(sample_shape))
         loc, scale = self.component_distribution.base_dist.loc, self.component_distribution.base_dist.scale

@@ -17,7 +17,7 @@ from pyro_vae.networks import MLP, NetworkFactory
 class DiagonalNormal(Guide):
     """q(t|x,φ) = N(m, diag s²), where one network head gives m and log s (Kingma and Welling 2014, equation 9).
 
-    Its samples are reparameterised: t = g(ε,x,φ) = ε ⊙ s + m with ε ~ N(0, I), so ∇φ passes through t.
+    Its samples are reparameterized: t = g(ε,x,φ) = ε ⊙ s + m with ε ~ N(0, I), so ∇φ passes through t.
 
     Args:
         dims: the sizes, filled in by the program.

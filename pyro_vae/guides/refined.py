@@ -21,7 +21,7 @@ _HASHED = 1000
 
 
 @final
-class SemiAmortised(Guide):
+class SemiAmortized(Guide):
     """Any guide, refined for each datum by a few gradient steps on its bound (Kim et al. 2018; Krishnan et al. 2018).
 
     t = a + b ⊙ t₀ with t₀ ~ q₀(t|x,φ) of the guide inside. For each datum a and log b start at 0 and take steps of Adam up the
@@ -55,11 +55,11 @@ class SemiAmortised(Guide):
         """Returns the distribution of a + b ⊙ t₀ for x of shape ``(*batch, *x_shape)``."""
         if self._refining:
             raise ValueError(
-                "SemiAmortised: the prior is made of this guide, whose steps need the prior: choose another"
+                "SemiAmortized: the prior is made of this guide, whose steps need the prior: choose another"
             )
         inner = self.inner(x)
         if not inner.has_rsample:
-            raise ValueError(f"SemiAmortised: {type(self.inner).__name__} has no rsample to be refined by")
+            raise ValueError(f"SemiAmortized: {type(self.inner).__name__} has no rsample to be refined by")
         self._refining = True
         try:
             shift, log_scale = self._refined(x, inner)
@@ -90,9 +90,9 @@ class SemiAmortised(Guide):
 class PerDatum(Guide):
     """q(t|x_i) = N(m_i, diag s_i²) with m_i and s_i of their own for each training datum, and no encoder.
 
-    This is stochastic variational inference as it was before amortisation (Hoffman et al. 2013); with ``--e_steps`` and
+    This is stochastic variational inference as it was before amortization (Hoffman et al. 2013); with ``--e_steps`` and
     ``--m_steps`` it is the classic EM-style schedule. A datum is found again by its values. Data that were not in training have
-    no parameters: they get one Gaussian with the mean and the variance of all posteriors together, and `SemiAmortised`, with
+    no parameters: they get one Gaussian with the mean and the variance of all posteriors together, and `SemiAmortized`, with
     this guide inside, fits each of them.
 
     Args:
@@ -100,7 +100,7 @@ class PerDatum(Guide):
         scale: s_i at the start.
 
     Raises:
-        ValueError: the training data are not known or are binarised anew at each use; a scale that is not positive.
+        ValueError: the training data are not known or are binarized anew at each use; a scale that is not positive.
     """
 
     direction: Tensor
@@ -115,7 +115,7 @@ class PerDatum(Guide):
             )
         if dims.dynamic:
             raise ValueError(
-                "PerDatum (guide): the data are binarised anew at each use: choose binarise: fixed or none"
+                "PerDatum (guide): the data are binarized anew at each use: choose binarize: fixed or none"
             )
         if not scale > 0:
             raise ValueError(f"scale: expected a positive number, got {scale}")

@@ -4,8 +4,8 @@
 likelihood             of each pixel                                  data
 ====================== ============================================== ===================================
 `Bernoulli`            0 or 1                                         binary
-`ContinuousBernoulli`  density on [0, 1], with its constant           grey in [0, 1]
-`Beta`                 Beta(m ν, (1 - m) ν)                           grey in (0, 1), without the ends
+`ContinuousBernoulli`  density on [0, 1], with its constant           gray in [0, 1]
+`Beta`                 Beta(m ν, (1 - m) ν)                           gray in (0, 1), without the ends
 `Normal`               N(m, σ²), σ fixed, learned or optimal          any numbers
 `Binomial`             Binomial(n, p)                                 counts 0..n
 `Poisson`              Poisson(exp a)                                 counts
@@ -14,7 +14,7 @@ likelihood             of each pixel                                  data
 `DiscretizedLogistic`  a (mixture of) logistic distribution, in bins  levels 0..L-1
 ====================== ============================================== ===================================
 
-All are scored with their full normalising constants, in nats. The decoder's output starts at the training mean: the link of
+All are scored with their full normalizing constants, in nats. The decoder's output starts at the training mean: the link of
 ``dims.x_mean`` is added to what the network returns. This is the initial output bias of Burda et al. 2016 (section 5) for any
 network, with or without a bias per pixel.
 """

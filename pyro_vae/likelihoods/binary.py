@@ -15,7 +15,7 @@ from pyro_vae.networks import MLP, NetworkFactory
 
 @final
 class Bernoulli(Likelihood):
-    """p(x|t,w) = ∏ Bernoulli(x_j; sigmoid(logit_j(t))) for binary pixels; grey pixels are refused.
+    """p(x|t,w) = ∏ Bernoulli(x_j; sigmoid(logit_j(t))) for binary pixels; gray pixels are refused.
 
     Args:
         dims: the sizes, filled in by the program.
@@ -36,9 +36,9 @@ class Bernoulli(Likelihood):
 
 @final
 class ContinuousBernoulli(Likelihood):
-    """p(x|t,w) = ∏ C(λ_j) λ_j^x_j (1 - λ_j)^(1 - x_j) for grey pixels in [0, 1] (Loaiza-Ganem and Cunningham 2019).
+    """p(x|t,w) = ∏ C(λ_j) λ_j^x_j (1 - λ_j)^(1 - x_j) for gray pixels in [0, 1] (Loaiza-Ganem and Cunningham 2019).
 
-    With the normalising constant C(λ), which a Bernoulli scored at grey values leaves out. The mean is not λ.
+    With the normalizing constant C(λ), which a Bernoulli scored at gray values leaves out. The mean is not λ.
 
     Args:
         dims: the sizes, filled in by the program.

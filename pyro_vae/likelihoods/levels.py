@@ -1,4 +1,4 @@
-"""Likelihoods of pixels that are levels 0..L-1, such as the 256 of a grey image; bits per dimension mean something here."""
+"""Likelihoods of pixels that are levels 0..L-1, such as the 256 of a gray image; bits per dimension mean something here."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ class _Watched(dist.Normal):
 
 @final
 class Beta(Likelihood):
-    """p(x|t,w) = ∏ Beta(x_j; m_j ν_j, (1 - m_j) ν_j) for grey pixels strictly between 0 and 1.
+    """p(x|t,w) = ∏ Beta(x_j; m_j ν_j, (1 - m_j) ν_j) for gray pixels strictly between 0 and 1.
 
     Args:
         dims: the sizes, filled in by the program.

@@ -17,7 +17,7 @@ from pyro_vae.base import Network, Shape
 class Convolutional(Network):
     """An encoder, from an image (C, H, W) to any shape, or a decoder, from any other shape to an image.
 
-    Each stage halves the image, sizes rounded up, and a decoder undoes that exactly. There is no batch normalisation: it would
+    Each stage halves the image, sizes rounded up, and a decoder undoes that exactly. There is no batch normalization: it would
     make the bound of one datum depend on the others.
 
     Args:
@@ -78,7 +78,7 @@ class Convolutional(Network):
 class Backbone(Network):
     """A classifier of torchvision as an encoder, with a new last layer.
 
-    Its batch normalisations, which would make the bound of one datum depend on the others, become group normalisations, or,
+    Its batch normalizations, which would make the bound of one datum depend on the others, become group normalizations, or,
     with weights, keep the statistics that they came with. Images are scaled up to a size that the classifier can take.
 
     Args:
@@ -114,7 +114,7 @@ class Backbone(Network):
                 self._replace(path, norm)
             last = path if isinstance(layer, nn.Linear) else last
         self._replace(last, nn.Linear(self.model.get_submodule(last).get_parameter("weight").shape[1], prod(out_shape)))
-        self.to_colour = nn.Identity() if in_shape[0] == 3 else nn.Conv2d(in_shape[0], 3, 1)
+        self.to_color = nn.Identity() if in_shape[0] == 3 else nn.Conv2d(in_shape[0], 3, 1)
 
     def _replace(self, path: str, layer: nn.Module) -> None:
         parent, _, name = path.rpartition(".")
@@ -127,7 +127,7 @@ class Backbone(Network):
     def _features(self, images: Tensor) -> Tensor:
         if min(images.shape[-2:]) < self.size:
             images = interpolate(images, (self.size, self.size), mode="bilinear")
-        features: Tensor = self.model(self.to_colour(images))
+        features: Tensor = self.model(self.to_color(images))
         return features
 
 

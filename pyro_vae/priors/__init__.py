@@ -8,7 +8,7 @@ prior                      p(t)                                                d
 `Laplace`                  independent Laplace distributions                   any
 `StudentT`                 independent Student's distributions                 any
 `MixtureOfNormals`         Σ_c π_c N(a_c, diag b_c²), learned                  any
-`VampPrior`                1/K Σ_k q(t|u_k,φ), pseudo-inputs u_k learned       any guide of the same VAE but `SemiAmortised`
+`VampPrior`                1/K Σ_k q(t|u_k,φ), pseudo-inputs u_k learned       any guide of the same VAE but `SemiAmortized`
 `ExemplarPrior`            1/M Σ_j N(m(x_j), σ² I) around training data x_j    guides with a mean in closed form
 `MaskedAutoregressiveFlow` scored in one pass, drawn in d                      any
 `CouplingFlow`             scored and drawn in one or two passes               any
