@@ -9,20 +9,22 @@ that what disturbs the machine disturbs all of them.
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from benchmarks import figures
 from benchmarks.steps import CONTENDERS, Case, Contender
 from benchmarks.whole import EPOCH, IMAGES, LOG_PX, Job, K
-from command_line import failing_clearly, parse, progress_bar
-from comparison.cells import Cells, check_numbers, wide_console
 
-from pyro_vae import figures
+from pyro_vae.app.comparisons.folder import ComparisonFolder, check_numbers
+from pyro_vae.app.console import failing_clearly, progress_bar, wide_console
+from pyro_vae.app.options import Options
 from pyro_vae.data import MNIST, Data
-from pyro_vae.programs import seeded
+from pyro_vae.scopes import seeded
 
 console = wide_console()
 OURS = "pyro_vae"
@@ -62,10 +64,10 @@ def benchmark(
     if not seconds > 0:
         raise ValueError(f"seconds: expected a length above 0, got {seconds}")
     splits = data.load()
-    (x,) = splits.train.take(slice(0, 1024))
+    (x,) = splits.train.columns().take(slice(0, 1024))
     if not bool(((x == 0) | (x == 1)).all()):
         raise ValueError("data: expected binary pixels; choose binarize: fixed")
-    cells = Cells(out, "benchmark", config, {"rounds", "seconds", "peers", "whole", "parts", "growth"})
+    cells = ComparisonFolder(out, "benchmark", config, {"rounds", "seconds", "peers", "whole", "parts", "growth"})
     cases = [Case(x[:batch], hidden, latent) for batch, hidden, latent in SIZES]
     cases += [Case(x[:20], 200, 50, "IWAE", 50), Case(x[:20], 200, 50, "DReG", 50)]
     if parts:
@@ -92,7 +94,7 @@ def benchmark(
     console.print(f"Table and figures: {cells.folder}", soft_wrap=True)
 
 
-def report_whole(cells: Cells, job: Job, peers: bool) -> None:
+def report_whole(cells: ComparisonFolder, job: Job, peers: bool) -> None:
     """A whole epoch, and log p(x)."""
     jobs = {
         f"epoch of {len(job.splits.train)}": (EPOCH, 3),
@@ -169,9 +171,9 @@ def _turn(contender: Contender, steps: int) -> float:
 
 def main() -> None:
     """Reads the options and measures."""
-    parser, options = parse(benchmark, skip={"config"})
+    options = Options(benchmark, sys.argv[1:])
     with failing_clearly():
-        benchmark(**parser.arguments(options), config=parser.dump(options, skip_unset=False))
+        benchmark(**options.made(), config=options.as_yaml())
 
 
 if __name__ == "__main__":

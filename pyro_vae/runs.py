@@ -17,32 +17,34 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
-from matplotlib.figure import Figure
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save as to_bytes
+from torch import Tensor
 
 from pyro_vae._version import version as own_version
-from pyro_vae.base import Dims, Guide, Likelihood, Prior
+from pyro_vae.description import undescribed
+from pyro_vae.models import VAE, Model
+from pyro_vae.models.specification import assemble
+from pyro_vae.parts import Dims
 from pyro_vae.training import Epoch
-from pyro_vae.vae import VAE, Model
 
-PriorFactory = Callable[[Dims], Prior]
-GuideFactory = Callable[[Dims], Guide]
-LikelihoodFactory = Callable[[Dims], Likelihood]
-ModelFactory = Callable[[Dims, PriorFactory, GuideFactory, LikelihoodFactory], Model]
+if TYPE_CHECKING:  # a second of import that only figures need
+    from matplotlib.figure import Figure
 
-_PARTS = ("prior", "guide", "likelihood")
+_SLOTS = {"prior": "prior", "guide": "posterior", "likelihood": "likelihood"}
+"""The slots of a configuration, and the attributes of a model that fill them."""
 _CONFIG, _WEIGHTS, _METRICS = "config.yaml", "model.safetensors", "metrics.jsonl"
+_ESTIMATOR = "training/estimator/"
+"""What the names of an estimator's state begin with, beside those of the weights."""
 
 
 class Run:
@@ -54,6 +56,7 @@ class Run:
 
     Raises:
         FileExistsError: the folder exists: nothing is ever overwritten.
+        OSError: the folder cannot be made.
     """
 
     def __init__(self, folder: Path, config: str) -> None:
@@ -70,17 +73,15 @@ class Run:
         versions = {"pyro_vae": own_version, "python": platform.python_version()} | {n: version(n) for n in names}
         (folder / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
 
-    def record(self, epoch: Epoch, vae: Model) -> None:
-        """Keeps an epoch: its weights, replaced in one move so that a cut leaves the old ones, then its line."""
-        data = None if vae.dims.train is None else len(vae.dims.train)
-        dims = vae.dims
-        sizes = {"latent": dims.latent, "x_shape": dims.x_shape, "classes": dims.classes, "x_scale": dims.x_scale}
-        unfinished = self.folder / f".{_WEIGHTS}"
-        state = {name: value.detach().cpu().contiguous() for name, value in vae.state_dict().items()}
-        unfinished.write_bytes(
-            save(state, metadata={"pyro_vae": json.dumps(sizes | {"data": data, "epoch": epoch.epoch})})
-        )
-        unfinished.replace(self.folder / _WEIGHTS)
+    def record(self, epoch: Epoch, model: Model, estimator: Mapping[str, Tensor] | None = None) -> None:
+        """Keeps an epoch: its weights, replaced in one move so that a cut leaves the old ones, and then its line.
+
+        Args:
+            epoch: the record.
+            model: the model with the weights of that epoch.
+            estimator: the state of the estimator, if it has one.
+        """
+        self._keep_weights(model, epoch.epoch, estimator or {})
         row = asdict(epoch)
         for part in ("train", "valid"):
             row[part] = getattr(epoch, part)._asdict()
@@ -95,15 +96,57 @@ class Run:
         """Keeps a figure as ``figures/<name>.png``."""
         figure.savefig(self.folder / "figures" / f"{name}.png")
 
+    def _keep_weights(self, model: Model, epoch: int | None, estimator: Mapping[str, Tensor]) -> None:
+        dims = model.dims
+        sizes = {"latent": dims.latent, "x_shape": dims.x_shape, "classes": dims.classes, "x_scale": dims.x_scale}
+        state = model.state_dict() | {_ESTIMATOR + name: value for name, value in estimator.items()}
+        state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+        metadata = {"pyro_vae": json.dumps(sizes | {"data": dims.train_size, "epoch": epoch})}
+        unfinished = self.folder / f".{_WEIGHTS}"
+        unfinished.write_bytes(to_bytes(state, metadata=metadata))
+        unfinished.replace(self.folder / _WEIGHTS)
 
-def load(folder: str | os.PathLike[str]) -> Model:
-    """Rebuilds the VAE of a run folder, on the CPU, in evaluation mode, with its trained weights.
+
+def save(model: Model, folder: str | os.PathLike[str]) -> None:
+    """Saves a model that was built in Python, so that `load` gives it back: its parts, their options, and the weights.
 
     Args:
-        folder: a folder that a run wrote. Classes from a user's own file must be importable, as they were for the run.
+        model: a `VAE`, or another `Model`, of parts of this project or of your own.
+        folder: the folder, which is made here.
 
     Raises:
-        FileNotFoundError: no such folder, or a file of it is missing.
+        FileExistsError: the folder exists: nothing is ever overwritten.
+        ValueError: an option of a part cannot be written down, such as a lambda; the message names it.
+    """
+    config = describe_model(model)
+    if places := undescribed(config):
+        raise ValueError(
+            f"this model cannot be saved: {'; '.join(places)} has no import path. Use a class or a function of a module, or "
+            f"functools.partial of one"
+        )
+    Run(Path(folder), yaml.safe_dump(config, sort_keys=False))._keep_weights(model, None, {})
+
+
+def describe_model(model: Model) -> dict[str, Any]:
+    """The slots of a model, as config.yaml has them: its prior, guide and likelihood, and its class unless it is a `VAE`."""
+    slots: dict[str, Any] = {}
+    for slot, attribute in _SLOTS.items():
+        part = getattr(model, attribute, None)
+        slots[slot] = model.options.get(slot) if part is None else part.described()
+    if not isinstance(model, VAE):
+        own = {name: value for name, value in model.options.items() if name not in _SLOTS}
+        slots["model"] = {**model.described(), "init_args": own}
+    return slots
+
+
+def load(folder: str | os.PathLike[str]) -> Model:
+    """Rebuilds the model of a run folder, on the CPU, in evaluation mode, with its trained weights.
+
+    Args:
+        folder: a folder that a run or `save` wrote. Classes from a user's own file must be importable, as they were then.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or a file of it is missing.
         ValueError: a file of it is damaged, or is not from such a run; the message names the file.
     """
     path = Path(folder)
@@ -117,15 +160,18 @@ def load(folder: str | os.PathLike[str]) -> Model:
         if sizes is None:
             raise ValueError("these are weights, but not of a run of pyro_vae")
         dims = _dims(**json.loads(sizes))
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (safe_open is no dict)
+        state = {name: file.get_tensor(name) for name in file.keys() if not name.startswith(_ESTIMATOR)}  # noqa: SIM118
     with _blamed(path / _CONFIG):
         config = yaml.safe_load((path / _CONFIG).read_text())
-        if not isinstance(config, dict) or not config.keys() >= set(_PARTS):
-            raise ValueError(f"no configuration of a run: it has not all of the keys {', '.join(_PARTS)}")
-        vae = build(dims, {name: config[name] for name in (*_PARTS, "model") if name in config})
+        if not isinstance(config, dict) or not config.keys() >= set(_SLOTS):
+            raise ValueError(f"no configuration of a run: it has not all of the keys {', '.join(_SLOTS)}")
+        model = build(dims, {name: config[name] for name in (*_SLOTS, "model") if name in config})
     with _blamed(path / _WEIGHTS):
-        vae.load_state_dict(state)
-    return vae.eval()
+        model.load_state_dict(state, assign=True)
+        state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        if empty := [name for name, value in state.items() if value.is_meta]:
+            raise ValueError(f"{', '.join(empty)} is made of training data and is not among the weights")
+    return model.eval()
 
 
 def _dims(
@@ -136,29 +182,22 @@ def _dims(
     x_scale: float = 1.0,
     **_: Any,
 ) -> Dims:
-    """The sizes of a saved VAE. Zeros stand for the training data: what parts took from these is among the weights."""
-    train = None if data is None else torch.zeros(1).expand(data, *x_shape)
+    """The sizes of a saved model. Its training data have a shape and no values: what parts took from them are weights."""
+    train = None if data is None else torch.empty((data, *x_shape), device="meta")
     return Dims(latent, tuple(x_shape), train=train, classes=classes, x_scale=x_scale)
 
 
-def build(dims: Dims, parts: dict[str, Any]) -> Model:
-    """A VAE from its parts' descriptions (class path and arguments), as the command line and config.yaml give them."""
+def build(dims: Dims, slots: dict[str, Any]) -> Model:
+    """A model from the descriptions of its slots (class path and arguments), as the command line and config.yaml give them."""
+    from jsonargparse import ArgumentError, ArgumentParser  # noqa: PLC0415  (half a second of import that only this needs)
+
     parser = ArgumentParser(exit_on_error=False)
     parser.add_function_arguments(assemble, skip={"dims"}, fail_untyped=False)
-    return assemble(dims, **vars(parser.instantiate(parser.parse_object(parts))))
-
-
-def assemble(
-    dims: Dims,
-    prior: PriorFactory,
-    guide: GuideFactory,
-    likelihood: LikelihoodFactory,
-    model: ModelFactory | None = None,
-) -> Model:
-    """The model of three parts that are still to be told its sizes: a `VAE`, or another class."""
-    if model is None:
-        return VAE(prior(dims), guide(dims), likelihood(dims))
-    return model(dims, prior, guide, likelihood)
+    try:
+        made = parser.instantiate(parser.parse_object(slots))
+    except ArgumentError as error:
+        raise ValueError(f"damaged, or not from such a run ({error})") from error
+    return assemble(dims, **vars(made))
 
 
 @contextmanager
@@ -166,7 +205,7 @@ def _blamed(file: Path) -> Iterator[None]:
     """Turns whatever reading a file raises into one ValueError that names it."""
     try:
         yield
-    except (SafetensorError, yaml.YAMLError, ArgumentError, UnicodeDecodeError) as error:
+    except (SafetensorError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: damaged, or not from such a run ({error})") from error
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{file}: {error}") from error

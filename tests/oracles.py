@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
+import numpy as np
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import MultivariateNormal
+from torch.distributions import MultivariateNormal, kl_divergence
 
 from pyro_vae import VAE, Dims, Prior
 from pyro_vae.guides import DiagonalNormal
@@ -108,3 +111,116 @@ class LinearGaussian:
             layer.bias[:d].copy_(-gain @ self.b)
             layer.weight[d:].zero_()
             layer.bias[d:].copy_(covariance.diagonal().log() / 2)
+
+
+def oracle_and_data() -> tuple[LinearGaussian, Tensor]:
+    """The oracle with d = 1, for which expectations over K particles are quadratures, and two data."""
+    oracle = LinearGaussian.random(d=1, n=2)
+    return oracle, oracle.data(2)
+
+
+Exact = Callable[[LinearGaussian, Tensor, float], tuple[Tensor, Tensor, Tensor]]
+"""From an oracle, data and c, the weight of the KL in log w_c = log p(x|t) + c (log p(t) - log q(t|x)): the expected value of
+an estimator, the objective whose gradient w climbs, and the one whose gradient φ climbs, as functions of all parameters."""
+
+
+class Quadrature:
+    """E over ε_1..ε_K of functions of log w_c, for x (B, n), by Gauss-Hermite quadrature, differentiable by all parameters."""
+
+    def __init__(self, oracle: LinearGaussian, x: Tensor, K: int, nodes: int, c: float = 1.0):
+        points, weights = np.polynomial.hermite_e.hermegauss(nodes)
+        points, weights = torch.from_numpy(points), torch.from_numpy(weights / weights.sum())
+        self.weights = torch.cartesian_prod(*[weights] * K).reshape(-1, K).prod(1)
+        eps = torch.cartesian_prod(*[points] * K).reshape(-1, K).T[..., None]  # (K, nodes^K, 1)
+        m, log_s = oracle.vae.posterior.network(x).chunk(2, -1)
+        self.m, self.s, self.oracle, self.x, self.c = m[:, 0], log_s[:, 0].exp(), oracle, x, c
+        self.t = self.m + self.s * eps  # (K, nodes^K, B)
+        self.log_q = self.q.log_prob(self.t)
+        self.log_w = self.log_weight(self.t)
+
+    @property
+    def q(self) -> torch.distributions.Normal:
+        return torch.distributions.Normal(self.m, self.s)
+
+    def log_weight(self, t: Tensor) -> Tensor:
+        """log w_c."""
+        loc = t[..., None] * self.oracle.W[:, 0] + self.oracle.b
+        log_lik = torch.distributions.Normal(loc, self.oracle.variance.sqrt()).log_prob(self.x).sum(-1)
+        log_prior = torch.distributions.Normal(self.oracle.a, 1.0).log_prob(t)
+        return log_lik + self.c * (log_prior - self.q.log_prob(t))
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The expectation of (nodes^K, B), averaged over data."""
+        return (self.weights @ value).mean()
+
+    @property
+    def log_q_fixed(self) -> Tensor:
+        """log q at fixed t."""
+        return self.q.log_prob(self.t.detach())
+
+    @property
+    def normalized(self) -> Tensor:
+        return self.log_w.detach().softmax(0)
+
+
+def log_mean(log_w: Tensor) -> Tensor:
+    return log_w.logsumexp(0) - np.log(len(log_w))
+
+
+def kl_to_prior(oracle: LinearGaussian, x: Tensor) -> Tensor:
+    """KL(q(t|x)‖p(t)) (B,)."""
+    m, log_s = oracle.vae.posterior.network(x).chunk(2, -1)
+    normal = torch.distributions.Normal
+    return kl_divergence(normal(m, log_s.exp()), normal(oracle.a, torch.ones_like(oracle.a))).sum(-1)
+
+
+def elbo(oracle, x, c=1.0):
+    value = (oracle.elbo(x) + (1 - c) * kl_to_prior(oracle, x)).mean()
+    return value, value, value
+
+
+def iwae(oracle, x, c=1.0, K=2, nodes=60):
+    q = Quadrature(oracle, x, K, nodes, c)
+    value = q.mean(log_mean(q.log_w))
+    return value, value, value
+
+
+def iwae_stl(oracle, x, c=1.0):
+    q = Quadrature(oracle, x, 2, 60, c)
+    value = q.mean(log_mean(q.log_w))
+    return value, value, q.mean((q.normalized * (q.log_w + c * q.log_q_fixed)).sum(0))
+
+
+def rws(oracle, x, c=1.0):
+    q = Quadrature(oracle, x, 2, 60, c)
+    value = q.mean(log_mean(q.log_w))
+    return value, value, q.mean((q.normalized * q.log_q_fixed).sum(0))
+
+
+def renyi(alpha, oracle, x, c=1.0):
+    q = Quadrature(oracle, x, 2, 60, c)
+    value = q.mean(log_mean((1 - alpha) * q.log_w) / (1 - alpha))
+    return value, value, value
+
+
+def ciwae(beta, oracle, x, c=1.0):
+    value = beta * elbo(oracle, x, c)[0] + (1 - beta) * iwae(oracle, x, c)[0]
+    return value, value, value
+
+
+def piwae(oracle, x, c=1.0):
+    """M = 2, K = 2: w climbs L_4, φ climbs L_2."""
+    by_w = iwae(oracle, x, c, K=4, nodes=22)[0]
+    return by_w, by_w, iwae(oracle, x, c)[0]
+
+
+def tvo(betas, oracle, x, c=1.0):
+    """The limit of many particles: integrals over t."""
+    q = Quadrature(oracle, x, 1, 4, c)
+    t = torch.linspace(-12, 12, 4001, dtype=torch.float64)[:, None]
+    log_w, log_q = q.log_weight(t), q.q.log_prob(t)
+    value = torch.zeros((), dtype=torch.float64)
+    for beta, after in pairwise(betas):
+        pi = (log_q + beta * log_w).softmax(0)
+        value = value + (after - beta) * (pi * log_w).sum(0).mean()
+    return value, value, value

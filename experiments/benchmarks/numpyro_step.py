@@ -110,7 +110,7 @@ def vamp_prior(first: Any, encode: Map) -> Any:
 
 
 def inverse_autoregressive(d: int, encode: Map, networks: list[Any], x: Any) -> Any:
-    """M + s ⊙ f(ε; h), f by NumPyro's own transform."""
+    """m + s ⊙ f(ε; h), f by NumPyro's own transform."""
     loc, log_scale, h = jnp.split(encode(x), [d, 2 * d], -1)
     steps = [InverseAutoregressiveTransform(partial(network, h)) for network in networks]
     last = dist.transforms.IndependentTransform(dist.transforms.AffineTransform(loc, jnp.exp(log_scale)), 1)

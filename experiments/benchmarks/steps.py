@@ -13,21 +13,23 @@ from typing import Any, Literal, NamedTuple
 
 import pyro
 import torch
+from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from pyro_vae import VAE, Dims, Estimator
 from pyro_vae.data import Split
-from pyro_vae.estimators import ELBO, IWAE, DReG
+from pyro_vae.estimators import ELBO, IWAE, DReG, Objective
 from pyro_vae.guides import DiagonalNormal, InverseAutoregressive
 from pyro_vae.likelihoods import Bernoulli
 from pyro_vae.networks import MLP
-from pyro_vae.objectives import Objective
-from pyro_vae.particles import library_path, parameters
+from pyro_vae.precision import Precision, has_products
 from pyro_vae.priors import StandardNormal, VampPrior
-from pyro_vae.programs import seeded
-from pyro_vae.steps import Precision, Update, has_products, make_step
-from pyro_vae.training import fuse
+from pyro_vae.scopes import seeded
+from pyro_vae.traces import library_path, parameters
+from pyro_vae.training.compiled_step import make_step
+from pyro_vae.training.optimizers import fuse
+from pyro_vae.training.step import Update
 
 CPU = torch.device("cpu")
 LR = 1e-3
@@ -94,7 +96,8 @@ def ours(case: Case, compiled: bool, precision: Precision = "fp32") -> Contender
         leaves = [leaf for part in parameters(vae.model, vae.guide, case.x) for leaf in part.values()]
     optimizer = torch.optim.Adam(leaves, lr=LR)
     fuse(optimizer)
-    update = Update(vae, case.estimator, Objective(), Split(case.x), optimizer, {"both": leaves}, precision=precision)
+    columns = Split(case.x).columns()
+    update = Update(vae, case.estimator, Objective(), columns, optimizer, {"both": leaves}, precision=precision)
     step = make_step(update, "on" if compiled else "off", 0, len(case.x))
     index = torch.arange(len(case.x))
 
@@ -120,7 +123,7 @@ def stock(case: Case, jit: bool = False) -> Contender:
         elbo = pyro.infer.JitTrace_ELBO(ignore_jit_warnings=True, **many)
     else:
         elbo = pyro.infer.Trace_ELBO(**many)
-    svi = pyro.infer.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": LR}), elbo)
+    svi = pyro.infer.SVI(vae.model, vae.guide, PyroOptim(torch.optim.Adam, {"lr": LR}), elbo)
     return Contender(lambda: svi.step(case.x), lambda: svi.evaluate_loss(case.x) / len(case.x))
 
 
@@ -128,7 +131,8 @@ def by_hand(case: Case, compiled: bool) -> Contender:
     """The loss written out in PyTorch, with PyTorch's fused Adam; ``torch.compile`` takes the loss and its derivatives."""
     case.require_plain("the loss written by hand")
     vae = case.vae()
-    encoder, decoder, offset = (vae.posterior.network, vae.likelihood.network, vae.likelihood.offset)
+    encoder, decoder = vae.posterior.get_submodule("network"), vae.likelihood.get_submodule("network")
+    offset = vae.likelihood.get_buffer("offset")
     weights = [nn.Parameter(parameter.detach().clone()) for net in (encoder, decoder) for parameter in net.parameters()]
     flat = case.x.flatten(1)
 

@@ -13,22 +13,22 @@ from typing import Any
 import pyro
 import torch
 from PIL import Image
+from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import ToTensor
 
 from benchmarks.steps import CPU, LR, Contender, require_products
-from pyro_vae import VAE, Dims
+from pyro_vae import VAE, Dims, fit
 from pyro_vae.data import Split, Splits
 from pyro_vae.estimators import ELBO
 from pyro_vae.evaluate import log_px
 from pyro_vae.guides import DiagonalNormal
 from pyro_vae.likelihoods import Bernoulli
 from pyro_vae.networks import MLP
+from pyro_vae.precision import Precision
 from pyro_vae.priors import StandardNormal
-from pyro_vae.programs import seeded
-from pyro_vae.steps import Precision
-from pyro_vae.training import fit
+from pyro_vae.scopes import seeded
 
 LATENT, BATCH, IMAGES, K = 16, 256, 100, 5000
 
@@ -59,11 +59,11 @@ class Images(Dataset[Tensor]):
         self.pictures, self.decode = (255 * x[:, 0]).to(torch.uint8).numpy(), ToTensor()
 
     def __len__(self) -> int:
-        """How many."""
+        """The number of pictures."""
         return len(self.pictures)
 
     def __getitem__(self, i: int) -> Tensor:
-        """One."""
+        """One picture, decoded."""
         picture: Tensor = self.decode(Image.fromarray(self.pictures[i], mode="L"))
         return picture
 
@@ -85,7 +85,7 @@ def stock_epoch(job: Job) -> Contender:
     """The loop of Pyro's example: pictures through a data loader, then ``SVI.step``."""
     vae, x = job.vae(), job.splits.train.x
     pyro.clear_param_store()
-    svi = pyro.infer.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": LR}), pyro.infer.Trace_ELBO())
+    svi = pyro.infer.SVI(vae.model, vae.guide, PyroOptim(torch.optim.Adam, {"lr": LR}), pyro.infer.Trace_ELBO())
     loader = DataLoader(Images(x), batch_size=BATCH, shuffle=True)
 
     def epoch() -> float:
@@ -100,8 +100,12 @@ def _pythae(job: Job) -> Any:
     shape = job.splits.x_shape
     model = models.VAE(models.VAEConfig(input_dim=shape, latent_dim=LATENT, reconstruction_loss="bce"))
     vae = job.vae()
-    first, head = (layer for layer in vae.posterior.network.layers if isinstance(layer, nn.Linear))
-    back, last = (layer for layer in vae.likelihood.network.layers if isinstance(layer, nn.Linear))
+    first, head, back, last = (
+        layer
+        for part in (vae.posterior, vae.likelihood)
+        for layer in part.get_submodule("network").modules()
+        if isinstance(layer, nn.Linear)
+    )
     pairs = [
         (model.encoder.layers[0][0], first.weight, first.bias),
         (model.encoder.embedding, head.weight[:LATENT], head.bias[:LATENT]),

@@ -20,8 +20,10 @@ estimator           bound                              gradient by φ           
 =================== ================================== ============================== ====================================
 """
 
-from pyro_vae.estimators.multi import CIWAE, IWAE, MIWAE, PIWAE, RWS, TVO, VIMCO, DReG, Renyi
-from pyro_vae.estimators.single import ELBO, STL, AnalyticKL, ScoreFunction
+from pyro_vae.estimators.base import Estimate, Estimator
+from pyro_vae.estimators.evidence import ELBO, STL, AnalyticKL, ScoreFunction
+from pyro_vae.estimators.importance import CIWAE, IWAE, MIWAE, PIWAE, RWS, TVO, VIMCO, DReG, Renyi
+from pyro_vae.estimators.objective import Objective
 from pyro_vae.estimators.stock import Stock
 
 __all__ = [
@@ -36,6 +38,9 @@ __all__ = [
     "VIMCO",
     "AnalyticKL",
     "DReG",
+    "Estimate",
+    "Estimator",
+    "Objective",
     "Renyi",
     "ScoreFunction",
     "Stock",

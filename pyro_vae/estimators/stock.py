@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, final
 
 import pyro.infer
 import torch
 from torch import Tensor
 
-from pyro_vae.base import Estimator
-from pyro_vae.particles import Particles, parameters
+from pyro_vae.estimators.base import Estimate, Estimator
+from pyro_vae.estimators.objective import Objective
+from pyro_vae.traces import Particles, Program, particles
 
 
 @final
 class Stock(Estimator):
     """An estimator of ``pyro.infer``, such as Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO or RenyiELBO, as it is.
 
-    Bound: minus Pyro's loss over the batch size, the same for each datum: Pyro tells the sum alone.
+    Bound: minus Pyro's loss over the batch size, the same for each datum, since Pyro tells the sum alone.
 
-    Gradient: what Pyro's ``loss_and_grads`` leaves in the parameters.
+    Gradient: what Pyro's ``loss_and_grads`` leaves in the parameters. There is no surrogate.
 
     Domain: that of the stock estimator; no objective but the bound.
 
@@ -26,7 +28,7 @@ class Stock(Estimator):
         K: number of particles, vectorized.
         elbo: the class, by its import path on the command line.
         options: further arguments of that class, for example {"alpha": 0.5}.
-        max_plate_nesting: number of plate dimensions the Pyro programs use.
+        max_plate_nesting: number of plate dimensions that the Pyro programs use.
     """
 
     latents = "fixed"
@@ -42,31 +44,52 @@ class Stock(Estimator):
         given = {"num_particles": K, "vectorize_particles": True, "max_plate_nesting": max_plate_nesting}
         self.elbo: Any = elbo(**given, **(options or {}))
 
-    def combine(self, draws: Particles) -> tuple[Tensor, Tensor]:
-        """Returns bound and surrogate (B,); the particles beside them are other draws than Pyro's.
+    def bound(self, draws: Particles) -> Tensor:
+        """The bound (B,), by draws of Pyro's own; those that are given say what the programs were called with.
 
         Raises:
-            ValueError: an objective other than the bound.
+            ValueError: the objective is another than the bound.
         """
+        model, guide, args, kwargs = draws.programs
+        size = self._size(draws)
+        with torch.no_grad():
+            return torch.full_like(draws.log_w[0], -self.elbo.loss(model, guide, *args, **kwargs) / size)
+
+    def gradients(
+        self,
+        model: Program,
+        guide: Program,
+        leaves: Sequence[Tensor],
+        *args: Any,
+        objective: Objective | None = None,
+        kl_weight: float | Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Estimate, list[Tensor]]:
+        """The estimate, and Pyro's gradient of the mean bound by each of the leaves."""
+        objective = objective or Objective()
+        with torch.no_grad():
+            draws = particles(model, guide, *args, K=self.K, max_plate_nesting=self.max_plate_nesting, **kwargs)
+            draws = draws if objective.is_the_bound else objective.reweigh(draws, kl_weight)
+        kept, size = [leaf.grad for leaf in leaves], self._size(draws)
+        for leaf in leaves:
+            leaf.grad = None
+        loss = self.elbo.loss_and_grads(model, guide, *args, **kwargs)
+        found = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad / -size for leaf in leaves]
+        for leaf, grad in zip(leaves, kept, strict=True):
+            leaf.grad = grad
+        bound = torch.full_like(draws.log_w[0], -loss / size)
+        return Estimate(bound, bound, draws, draws), found
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """Pyro's own loss; its gradient is added to that of the parameters."""
+        return float(self.elbo.loss_and_grads(model, guide, *args, **kwargs))
+
+    def _size(self, draws: Particles) -> float:
+        """The number of data that Pyro's sum holds, with the plate's scale."""
         if not isinstance(draws.kl_weight, float) or draws.kl_weight != 1:
             raise ValueError("Stock: Pyro's estimators have no weight of the KL; use one of pyro_vae.estimators")
-        model, guide, args, kwargs = draws.programs
         if isinstance(draws.scale, Tensor):
             raise ValueError(
                 "Stock: Pyro's loss is one sum, which scales of their own for each datum cannot be taken out of"
             )
-        size = draws.log_w.shape[1] * draws.scale
-        if not torch.is_grad_enabled():
-            bound = torch.full_like(draws.log_w[0], -self.elbo.loss(model, guide, *args, **kwargs) / size)
-            return bound, bound
-        leaves = [leaf for of in parameters(model, guide, *args, **kwargs) for leaf in of.values()]
-        kept = [leaf.grad for leaf in leaves]
-        for leaf in leaves:
-            leaf.grad = None
-        loss = self.elbo.loss_and_grads(model, guide, *args, **kwargs)
-        # A linear function of the parameters that has Pyro's gradient: it goes where every surrogate goes.
-        terms = [(leaf * leaf.grad).sum() for leaf in leaves if leaf.grad is not None]
-        linear = sum(terms, torch.zeros_like(draws.log_w[0, 0])) / size
-        for leaf, grad in zip(leaves, kept, strict=True):
-            leaf.grad = grad
-        return torch.full_like(draws.log_w[0], -loss / size), -linear.expand(draws.log_w.shape[1])
+        return draws.log_w.shape[1] * draws.scale

@@ -1,27 +1,10 @@
 """Figures: pure functions from records and arrays to matplotlib figures. Nothing is trained, read or drawn at random here."""
 
-from pyro_vae.figures.comparisons import (
-    PARAMETERS,
-    Case,
-    Curve,
-    SNRLine,
-    cases,
-    convergence,
-    cost,
-    growth,
-    snr,
-    timings,
-)
-from pyro_vae.figures.images import (
-    grid,
-    latents,
-    learning_curves,
-    plane,
-    reconstructions,
-    samples,
-    traversals,
-)
-from pyro_vae.figures.parts import Cloud, against_prior, gaps, side_by_side
+from pyro_vae.figures.cases import Case, cases
+from pyro_vae.figures.curves import Curve, convergence, gaps, learning_curves
+from pyro_vae.figures.gradients import PARAMETERS, SNRLine, cost, snr
+from pyro_vae.figures.images import grid, plane, reconstructions, samples, side_by_side, traversals
+from pyro_vae.figures.latents import Cloud, against_prior, coordinate, latents
 
 __all__ = [
     "PARAMETERS",
@@ -32,10 +15,10 @@ __all__ = [
     "against_prior",
     "cases",
     "convergence",
+    "coordinate",
     "cost",
     "gaps",
     "grid",
-    "growth",
     "latents",
     "learning_curves",
     "plane",
@@ -43,6 +26,5 @@ __all__ = [
     "samples",
     "side_by_side",
     "snr",
-    "timings",
     "traversals",
 ]

@@ -1,48 +1,17 @@
-"""Figures of one run: learning curves, images, latents."""
+"""Figures of images: reconstructions, samples, the latent plane, traversals, samples side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil, isqrt
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
-from sklearn.manifold import TSNE
 from torch import Tensor
 
-from pyro_vae.figures.canvas import new_figure
-from pyro_vae.training import Epoch
-
-
-def learning_curves(records: Sequence[Epoch], title: str = "") -> Figure:
-    """Training and validation bound, reconstruction and KL against the epoch, in nats per datum."""
-    figure = new_figure(11, 3.4, title)
-    epochs = [record.epoch for record in records]
-    for axes, name, label in zip(
-        figure.subplots(1, 3),
-        ("bound", "reconstruction", "kl"),
-        ("bound on log p(x)", "reconstruction  E log p(x|t)", "KL  E log q(t|x) − log p(t)"),
-        strict=True,
-    ):
-        curves = [[getattr(getattr(record, part), name) for record in records] for part in ("train", "valid")]
-        marker = "o" if len(records) < 15 else ""
-        axes.plot(epochs, curves[0], color="C0", marker=marker, ms=3, label="train")
-        axes.plot(epochs, curves[1], color="C1", marker=marker, ms=3, label="validation")
-        axes.set(xlabel="epoch", title=label)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        # The first epochs fall off the scale that the rest is read on: the axis begins where most of the curve lies.
-        if len(records) >= 10:
-            settled = np.concatenate([curve[len(curve) // 10 :] for curve in curves])
-            margin = 0.05 * (settled.max() - settled.min()) or 1.0
-            axes.set_ylim(settled.min() - margin, settled.max() + margin)
-    figure.axes[0].set_ylabel("nats per datum")
-    figure.axes[0].legend(loc="lower right")
-    return figure
+from pyro_vae.figures.layout import new_figure, panels_of, wrapped
 
 
 def reconstructions(x: Tensor, means: Tensor, title: str = "") -> Figure:
@@ -84,37 +53,15 @@ def traversals(means: Tensor, names: Sequence[str], ticks: Sequence[float], vmax
     )
 
 
-def latents(t: Tensor, labels: Tensor | None, title: str = "") -> Figure:
-    """Latents ``(N, d)`` as points, colored by label; above d = 2 by t-SNE.
-
-    t-SNE (van der Maaten and Hinton 2008) keeps neighbors together; its larger distances mean nothing.
-
-    """
-    points = t.detach().cpu().double().numpy()
-    names = [f"$t_{j + 1}$" for j in range(points.shape[1])]
-    if points.shape[1] > 2:
-        perplexity = min(30.0, max(1.0, (len(points) - 1) / 3))
-        points = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(points)
-        names = [f"t-SNE of t, coordinate {j + 1}" for j in range(2)]
-    if points.shape[1] == 1:
-        points, names = np.stack([points[:, 0], np.zeros(len(points))], 1), [names[0], ""]
-    figure = new_figure(6.6, 5.6, title)
-    axes = figure.subplots()
-    if labels is None:
-        axes.scatter(points[:, 0], points[:, 1], s=9, alpha=0.75, linewidths=0)
-    else:
-        classes, member = np.unique(labels.cpu().numpy(), return_inverse=True)
-        palette = colormaps["tab10" if len(classes) <= 10 else "viridis"]
-        for k, value in enumerate(classes):
-            color = palette(k) if len(classes) <= 10 else palette(k / len(classes))
-            of_class = points[member == k]
-            axes.scatter(of_class[:, 0], of_class[:, 1], s=9, alpha=0.75, linewidths=0, color=color, label=f"{value:g}")
-        if len(classes) <= 20:
-            figure.legend(title="label", loc="outside right center", markerscale=2)
-    axes.set(xlabel=names[0], ylabel=names[1])
-    if points.shape[1] == 2:
-        axes.set_aspect("equal", adjustable="datalim")
-    axes.grid(alpha=0.3)
+def side_by_side(pictures: Mapping[str, Tensor], vmax: float, title: str = "") -> Figure:
+    """Images ``(N, *x_shape)`` of each name in a square, up to four squares a line."""
+    figure, panels = panels_of(len(pictures), title)
+    for axes, (name, images) in zip(panels, pictures.items(), strict=False):
+        side = isqrt(len(images))
+        tiles(axes, [images[i * side : (i + 1) * side] for i in range(side)], vmax)
+        axes.set_title(wrapped(name), fontsize=9)
+        axes.set(xticks=[], yticks=[])
+        axes.set_aspect("equal")
     return figure
 
 

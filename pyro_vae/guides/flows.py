@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import AffineTransform, Transform
 
-from pyro_vae.base import Dims, Distribution, Guide
 from pyro_vae.flows import (
     ComposedTransform,
     FlowDistribution,
@@ -27,6 +26,7 @@ from pyro_vae.flows import (
 )
 from pyro_vae.guides.normal import below_diagonal, triangular
 from pyro_vae.networks import MLP, NetworkFactory
+from pyro_vae.parts import Dims, Distribution, Guide
 
 
 @final

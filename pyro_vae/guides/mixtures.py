@@ -8,9 +8,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_vae.base import Dims, Distribution, Guide
 from pyro_vae.flows import Sizes
 from pyro_vae.networks import MLP, NetworkFactory
+from pyro_vae.parts import Dims, Distribution, Guide
 
 
 @final

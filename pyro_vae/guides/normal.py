@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pyro_vae.base import Dims, Distribution, Guide
 from pyro_vae.networks import MLP, NetworkFactory
+from pyro_vae.parts import Dims, Distribution, Guide
 
 
 @final

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import AffineTransform
 
-from pyro_vae.base import Dims, Distribution, Guide
 from pyro_vae.flows import FlowDistribution
 from pyro_vae.guides.normal import DiagonalNormal
-from pyro_vae.programs import mode
+from pyro_vae.parts import Dims, Distribution, Guide, placed
+from pyro_vae.scopes import mode
 
 _HASHED = 1000
 """Data that are hashed at a time."""
@@ -71,19 +71,19 @@ class SemiAmortized(Guide):
         """(a, log b), of shape ``(2, *batch, d)``, without a gradient."""
         with torch.no_grad():
             prior, draws = self.parts.prior(), [inner.rsample() for _ in range(self.steps)]
-        at = first = second = torch.zeros_like(torch.stack([draws[0], draws[0]]))
-        for step, t0 in enumerate(draws, start=1):
+        moved = torch.zeros_like(torch.stack([draws[0], draws[0]])).requires_grad_()
+        optimizer = torch.optim.Adam([moved], lr=self.rate, maximize=True)
+        for step, t0 in enumerate(draws):
             # In evaluation mode: a likelihood that learns from what it scores learns from the end of the steps alone.
             with torch.enable_grad(), mode(self.parts.likelihood, training=False):
-                leaf = at.detach().requires_grad_()
-                t = leaf[0] + leaf[1].exp() * t0
+                shift, log_scale = moved
+                t = shift + log_scale.exp() * t0
                 # Without log q₀(t₀), which does not depend on a and b.
-                log_w = self.parts.likelihood(t).log_prob(x) + prior.log_prob(t) + leaf[1].sum(-1)
-                (gradient,) = torch.autograd.grad(log_w.sum(), leaf)
-            first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
-            move = first / (1 - 0.9**step) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
-            at = at + self.rate * (1 - (step - 1) / self.steps) * move
-        return at.detach()
+                log_w = self.parts.likelihood(t).log_prob(x) + prior.log_prob(t) + log_scale.sum(-1)
+                (moved.grad,) = torch.autograd.grad(log_w.sum(), moved)
+            optimizer.param_groups[0]["lr"] = self.rate * (1 - step / self.steps)
+            optimizer.step()
+        return moved.detach()
 
 
 @final
@@ -123,10 +123,10 @@ class PerDatum(Guide):
         self.loc, self.log_scale = nn.Parameter(torch.zeros(N, d)), nn.Parameter(torch.zeros(N, d).add(scale).log())
         generator = torch.Generator("cpu").manual_seed(0)
         direction = torch.randint(-(2**62), 2**62, (prod(dims.x_shape),), generator=generator, device="cpu")
-        keys = torch.cat([_hash(x.flatten(1).cpu(), direction) for x in dims.train.split(_HASHED)])
-        where = torch.get_default_device()
+        train = dims.train if dims.train.is_meta else dims.train.cpu()
+        keys = torch.cat([_hash(x.flatten(1), direction.to(train.device)) for x in train.split(_HASHED)])
         for name, value in zip(("direction", "keys", "order"), (direction, *keys.sort()), strict=True):
-            self.register_buffer(name, value.to(where))
+            self.register_buffer(name, placed(value))
 
     def forward(self, x: Tensor) -> Distribution:
         """Returns N(m, diag s²) for x of shape ``(*batch, *x_shape)``."""

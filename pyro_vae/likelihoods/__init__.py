@@ -20,8 +20,8 @@ network, with or without a bias per pixel.
 """
 
 from pyro_vae.likelihoods.binary import Bernoulli, ContinuousBernoulli
+from pyro_vae.likelihoods.by_support import default_likelihood
 from pyro_vae.likelihoods.counts import Binomial, NegativeBinomial, Poisson
-from pyro_vae.likelihoods.default import default_likelihood
 from pyro_vae.likelihoods.levels import Categorical, DiscretizedLogistic
 from pyro_vae.likelihoods.real import Beta, Normal
 

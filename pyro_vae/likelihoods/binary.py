@@ -8,9 +8,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_vae.base import Dims, Distribution, Likelihood
-from pyro_vae.likelihoods.links import logit_of_mean, mean_or
+from pyro_vae.likelihoods.decoder_outputs import logit_of_mean, mean_or
 from pyro_vae.networks import MLP, NetworkFactory
+from pyro_vae.parts import Dims, Distribution, Likelihood
 
 
 @final

@@ -13,10 +13,10 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 from torch.nn.functional import logsigmoid
 
-from pyro_vae.base import Dims, Distribution, Likelihood
 from pyro_vae.flows import Sizes
-from pyro_vae.likelihoods.links import logit_of_mean, mean_or, stacked, unstacked
+from pyro_vae.likelihoods.decoder_outputs import logit_of_mean, mean_or, stacked, unstacked
 from pyro_vae.networks import MLP, NetworkFactory
+from pyro_vae.parts import Dims, Distribution, Likelihood
 
 _SHARPEST = -7.0
 """The smallest log s, with levels scaled to [-1, 1], as in the code of Salimans et al. 2017."""

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 
-from pyro_vae.base import Dims, Distribution, Likelihood
 from pyro_vae.flows import Sizes
-from pyro_vae.likelihoods.links import mean_or, stacked, unstacked
+from pyro_vae.likelihoods.decoder_outputs import mean_or, stacked, unstacked
 from pyro_vae.networks import MLP, NetworkFactory
+from pyro_vae.parts import Dims, Distribution, Likelihood
 
 _REMEMBERED = 100.0
 """Batches in the running mean of squared errors."""

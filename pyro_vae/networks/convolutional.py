@@ -10,7 +10,7 @@ from typing import final
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from pyro_vae.base import Network, Shape
+from pyro_vae.parts import Network, Shape
 
 
 @final

@@ -10,7 +10,7 @@ from typing import Any, final
 from torch import Tensor, nn
 from torch.nn.functional import glu
 
-from pyro_vae.base import Network, Shape
+from pyro_vae.parts import Network, Shape
 
 NetworkFactory = Callable[[Shape, Shape], Network]
 """What a guide or a likelihood is given: it knows the shapes itself and builds its network from them."""

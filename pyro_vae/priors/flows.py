@@ -13,8 +13,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.base import Dims, Distribution, Prior
 from pyro_vae.flows import FlowDistribution, autoregressive, spline
+from pyro_vae.parts import Dims, Distribution, Prior
 
 
 @final

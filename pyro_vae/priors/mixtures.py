@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.base import Dims, Distribution, Prior
+from pyro_vae.parts import Dims, Distribution, Prior, placed
 
 
 @final
@@ -64,15 +64,15 @@ class VampPrior(Prior):
     ) -> None:
         super().__init__(dims)
         _check_components("components", components)
-        where = torch.get_default_device()
-        low, high = (torch.zeros(()), torch.ones(())) if dims.train is None else torch.aminmax(dims.train)
+        ends = (torch.zeros(()), torch.ones(())) if dims.train is None else torch.aminmax(dims.train)
+        low, high = (placed(end) for end in ends)
         if init == "data":
             inputs = _some_data(dims, components, "VampPrior with init: data")
         else:
             noise = 0.05 + 0.01 * torch.randn(components, *dims.x_shape)
-            inputs = low.to(where) + (high - low).to(where) * noise
-        self.register_buffer("low", low.to(where))
-        self.register_buffer("high", high.to(where))
+            inputs = low + (high - low) * (noise.to("meta") if low.is_meta else noise)
+        self.register_buffer("low", low)
+        self.register_buffer("high", high)
         if learn:
             self.inputs = nn.Parameter(inputs)
         else:
@@ -141,4 +141,4 @@ def _some_data(dims: Dims, number: int, what: str) -> Tensor:
     if number > len(dims.train):
         raise ValueError(f"{what}: expected at most the {len(dims.train)} training data, got {number}")
     chosen = torch.randperm(len(dims.train), device="cpu")[:number].sort().values
-    return dims.train[chosen.to(dims.train.device)].clone().to(torch.get_default_device())
+    return placed(dims.train[chosen.to(dims.train.device)].clone())

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.base import Dims, Distribution, Prior
+from pyro_vae.parts import Dims, Distribution, Prior
 
 
 @final

@@ -1,0 +1,138 @@
+"""What noise and the KL each do: four trainings of one model, with or without noise and with or without the KL.
+
+    pyro-vae autoencoder --latent 2
+    pyro-vae autoencoder --latent 2 --data MNIST --data.root data --epochs 10
+
+With both it is the variational autoencoder, with neither the plain autoencoder: t = m(x), and log p(x|t) alone is maximized.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+
+from pyro_vae import figures
+from pyro_vae.app.comparisons.folder import ComparisonFolder, check_numbers, file_name, run_config
+from pyro_vae.app.comparisons.run import run_command
+from pyro_vae.app.console import StopRequest, pick_device, progress_bar
+from pyro_vae.data import Data, Digits, Split, Splits
+from pyro_vae.description import path_of
+from pyro_vae.estimators import ELBO, AnalyticKL, Objective
+from pyro_vae.evaluate import encode, evaluate_bound, log_px, mean, reconstruct, sample
+from pyro_vae.models import ModelSpec
+from pyro_vae.runs import Run, load
+from pyro_vae.scopes import seeded
+from pyro_vae.training import Progress, TrainingPlan, fit
+
+console = Console(highlight=False)
+LEFT_OUT = frozenset({"model", "estimator", "objective", "callbacks"})
+"""Fields of a specification or a plan that each case has of its own, or that no case has."""
+CASES = {
+    "VAE: noise and KL": Objective(),
+    "noise, no KL": Objective(beta=0),
+    "KL, no noise": Objective(noise=False),
+    "autoencoder: neither": Objective(beta=0, noise=False),
+}
+
+
+def autoencoder(
+    spec: ModelSpec,
+    plan: TrainingPlan,
+    data: Data = Digits(),
+    test_particles: int = 1000,
+    test_images: int = 1000,
+    device: str = "auto",
+    out: Path | None = None,
+    *,
+    splits: Splits,
+    config: str,
+) -> None:
+    """Trains one model in four ways: with or without noise, with or without the KL, and shows them side by side.
+
+    The guide's KL to the prior must have a closed form.
+
+    Args:
+        spec: The model.
+        plan: How it is trained, the same for all four.
+        data: The data set.
+        test_particles: K of the estimate of log p(x).
+        test_images: How many test data the table and the figure are made of, counted from the first.
+        device: auto (CUDA where there is one), cpu, cuda or cuda:<number>.
+        out: The folder of the four runs, the table and the figure. By default runs/cases-<a number for the options>.
+        splits: The data, loaded.
+        config: The resolved options.
+    """
+    check_numbers([test_particles], "test_particles", 1)
+    check_numbers([test_images], "test_images", 18)
+    where = pick_device(device)
+    splits = splits.to(where)
+    cells = ComparisonFolder(out, "cases", config, set())
+    first = splits.test.first(test_images)
+    rows, columns = [], {}
+    with progress_bar(console) as bar, StopRequest() as stop:
+        task = bar.add_task("", total=len(CASES))
+        for i, (name, objective) in enumerate(CASES.items()):
+            estimator = AnalyticKL() if objective.beta and not objective.noise else ELBO()
+            folder = cells.folder / "runs" / file_name(name)
+            if (cell := cells.get(name)) is None:
+
+                def on_step(now: Progress, i: int = i, name: str = name) -> None:
+                    stop.check()
+                    bar.update(
+                        task, completed=i + now.step / now.steps, description=f"{name}, epoch {now.epoch}/{plan.epochs}"
+                    )
+
+                model = spec.build(splits, plan.seed).to(where)
+                case = replace(plan, estimator=estimator, objective=objective)
+                records = fit(model, splits, case, on_step=on_step)
+                shutil.rmtree(folder, ignore_errors=True)  # what a cut left of this case
+                one = {"estimator": {"class_path": path_of(type(estimator))}, "objective": vars(objective)}
+                run = Run(folder, run_config(yaml.safe_load(config), set(), one))
+                for record in records:
+                    run.record(record, model)
+                    stop.check()
+                cell = {"terms": _terms(model, first, objective, plan.batch_size, test_particles)}
+                cells.put(cell, name)
+            bar.update(task, completed=i + 1)
+            rows.append({"trained with": name, **cell["terms"]})
+            vae: Any = load(folder).to(where)
+            with objective.sampling():
+                drawn, t = reconstruct(vae, first.x[:18]), encode(vae, first.x)["t"]
+            with torch.no_grad(), seeded(where, plan.seed, "prior"):
+                t_prior = vae.prior().sample((1000,))
+            columns[name] = figures.Case(first.x[:18], drawn, sample(vae, first.x, 36), t, t_prior)
+    title = f"{type(data).__name__}, d = {spec.latent}, {plan.epochs} epochs, first {len(first)} test images; nats per datum"
+    console.print(cells.table("cases", title, list(rows[0]), rows))
+    console.print(
+        f"log p(x|t): reconstruction, with the noise of its training; with noise: at t ~ q(t|x,φ) in any case;\n"
+        f"log p(x): as a generative model, by importance sampling from q with K = {test_particles} (a lower bound)."
+    )
+    labels = None if splits.test.labels is None else splits.test.labels[:test_images]
+    cells.figure("cases", figures.cases(columns, labels, float(splits.train.x.max()), title.split(",", maxsplit=1)[0]))
+    console.print(f"Table, figure and run folders: {cells.folder}", soft_wrap=True)
+
+
+def _terms(vae: Any, first: Split, objective: Objective, batch_size: int, K: int) -> dict[str, float]:
+    """A row of the table."""
+    noisy = evaluate_bound(vae, first, ELBO(), batch_size, seed=0).terms()
+    with objective.sampling():
+        own = evaluate_bound(vae, first, ELBO(), batch_size, seed=0).terms()
+    return {
+        "log p(x|t)": own.reconstruction,
+        "with noise": noisy.reconstruction,
+        "KL(q‖p)": noisy.kl,
+        "ELBO": noisy.bound,
+        "log p(x)": mean(log_px(vae, first, K)).mean,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains one model with or without noise and with or without the KL: what makes a VAE of an autoencoder."""
+    run_command(autoencoder, arguments, LEFT_OUT)

@@ -1,0 +1,24 @@
+"""The commands of the application, by the first word of the command line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from pyro_vae.app import autoencoder, train
+from pyro_vae.app.comparisons import estimators, parts
+from pyro_vae.app.options import choose
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": train.main,
+    "compare-estimators": estimators.main,
+    "compare-parts": parts.main,
+    "autoencoder": autoencoder.main,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command that the first word names; the others are its options."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    name, rest = choose(COMMANDS, words, "command")
+    COMMANDS[name](rest)

@@ -1,0 +1,31 @@
+"""Compares estimators: their gradients at a frozen state, or the models that they end in.
+
+    pyro-vae compare-estimators gradients
+    pyro-vae compare-estimators gradients --run runs/mine --estimators '[IWAE, my_file.Mine]' --particles [1,10]
+    pyro-vae compare-estimators training --estimators '[ELBO, IWAE]' --particles [5,50] --seeds [0,1,2]
+
+Finished cells are kept in a folder: the same command goes on where it was cut off.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from pyro_vae.app.comparisons.gradients import gradients
+from pyro_vae.app.comparisons.run import run_command
+from pyro_vae.app.comparisons.training import LEFT_OUT, training
+from pyro_vae.app.options import choose
+
+JOBS: dict[str, tuple[Callable[..., None], frozenset[str]]] = {
+    "gradients": (gradients, frozenset()),
+    "training": (training, LEFT_OUT),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compares estimators: their gradients at a frozen state, or what training ends in."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    name, rest = choose({name: job for name, (job, _) in JOBS.items()}, words, "job")
+    job, left_out = JOBS[name]
+    run_command(job, rest, left_out)

@@ -1,0 +1,241 @@
+"""The first half of ``compare-estimators``: gradients at a frozen state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import isfinite, nan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from pyro_vae import figures
+from pyro_vae.app.comparisons.folder import ComparisonFolder, EstimatorFactory, check_numbers, labels, left_out
+from pyro_vae.app.console import StopRequest, pick_device, progress_bar, wide_console
+from pyro_vae.data import Data, Digits, Splits, columns_for
+from pyro_vae.estimators import IWAE, STL, VIMCO, DReG
+from pyro_vae.evaluate import SIDES, Draws, Interval, Moments, draw_gradients, fit_line, moments
+from pyro_vae.models import Model, ModelSpec
+from pyro_vae.runs import load
+from pyro_vae.scopes import seeded
+from pyro_vae.training import check_support
+
+console = wide_console()
+
+
+def gradients(
+    spec: ModelSpec,
+    estimators: Sequence[EstimatorFactory] = (IWAE, DReG, STL, VIMCO),
+    particles: Sequence[int] = (1, 3, 10, 30, 100),
+    draws: int = 1000,
+    reference: EstimatorFactory = IWAE,
+    same_mean: Sequence[str] = (),
+    batch: int = 10,
+    fit_from: int = 10,
+    run: Path | None = None,
+    data: Data = Digits(),
+    seed: int = 0,
+    device: str = "auto",
+    out: Path | None = None,
+    *,
+    splits: Splits,
+    config: str,
+) -> None:
+    """Compares gradients at a frozen state: mean, variance, signal-to-noise ratio, bias and cost, by w and by φ.
+
+    Args:
+        spec: The model that is initialized, where no run is given.
+        estimators: The estimators, each called with K.
+        particles: The numbers of particles K.
+        draws: N, how many gradients are drawn for each estimator and K: a multiple of 20.
+        reference: Whose mean gradient at the same K the bias is measured against. IWAE's is without bias for L_K.
+        same_mean: Names of estimators whose gradients are known to have the reference's mean: their signal-to-noise ratio takes
+            ‖mean‖ from the reference's draws, which tells it better where those have less noise.
+        batch: How many of the first training data the gradient is taken over.
+        fit_from: The smallest K that the slopes of log SNR against log K are fitted to.
+        run: A run folder: its trained VAE is the frozen state. By default a model of the parts that are given, as initialized.
+        data: The data set; for a run the one that it was trained on.
+        seed: Of the first weights and of all draws.
+        device: auto (CUDA where there is one), cpu, cuda or cuda:<number>.
+        out: The folder of the cells, tables and figures. By default runs/gradients-<a number for the options>.
+        splits: The data, loaded.
+        config: The resolved options.
+    """
+    described = yaml.safe_load(config)
+    names, (reference_name,) = labels(described["estimators"], "estimators"), labels([described["reference"]], "")
+    _check_known(same_mean, names)
+    check_numbers(particles, "particles", 1)
+    where = pick_device(device)
+    splits = splits.to(where)
+    if run:
+        programs = _of_run(run, splits).to(where)
+    else:
+        programs = spec.build(splits, seed).to(where)
+        check_support(programs, splits)
+    if not 1 <= batch <= len(splits.train):
+        raise ValueError(f"batch: expected between 1 and the {len(splits.train)} training data, got {batch}")
+    with seeded(where, seed, "batch"):
+        columns = columns_for(programs, splits.train)
+        taken = replace(columns, tensors=columns.take(slice(0, batch)), dynamic=False)
+    cells = ComparisonFolder(out, "gradients", config, {"estimators", "particles", "same_mean", "fit_from"})
+
+    made = dict(zip(names, estimators, strict=True))
+    skipped: dict[str, str] = {}
+    done: dict[tuple[str, int], dict[str, Any]] = {}
+    with progress_bar(console) as bar, StopRequest() as stop:
+        # A draw costs about as much as a fixed part and K particles do: the time left is told by that.
+        total = sum((len(made) + (reference_name not in made)) * draws * (20 + K) for K in particles)
+        task = bar.add_task("", total=total)
+
+        def draw(name: str, make: EstimatorFactory, K: int) -> Draws:
+            def on_draw(n: int) -> None:
+                stop.check()
+                bar.update(task, advance=20 + K, description=f"{name}, K = {K}, {n}/{draws}")
+
+            return draw_gradients(programs, taken, make(K), draws, f"{name} {K} {seed}", on_draw)
+
+        for K in sorted(particles):
+            of_reference: Draws | None = None
+            for name, make in made.items():
+                cell = cells.get(name, f"K{K}")
+                if cell is None:
+                    try:
+                        of_reference = of_reference or draw(reference_name, reference, K)
+                    except ValueError as error:
+                        raise ValueError(f"reference {reference_name} at K = {K}: {error}") from error
+                    try:
+                        found = of_reference if name == reference_name else draw(name, make, K)
+                    except ValueError as error:
+                        skipped[f"{name} at K = {K}"] = str(error)
+                        continue
+                    of_side = {side: m.as_dict() for side, m in moments(found, of_reference).items()}
+                    cell = {"draws": draws, "ms": 1000 * found.seconds, **of_side}
+                    cells.put(cell, name, f"K{K}")
+                    console.print(f"{name}, K = {K}: {cell['ms']:.1f} ms a gradient")
+                else:
+                    bar.update(task, advance=draws * (20 + K))
+                done[name, K] = cell
+    left_out(console, skipped, bool(done))
+    done = {(name, K): done[name, K] for name in made for K in sorted(particles) if (name, K) in done}
+    report_gradients(
+        cells, done, reference_name, same_mean, fit_from, f"{type(data).__name__}, N = {draws} draws, batch of {batch}"
+    )
+    console.print(f"Tables, figures and cells: {cells.folder}", soft_wrap=True)
+
+
+def _check_known(same_mean: Sequence[str], names: Sequence[str]) -> None:
+    if unknown := set(same_mean) - set(names):
+        raise ValueError(f"same_mean: {', '.join(sorted(unknown))} is not among the estimators")
+
+
+def report_gradients(
+    cells: ComparisonFolder,
+    done: dict[tuple[str, int], dict[str, Any]],
+    reference: str,
+    same_mean: Sequence[str],
+    fit_from: int,
+    what: str,
+) -> None:
+    """Tables and figures of the gradients half."""
+    names = list(dict.fromkeys(name for name, _ in done))
+    lines: dict[str, dict[str, figures.SNRLine]] = {}
+    costs: dict[str, dict[str, tuple[list[int], np.ndarray]]] = {}
+    for side in reversed(SIDES):
+        known = {key: Moments.from_dict(cell[side]) for key, cell in done.items()}
+        lines[side], costs[side], rows = {}, {}, []
+        for name in names:
+            K = sorted(k for other, k in done if other == name)
+            of_name = [known[name, k] for k in K]
+            shared = name in same_mean
+            points = [m.log_snr(shared) if k >= fit_from else (nan, nan) for k, m in zip(K, of_name, strict=True)]
+            ratios = [m.snr(shared) for m in of_name]
+            lines[side][name] = figures.SNRLine(K, ratios, fit_line(K, points), fit_from)
+            ms = np.array([done[name, k]["ms"] for k in K])
+            costs[side][name] = K, np.array([m.variance for m in of_name]) * ms[:, None]
+            for k, m in zip(K, of_name, strict=True):
+                of_reference = known.get((reference, k))
+                rows.append(_row(name, k, side, m, done[name, k], of_reference, name == reference, shared))
+        columns = ["estimator", "K", "‖mean‖", "variance", "SNR", "bias", "ms", "var·ms"]
+        if any(row["ratio"] != "" for row in rows):
+            columns.insert(4, "ratio")
+        title = f"Gradient by {figures.PARAMETERS[side]} parameters: {what}"
+        console.print(cells.table(f"gradients-{side}", title, columns, rows))
+    console.print(
+        f"Gradients of the mean bound of the batch. variance: over all coordinates, summed;\n"
+        f"ratio: to {reference}'s at the same K; SNR: ‖mean‖ / √variance of one draw;\n"
+        f"bias: ‖mean - mean of {reference}‖ / ‖mean of {reference}‖ at the same K;\n"
+        f"var·ms: cost of a gradient of unit variance. ±, <: 95 % limits (jackknife)."
+    )
+    if same_mean:
+        console.print(f"SNR of {', '.join(same_mean)}: with ‖mean‖ of {reference}, whose mean is known to be the same.")
+    console.print()
+    slopes = [
+        {
+            "estimator": name,
+            **{f"by {side}": _signed(lines[side][name].line.slope) for side in lines},
+            "points": ", ".join(str(lines[side][name].line.points) for side in lines),
+        }
+        for name in names
+    ]
+    title = f"Slopes of log SNR against log K, fitted to the resolved points from K = {fit_from} on"
+    console.print(cells.table("slopes", title, list(slopes[0]), slopes))
+    cells.figure("snr", figures.snr(lines, f"signal-to-noise ratio of gradient draws ({what}; bars: 95 %)"))
+    cells.figure("cost", figures.cost(costs, f"cost of a gradient of unit precision ({what}; bars: 95 %)"))
+
+
+def _row(
+    name: str,
+    K: int,
+    side: str,
+    m: Moments,
+    cell: dict[str, Any],
+    reference: Moments | None,
+    is_reference: bool,
+    same_mean: bool,
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"estimator": name, "K": K, "parameters": side, "N": cell["draws"]}
+    intervals = {"‖mean‖": m.norm, "variance": m.variance, "SNR": m.snr(same_mean), "bias": m.bias}
+    for column, interval in intervals.items():
+        exempt = column == "bias" and is_reference
+        row[column] = "—" if exempt else _narrow(interval)
+        for end, value in zip(("", " low", " high"), interval, strict=True):
+            row[f"{column}{end} (number)"] = "" if exempt else value
+    row["‖mean‖"], row["variance"] = m.norm.value, m.variance.value
+    row["ratio"] = m.variance.value / reference.variance.value if reference else ""
+    row["ms"] = cell["ms"]
+    row["var·ms"] = m.variance.value * cell["ms"]
+    return row
+
+
+def _narrow(interval: Interval) -> str:
+    """Value ± half the width of its interval; its upper end alone where it reaches zero."""
+    value, low, high = interval
+    if not isfinite(value):
+        return "unresolved"
+    return f"{value:.3g}±{(high - low) / 2:.1g}" if low > 0 else f"<{high:.2g}"
+
+
+def _signed(interval: Interval) -> str:
+    value, low, high = interval
+    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]" if isfinite(value) else "unresolved"
+
+
+def _of_run(run: Path, splits: Splits) -> Model:
+    """The VAE of a run folder, if it is one for these data."""
+    vae = load(run)
+    if vae.dims.x_shape != splits.x_shape:
+        raise ValueError(
+            f"run: {run} holds a model of data of shape {vae.dims.x_shape}, and the data given have shape {splits.x_shape}; "
+            f"give the data that it was trained on by --data"
+        )
+    if vae.dims.classes and splits.classes and splits.classes > vae.dims.classes:
+        raise ValueError(
+            f"run: {run} holds a model of {vae.dims.classes} classes, and the data given have {splits.classes}"
+        )
+    try:
+        check_support(vae.to(splits.train.x.device), splits)
+    except ValueError as error:
+        raise ValueError(f"run: {run} holds a model of other data: {error}") from error
+    return vae

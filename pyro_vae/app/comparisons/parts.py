@@ -1,0 +1,271 @@
+"""Trains a model for each prior, guide, likelihood and estimator, and tells what each combination ends in.
+
+    pyro-vae compare-parts --priors '[StandardNormal, VampPrior, my_file.Mine]'
+    pyro-vae compare-parts --guides '[DiagonalNormal, InverseAutoregressive]' --seeds [0,1,2] --epochs 30
+
+Each combination is a run folder. Finished ones are kept: the same command goes on where it was cut off.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from pyro_vae import figures
+from pyro_vae.app.comparisons.folder import (
+    ComparisonFolder,
+    EstimatorFactory,
+    check_numbers,
+    file_name,
+    labels,
+    left_out,
+    run_config,
+)
+from pyro_vae.app.comparisons.run import run_command
+from pyro_vae.app.console import StopRequest, pick_device, progress_bar, wide_console
+from pyro_vae.compilation import Compile
+from pyro_vae.data import Data, Digits, Split, Splits
+from pyro_vae.estimators import ELBO, Estimator
+from pyro_vae.evaluate import DivergedError, active_units, encode, evaluate_bound, log_px, mean, sample
+from pyro_vae.guides import DiagonalNormal
+from pyro_vae.models import Model, ModelSpec
+from pyro_vae.models.specification import GuideFactory, LikelihoodFactory, PriorFactory
+from pyro_vae.networks import count_parameters
+from pyro_vae.priors import MixtureOfNormals, StandardNormal, VampPrior
+from pyro_vae.runs import Run, load
+from pyro_vae.scopes import seeded
+from pyro_vae.training import Progress, Training, TrainingPlan, fit
+
+console = wide_console()
+KINDS = ("prior", "guide", "likelihood", "estimator")
+LEFT_OUT = frozenset({"prior", "guide", "likelihood", "model", "estimator", "seed", "callbacks"})
+"""Fields of a specification or a plan that each cell has of its own, or that no cell has."""
+
+
+def compare_parts(
+    spec: ModelSpec,
+    plan: TrainingPlan,
+    priors: Sequence[PriorFactory] = (StandardNormal, MixtureOfNormals, VampPrior),
+    guides: Sequence[GuideFactory] = (DiagonalNormal,),
+    likelihoods: Sequence[LikelihoodFactory] | None = None,
+    estimators: Sequence[EstimatorFactory] = (ELBO,),
+    K: int = 1,
+    seeds: Sequence[int] = (0,),
+    data: Data = Digits(),
+    test_particles: int = 1000,
+    test_images: int = 1000,
+    device: str = "auto",
+    out: Path | None = None,
+    *,
+    splits: Splits,
+    config: str,
+) -> None:
+    """Trains a VAE for each prior, guide, likelihood and estimator, and compares what they end in on the test data.
+
+    With one seed, all start from the same first weights as far as their shapes agree, and see the data in the same order.
+
+    Args:
+        spec: The model's latent size.
+        plan: How each is trained.
+        priors: The priors p(t).
+        guides: The guides q(t|x,φ).
+        likelihoods: The likelihoods p(x|t,w). By default the one that fits the data.
+        estimators: The estimators, each called with K.
+        K: Number of particles of the estimators.
+        seeds: One training for each, of the first weights, the order of the data and the noise.
+        data: The data set.
+        test_particles: K of the evaluation of log p(x), the same for all.
+        test_images: How many test data everything is evaluated on, counted from the first.
+        device: auto (CUDA where there is one), cpu, cuda or cuda:<number>.
+        out: The folder of runs, tables and figures. By default runs/parts-<a number for the options>.
+        splits: The data, loaded.
+        config: The resolved options.
+    """
+    described = yaml.safe_load(config)
+    named = [labels(described[f"{kind}s"], f"{kind}s") for kind in KINDS]
+    for option, numbers, least in (("seeds", seeds, 0), ("K", [K], 1), ("test_particles", [test_particles], 1)):
+        check_numbers(numbers, option, least)
+    check_numbers([test_images], "test_images", 2)
+    where = pick_device(device)
+    splits = splits.to(where)
+    cells = ComparisonFolder(out, "parts", config, {*(f"{kind}s" for kind in KINDS), "seeds"})
+    first = splits.test.first(test_images)
+    parts = (priors, guides, likelihoods or (), estimators)
+    made: list[list[tuple[str, Any]]] = [list(zip(names, of_kind, strict=True)) for names, of_kind in zip(named, parts, strict=True)]
+    specs = {
+        (kind, name): spec
+        for kind, names in zip(KINDS, named, strict=True)
+        for name, spec in zip(names, described[f"{kind}s"], strict=True)
+    }
+
+    skipped: dict[str, str] = {}
+    done: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    grid = [(seed, chosen) for seed in seeds for chosen in product(*made)]
+    steps = plan.steps(len(splits.train))
+    with progress_bar(console) as bar, StopRequest() as stop:
+        task = bar.add_task("", total=len(grid) * plan.epochs * steps)
+        for number, (seed, chosen) in enumerate(grid):
+            names = tuple(name for name, _ in chosen)
+            key = (*names, f"seed{seed}")
+            before, what = number * plan.epochs * steps, ", ".join(_telling(names, named))
+
+            def on_step(now: Progress, before: int = before, what: str = what) -> None:
+                stop.check()
+                text = f"{what}, epoch {now.epoch}/{plan.epochs}"
+                bar.update(task, completed=before + now.step, description=text, live=now.bound)
+
+            bar.update(task, completed=before, description=what)
+            cell = cells.get(*key)
+            folder = cells.folder / "runs" / file_name(*key)
+            if cell is None:
+                try:
+                    prior, guide, likelihood, make = (part for _, part in chosen)
+                    one = replace(spec, prior=prior, guide=guide, likelihood=likelihood)
+                    model, estimator = one.build(splits, seed).to(where), make(K)
+                    records = fit(model, splits, replace(plan, estimator=estimator, seed=seed), on_step=on_step)
+                    shutil.rmtree(folder, ignore_errors=True)  # what a cut left of this cell
+                    run = Run(folder, _config_of(described, specs, names, K, seed))
+                    cell = {"seconds": _followed(records, model, run, stop)}
+                except (ValueError, DivergedError) as error:
+                    skipped[f"{what}, seed {seed}"] = str(error).split("\n", 1)[0]
+                    continue
+                cell |= evaluated(model, estimator, first, test_particles, plan.compile)
+                reached = mean(torch.tensor(cell["log_px"]))
+                run.result({"log_px": {**reached._asdict(), "K": test_particles}})
+                cells.put(cell, *key)
+                console.print(f"{what}, seed {seed}: log p(x) = {reached} nats after {cell['seconds']:.0f} s")
+            done.setdefault(names, []).append({**cell, "folder": str(folder)})
+    left_out(console, skipped, bool(done))
+    report(
+        cells,
+        done,
+        named,
+        f"{type(data).__name__}, d = {spec.latent}, {plan.epochs} epochs, {len(first)} test images",
+        skipped,
+    )
+    draw(cells, done, named, first, splits)
+    console.print(f"Tables, figures and cells, each a run folder: {cells.folder}", soft_wrap=True)
+
+
+def _followed(records: Training, model: Model, run: Run, stop: StopRequest) -> float:
+    """Trains to the end, keeping each epoch; returns the seconds that it took."""
+    seconds = 0.0
+    for record in records:
+        seconds += record.seconds
+        run.record(record, model, records.estimator.state)
+        stop.check()
+    return seconds
+
+
+def evaluated(vae: Any, estimator: Estimator, first: Split, K: int, compile: Compile) -> dict[str, Any]:
+    """What a cell keeps, on the same images and by the same random numbers for every cell."""
+    of_one, own = evaluate_bound(vae, first, ELBO(K=10), 100, 0), evaluate_bound(vae, first, estimator, 100, 0)
+    return {
+        "log_px": log_px(vae, first, K, compile=compile).tolist(),
+        "elbo": of_one.per_datum().tolist(),
+        "kl": of_one.terms().kl,
+        "bound": own.terms().bound,
+        "active units": int(active_units(vae, first).sum()),
+        "model parameters": count_parameters(vae.prior) + count_parameters(vae.likelihood),
+        "guide parameters": count_parameters(vae.posterior),
+    }
+
+
+def report(
+    cells: ComparisonFolder,
+    done: dict[tuple[str, ...], list[dict[str, Any]]],
+    named: list[list[str]],
+    title: str,
+    skipped: dict[str, str],
+) -> None:
+    """The table: means over seeds; ± is the standard error over images, and differences are paired by image."""
+    rows: list[dict[str, Any]] = []
+    base = np.mean([cell["log_px"] for cell in next(iter(done.values()))], axis=0)
+    for names, of_cell in done.items():
+        found = np.mean([cell["log_px"] for cell in of_cell], axis=0)
+        elbo = np.mean([cell["elbo"] for cell in of_cell], axis=0)
+        gap = found - base
+        row: dict[str, Any] = {"cell": ", ".join(_telling(names, named))}
+        row["log p(x)"] = f"{found.mean():.2f} ± {mean(found).error:.2f}"
+        row["to the first"] = f"{gap.mean():+.2f} ± {mean(gap).error:.2f}" if rows else "first"
+        row["ELBO"] = f"{elbo.mean():.2f}"
+        row["gap"] = f"{(found - elbo).mean():.2f}"
+        row["KL"] = f"{np.mean([cell['kl'] for cell in of_cell]):.2f}"
+        row["active"] = f"{np.mean([cell['active units'] for cell in of_cell]):g}"
+        row["parameters"] = f"{of_cell[0]['model parameters']:,} + {of_cell[0]['guide parameters']:,}"
+        row["s"] = f"{np.mean([cell['seconds'] for cell in of_cell]):.0f}"
+        row["seeds"] = len(of_cell)
+        row |= dict(zip(KINDS, names, strict=True))
+        row["own bound"] = float(np.mean([cell["bound"] for cell in of_cell]))
+        row["log p(x) (number)"], row["standard error over images"] = float(found.mean()), mean(found).error
+        finals = np.array([np.mean(cell["log_px"]) for cell in of_cell])
+        row["standard error over seeds"] = mean(finals).error if len(finals) > 1 else ""
+        rows.append(row)
+    console.print(cells.table("parts", f"Test set, nats per datum: {title}", list(rows[0])[:9], rows))
+    console.print(
+        "± is the standard error over images, of a difference that of the paired differences; gap: log p(x) − ELBO; active: "
+        "latents whose posterior mean varies over the data; parameters of the model + of the guide; s: seconds of training."
+    )
+    (cells.folder / "left_out.csv").write_text("".join(f'"{cell}","{why}"\n' for cell, why in skipped.items()))
+
+
+def draw(
+    cells: ComparisonFolder,
+    done: dict[tuple[str, ...], list[dict[str, Any]]],
+    named: list[list[str]],
+    first: Split,
+    splits: Splits,
+) -> None:
+    """Samples of each cell, its aggregate posterior against its prior, and log p(x) with the gap; of the first seed."""
+    pictures, clouds, bars = {}, {}, {}
+    for names, of_cell in done.items():
+        name, cell = "\n".join(_telling(names, named)), of_cell[0]
+        vae: Any = load(cell["folder"]).to(first.x.device)
+        pictures[name] = sample(vae, first.x, 36)
+        t, prior = encode(vae, first.x)["t"], vae.prior()
+        used = t.var(0).argsort(descending=True)[:2].sort().values
+        with torch.no_grad(), seeded(t.device, "prior"):
+            draws = prior.sample((len(t),))
+        clouds[name] = figures.Cloud(
+            prior=draws[:, used],
+            posterior=t[:, used],
+            density=prior.log_prob if t.shape[1] == 2 else None,
+            axes=used.tolist(),
+        )
+        bars[name] = (np.array(cell["log_px"]), np.array(cell["elbo"]))
+    cells.figure("samples", figures.side_by_side(pictures, float(splits.train.x.max()), "means of p(x|t) at t ~ p(t)"))
+    if all(cloud.prior.shape[1] == 2 for cloud in clouds.values()):
+        title = "test data, t ~ q(t|x,φ), on the prior in gray"
+        cells.figure("latents", figures.against_prior(clouds, first.labels, title))
+    cells.figure("log_px", figures.gaps(bars, "log p(x) and the ELBO of the same test images, with standard errors"))
+
+
+def _telling(names: Sequence[str], named: Sequence[Sequence[str]]) -> list[str]:
+    """The names that differ between cells; all of them are the same in a grid of one."""
+    differing = [name for name, of_kind in zip(names, named, strict=True) if len(of_kind) > 1]
+    return differing or [names[0]]
+
+
+def _config_of(
+    described: dict[str, Any], specs: dict[tuple[str, str], Any], names: tuple[str, ...], K: int, seed: int
+) -> str:
+    """What ``train`` would be told for one cell."""
+    one: dict[str, Any] = {}
+    for kind, name in zip(KINDS, names, strict=True):
+        each = specs[kind, name]
+        one[kind] = {"class_path": each} if isinstance(each, str) else dict(each)
+    one["estimator"]["init_args"] = {**(one["estimator"].get("init_args") or {}), "K": K}
+    return run_config(described, {*(f"{kind}s" for kind in KINDS), "K", "seeds"}, one | {"seed": seed})
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compares parts: trains a model for each prior, guide, likelihood and estimator."""
+    run_command(compare_parts, arguments, LEFT_OUT)

@@ -1,0 +1,31 @@
+"""How a comparison is called: finished cells are kept where it is cut off."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence, Set
+
+from rich.console import Console
+
+from pyro_vae.app.console import failing_clearly
+from pyro_vae.app.options import Options
+
+console = Console(highlight=False)
+
+
+def run_command(command: Callable[..., None], arguments: Sequence[str] | None, left_out: Set[str]) -> None:
+    """Reads the options of a comparison and runs it.
+
+    Args:
+        command: the comparison.
+        arguments: the words of its command line; by default those of this process.
+        left_out: fields of its specifications that are no options of it.
+    """
+    options = Options(command, sys.argv[1:] if arguments is None else list(arguments), left_out)
+    with failing_clearly():
+        made, splits = options.with_data()
+        try:
+            command(**made, splits=splits, config=options.as_yaml())
+        except KeyboardInterrupt:
+            console.print("Stopped. Finished cells are kept: the same command goes on from them.")
+            raise SystemExit(130) from None

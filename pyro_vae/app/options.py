@@ -1,0 +1,207 @@
+"""The command line of a function: its arguments become options, its docstring their help.
+
+An argument that is a `ModelSpec` or a `TrainingPlan` stands for all fields of that class, as options without a prefix:
+``--prior``, ``--epochs``. They are described once, where the class is.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping, Set
+from dataclasses import fields, is_dataclass
+from functools import partial
+from inspect import signature
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any, ClassVar, NoReturn, get_args, get_type_hints
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from pyro_vae.app.console import fail
+from pyro_vae.data import Splits
+from pyro_vae.description import describe, path_of
+from pyro_vae.likelihoods import default_likelihood
+from pyro_vae.models import ModelSpec
+from pyro_vae.training import TrainingPlan
+
+SPECIFICATIONS = (ModelSpec, TrainingPlan)
+"""Classes whose fields are options."""
+FILLED_IN = frozenset({"splits", "config"})
+"""Arguments of commands that are no options: the data that were loaded, and the resolved options as YAML."""
+
+
+class Parser(ArgumentParser):
+    """The arguments of a function as options, with errors for people.
+
+    What a class is not told keeps that class's own default: ``--optimizer Adadelta`` has Adadelta's learning rate.
+    (jsonargparse alone would hand the options of the default class on to the one in its place, where their names agree.)
+    """
+
+    slots: ClassVar[dict[str, Any]] = {}
+    """The class that each option takes, for what an error suggests."""
+
+    @classmethod
+    def of(cls, function: Callable[..., None], left_out: Set[str]) -> Parser:
+        """The parser of a function's arguments.
+
+        Args:
+            function: what is called with the options.
+            left_out: fields of its specifications that are no options of it.
+        """
+        parser = cls(prog=program(), print_config=None)
+        parser.add_argument("--config", action="config", help="A YAML file of options; those after it overrule it.")
+        parser.add_argument("--print_config", action="store_true", help="Print all options as such a file and exit.")
+        specifications = _specifications(function)
+        for kind in specifications.values():
+            parser.add_class_arguments(
+                kind, None, skip=set(left_out & _names(kind)), instantiate=False, fail_untyped=False
+            )
+        parser.add_function_arguments(function, skip={*specifications, *FILLED_IN}, fail_untyped=False)
+        return parser
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints what is wrong in a line or two and ends with status 2."""
+        del ex
+        unknown = re.search(r'Parser key "([\w.]+)":\s+Expected a dot import path string: (\S+)', message)
+        if unknown:
+            key, name = unknown.groups()
+            message = f"--{key} {name}: there is no class of that name"
+            if known := _known(self.slots.get(key)):
+                message += f". Known: {', '.join(known)}"
+            message += f". A class of your own: --{key} my_file.{name}, from the folder of my_file.py"
+        elif "Dict must include a class_path" in message and (key := re.search(r'Parser key "([\w.]+)"', message)):
+            message = f"--{key[1]} has no class of its own yet that could take options: name one with --{key[1]} CLASS"
+            if known := _known(self.slots.get(key[1])):
+                message += f" (known: {', '.join(known)})"
+        no_list = r"Expected a <class '(?:list|collections.abc.Sequence)'>.\s+Got value: (\S+)"
+        message = re.sub(no_list, r"expected a list, such as '[\1]'", message)
+        message = re.sub(r"\s*\n\s*", " ", message).strip()
+        fail(f"{message}\nFor all options: {program()} --help", status=2)
+
+
+class Options:
+    """The options of a command as they were given and resolved.
+
+    Args:
+        function: the command.
+        arguments: the words of the command line.
+        left_out: fields of its specifications that are no options of it.
+    """
+
+    def __init__(self, function: Callable[..., None], arguments: list[str], left_out: Set[str] = frozenset()) -> None:
+        if (here := str(Path.cwd())) not in sys.path:
+            sys.path.insert(0, here)  # classes from files in the current folder are in reach
+        self.function = function
+        owners: list[Callable[..., Any]] = [function, *_specifications(function).values()]
+        Parser.slots = {name: hint for owner in owners for name, hint in get_type_hints(owner).items()}
+        self.parser = Parser.of(function, left_out)
+        given = self.parser.parse_args(arguments, defaults=False).as_dict()
+        given.pop("config", None)
+        print_config = given.pop("print_config", False)
+        for owner in owners:
+            for name, parameter in signature(owner).parameters.items():
+                kind = parameter.default if isinstance(parameter.default, type) else type(parameter.default)
+                given_by_name = kind.__module__ not in ("builtins", "inspect") and not is_dataclass(kind)
+                if given_by_name and name not in left_out:
+                    described = describe(parameter.default)
+                    given.setdefault(name, described if isinstance(described, dict) else {"class_path": path_of(kind)})
+        try:
+            for owner in owners:
+                _complete(owner, given)
+            self.values = self.parser.parse_object(given)
+        except ArgumentError as error:
+            self.parser.error(str(error))
+        del self.values["config"], self.values["print_config"]
+        if print_config:
+            print(self.as_yaml(), end="")
+            sys.exit(0)
+
+    def as_yaml(self) -> str:
+        """All options as a file that ``--config`` takes back."""
+        return self.parser.dump(self.values, skip_unset=False)
+
+    def made(self) -> dict[str, Any]:
+        """The arguments of the function, with the classes made."""
+        made = dict(vars(self.parser.instantiate(self.values)))
+        for name in ("config", "print_config"):
+            made.pop(name, None)
+        for name, kind in _specifications(self.function).items():
+            made[name] = kind(**{field: made.pop(field) for field in _names(kind) & made.keys()})
+        return made
+
+    def with_data(self) -> tuple[dict[str, Any], Splits]:
+        """The function's arguments, and its data, loaded. A likelihood that was not chosen becomes the one that fits the data."""
+        splits: Splits = self.parser.instantiate(Namespace(data=self.values.data)).data.load()
+        slot = "likelihoods" if "likelihoods" in self.values else "likelihood"
+        if self.values[slot] is None:
+            fitting = default_likelihood(splits.support)
+            chosen: Any = fitting if isinstance(fitting, partial) else partial(fitting)
+            described = {"class_path": path_of(chosen.func), "init_args": chosen.keywords}
+            likelihood = {slot: described if slot == "likelihood" else [described]}
+            self.values = self.parser.parse_object(likelihood, namespace=self.values)
+            del self.values["config"], self.values["print_config"]
+        return self.made(), splits
+
+
+def program() -> str:
+    """How this program was called, for messages."""
+    name = Path(sys.argv[0]).name
+    return f"python {sys.argv[0]}" if name.endswith(".py") else name
+
+
+def _specifications(function: Callable[..., Any]) -> dict[str, type[Any]]:
+    return {name: hint for name, hint in get_type_hints(function).items() if hint in SPECIFICATIONS}
+
+
+def _names(kind: type[Any]) -> set[str]:
+    return {field.name for field in fields(kind)}
+
+
+def _complete(owner: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Fills in the options that each given class was not told, each class by itself, the inner ones first."""
+    names: set[Any] = set(signature(owner).parameters)
+    for name, value in given.items():
+        classes = [each for each in _listed(value) if isinstance(each, dict) and "class_path" in each]
+        if classes and name in names:
+            for each in classes:
+                each["init_args"] = _complete(resolve_name(each["class_path"]), each.get("init_args", {}))
+            alone = ArgumentParser(exit_on_error=False)
+            add = alone.add_class_arguments if isinstance(owner, type) else alone.add_function_arguments
+            add(owner, skip=names - {name}, fail_untyped=False)
+            alone.set_defaults({name: None})
+            given[name] = alone.parse_object({name: value}).as_dict()[name]
+    return given
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _known(slot: Any) -> list[str]:
+    """Names of the libraries' classes that fill a slot, given its type: a class, or a callable that returns one, or None."""
+
+    def ours(kind: Any) -> bool:
+        return isinstance(kind, type) and kind.__module__.split(".")[0] in ("pyro_vae", "torch")
+
+    inner = [slot, *get_args(slot)]
+    inner += [deeper for kind in inner for deeper in get_args(kind)]
+    bases = [kind for kind in inner if ours(kind)]
+    names: set[str] = set()
+    while bases:
+        below = bases.pop().__subclasses__()
+        names |= {child.__name__ for child in below if ours(child) and not child.__name__.startswith("_")}
+        bases += below
+    return sorted(names)
+
+
+def choose(commands: Mapping[str, Callable[..., Any]], arguments: list[str], what: str) -> tuple[str, list[str]]:
+    """The command that the first word names, and the other words. Help and wrong words end the program with the list of them."""
+    name = arguments[0] if arguments else "nothing"
+    listed = "\n".join(f"  {each:<20}{doc.splitlines()[0]}" for each, f in commands.items() if (doc := f.__doc__))
+    if name in ("-h", "--help"):
+        print(f"usage: {program()} {what.upper()} [options]\n\n{what}s:\n{listed}\n\nEach has its own --help.")
+        sys.exit(0)
+    if name not in commands:
+        fail(f"expected one of the {what}s {', '.join(commands)} as the first word, got {name}\n{listed}", status=2)
+    return name, arguments[1:]

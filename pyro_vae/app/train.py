@@ -1,0 +1,181 @@
+"""The main job: trains a variational autoencoder and reports what it reached.
+
+    pyro-vae train
+    pyro-vae train --data MNIST --data.root data --latent 20
+    pyro-vae train --prior my_priors.StudentT --prior.df 5
+    pyro-vae train --config experiments/iwae_mnist.yaml
+
+Every slot takes the name of a class, or the import path of a class in a file of your own in the folder you stand in.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from pyro_vae.app.console import StopRequest, failing_clearly, pick_device, progress_bar
+from pyro_vae.app.options import Options
+from pyro_vae.data import Data, Digits, Splits
+from pyro_vae.models import Model, ModelSpec
+from pyro_vae.networks import count_parameters
+from pyro_vae.reports import (
+    Latents,
+    LearningCurves,
+    LogLikelihood,
+    Metric,
+    Picture,
+    Plane,
+    Reconstructions,
+    Samples,
+    TestBound,
+    Trained,
+    Traversals,
+)
+from pyro_vae.runs import Run, load
+from pyro_vae.training import Epoch, Progress, Training, TrainingPlan, fit
+
+console = Console(highlight=False)
+HEADER = f"{'epoch':<13}{'train':>11}{'validation':>11}{'reconstruction':>16}{'KL':>9}{'seconds':>9}"
+
+
+def train(
+    spec: ModelSpec,
+    plan: TrainingPlan,
+    data: Data = Digits(),
+    metrics: Sequence[Callable[[], Metric]] = (TestBound, LogLikelihood),
+    figures: Sequence[Callable[[], Picture]] = (LearningCurves, Reconstructions, Samples, Latents, Plane, Traversals),
+    test_particles: int = 1000,
+    test_images: int = 1000,
+    device: str = "auto",
+    out: Path | None = None,
+    *,
+    splits: Splits,
+    config: str,
+) -> None:
+    """Trains a variational autoencoder: a model p(t) p(x|t,w) and a guide q(t|x,φ).
+
+    Args:
+        spec: The model.
+        plan: How it is trained.
+        data: The data set.
+        metrics: What is measured at the end, on the test data.
+        figures: What is drawn at the end.
+        test_particles: K of the final estimate of log p(x) by importance sampling.
+        test_images: How many test data it is taken over, counted from the first.
+        device: auto (CUDA where there is one), cpu, cuda or cuda:<number>.
+        out: The run folder. By default runs/<data>-<date>-<time>.
+        splits: The data, loaded.
+        config: The resolved options, for the run folder.
+    """
+    if test_particles < 1 or test_images < 1:
+        raise ValueError(
+            f"expected at least 1 of test_particles and test_images, got {test_particles} and {test_images}"
+        )
+    where = pick_device(device)
+    splits = splits.to(where)
+    model = spec.build(splits, plan.seed).to(where)
+
+    with progress_bar(console) as bar, StopRequest() as stop:
+        task = bar.add_task("")
+
+        def on_step(now: Progress) -> None:
+            stop.check()
+            text = f"epoch {now.epoch}/{plan.epochs}"
+            bar.update(task, description=text, total=now.steps, completed=now.step, live=now.bound)
+
+        training = fit(model, splits, plan, on_step=on_step)
+        run = Run(out or Path("runs") / f"{type(data).__name__}-{datetime.now():%Y%m%d-%H%M%S}", config)
+        introduce(model, data, splits, where)
+        start = time.perf_counter()
+        records = follow(training, model, run, plan.epochs, stop)
+        trained_for = time.perf_counter() - start
+
+    interrupted = len(records) < plan.epochs
+    if not records:
+        console.print(f"No epoch was finished: {run.folder} holds the configuration alone.")
+        raise SystemExit(130)
+    try:
+        if interrupted:
+            model = load(run.folder).to(where)
+            console.print(f"Evaluating the weights of epoch {len(records)}; Ctrl-C again skips this.")
+        trained = Trained(model, splits, plan, records, test_particles, test_images)
+        report(run, trained, [make() for make in metrics], trained_for)
+        for make in figures:
+            for name, figure in make().draw(trained).items():
+                run.figure(name, figure)
+    except KeyboardInterrupt:
+        interrupted = True
+    contents = f"configuration, metrics, weights, {run.folder / 'figures'}/*.png"
+    console.print(f"Run folder: {run.folder}   ({contents})", soft_wrap=True)
+    if interrupted:
+        raise SystemExit(130)
+
+
+def introduce(model: Model, data: Data, splits: Splits, device: torch.device) -> None:
+    """Says what is trained on what."""
+    parts = [getattr(model, name) for name in ("prior", "posterior", "likelihood") if hasattr(model, name)]
+    named = ", ".join(type(part).__name__ for part in parts)
+    sizes = f"{len(splits.train)} train, {len(splits.valid)} validation, {len(splits.test)} test"
+    console.print(f"{type(data).__name__}: {sizes}, each {'×'.join(map(str, splits.x_shape))}")
+    console.print(
+        f"{type(model).__name__}{': ' if named else ''}{named}; d = {model.dims.latent}, {count_parameters(model):,} "
+        f"parameters, on {device}"
+    )
+    console.print("Bounds on log p(x), in nats per datum; reconstruction E log p(x|t) and KL on the validation data.\n")
+    console.print(HEADER, style="bold")
+
+
+def follow(training: Training, model: Model, run: Run, epochs: int, stop: StopRequest) -> list[Epoch]:
+    """Trains to the end or until Ctrl-C, and keeps and prints each epoch."""
+    records: list[Epoch] = []
+    try:
+        for record in training:
+            run.record(record, model, training.estimator.state)
+            records.append(record)
+            console.print(line(record, epochs))
+            stop.check()
+    except KeyboardInterrupt:
+        console.print(f"Stopped in epoch {len(records) + 1}.")
+    return records
+
+
+def line(record: Epoch, epochs: int) -> str:
+    """An epoch in one line, under `HEADER`."""
+    terms = record.valid
+    return (
+        f"{record.epoch:>6}/{epochs:<6}{record.train.bound:>11.2f}{terms.bound:>11.2f}{terms.reconstruction:>16.2f}"
+        f"{terms.kl:>9.2f}{record.seconds:>9.1f}"
+    )
+
+
+def report(run: Run, trained: Trained, metrics: Sequence[Metric], trained_for: float) -> None:
+    """The final table, on the screen and in result.json, which each metric adds to."""
+    table = Table(title="Test set, nats per datum", title_justify="left")
+    for column in ("quantity", "value", "images"):
+        table.add_column(column, justify="right" if column == "value" else "left")
+    values: dict[str, Any] = {}
+    with console.status("evaluating on the test data …"):
+        for metric in metrics:
+            measured = metric.measure(trained)
+            for row in measured.rows:
+                table.add_row(*row)
+            values |= measured.values
+            run.result(values)
+    console.print(table)
+    console.print(f"± is the standard error over images. Training took {trained_for:.0f} s.")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains a variational autoencoder and reports what it reached."""
+    options = Options(train, sys.argv[1:] if arguments is None else list(arguments))
+    with failing_clearly():
+        made, splits = options.with_data()
+        train(**made, splits=splits, config=options.as_yaml())

@@ -1,0 +1,36 @@
+"""Real data, held in memory on one device and batched by index.
+
+A data set is one class with one method, `Data.load`, that returns `Splits`: training, validation and test data. `make_splits`
+divides and binarizes. Which data go where, and how they are binarized, is seeded apart from the run's seed.
+
+=============== ==================================================== ==================================
+data set        data                                                 source
+=============== ==================================================== ==================================
+`Digits`        1,797 images of 8×8 counts 0..16                     scikit-learn, nothing is downloaded
+`MNIST`         70,000 images of 28×28 gray levels                   torchvision
+`FashionMNIST`  70,000 images of 28×28 gray levels                   torchvision
+`Arrays`        arrays (N, ...) of numbers                           a .npy or .npz file
+=============== ==================================================== ==================================
+"""
+
+from pyro_vae.data.arrays import Arrays
+from pyro_vae.data.columns import Columns
+from pyro_vae.data.digits import Digits
+from pyro_vae.data.splits import Binarize, Data, DataLike, Split, Splits, columns_for, make_splits, support_of
+from pyro_vae.data.torchvision_sets import MNIST, FashionMNIST
+
+__all__ = [
+    "MNIST",
+    "Arrays",
+    "Binarize",
+    "Columns",
+    "Data",
+    "DataLike",
+    "Digits",
+    "FashionMNIST",
+    "Split",
+    "Splits",
+    "columns_for",
+    "make_splits",
+    "support_of",
+]

@@ -1,0 +1,65 @@
+"""Data in the form that programs are called with: one tensor for each of their inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """What programs are called with, of N data: one tensor for each of their inputs, with N leading.
+
+    Training and evaluation turn a `Split` into this once, at their entrance, and index it from there on.
+
+    Attributes:
+        tensors: one for each input, in the order in which programs take them.
+        inputs: the names of the inputs, such as ``("x", "y")``.
+        dynamic: x holds probabilities, and each use of a datum draws its pixels anew.
+    """
+
+    tensors: tuple[Tensor, ...]
+    inputs: tuple[str, ...] = ("x",)
+    dynamic: bool = False
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.tensors[0])
+
+    @property
+    def x(self) -> Tensor:
+        """The data ``(N, *x_shape)``."""
+        return self.tensors[self.inputs.index("x")]
+
+    @property
+    def y(self) -> Tensor | None:
+        """The labels ``(N,)``, where programs are given them."""
+        return self.tensors[self.inputs.index("y")] if "y" in self.inputs else None
+
+    def take(self, index: Tensor | slice, tensors: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
+        """What programs are called with for some of the data. Where `dynamic`, pixels are drawn by the global random numbers.
+
+        Args:
+            index: which data.
+            tensors: tensors to index in place of those held here (a compiled graph gives its own inputs).
+        """
+        taken = [column[index] for column in tensors or self.tensors]
+        if self.dynamic:
+            place = self.inputs.index("x")
+            taken[place] = torch.bernoulli(taken[place])
+        return tuple(taken)
+
+    def first(self, n: int) -> Columns:
+        """The first n data."""
+        return replace(self, tensors=tuple(column[:n] for column in self.tensors))
+
+    def order(self) -> Tensor:
+        """The indices of all data in random order, drawn on the CPU, so that it is the same on every device."""
+        return torch.randperm(len(self)).to(self.tensors[0].device)
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, ...]]:
+        """All data once, in their order, ``size`` at a time. The last batch holds what is left."""
+        yield from (self.take(slice(start, start + size)) for start in range(0, len(self), size))

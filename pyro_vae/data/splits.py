@@ -1,0 +1,216 @@
+"""Training, validation and test data: what a data set is read into, and the helper that divides and binarizes it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
+
+from pyro_vae.data.columns import Columns
+from pyro_vae.description import Described
+from pyro_vae.parts import Dims, Shape
+from pyro_vae.traces import inputs_of
+
+Binarize = Literal["dynamic", "fixed", "none"]
+"""dynamic: training pixels are drawn anew each time they are used; fixed: once; none: gray values stay.
+
+Validation and test data are drawn once in both cases. The two differ by about 2 nats on MNIST and must not be compared.
+"""
+
+_BINARIZE_SEED = 20160901
+"""The seed of every binarization that is drawn once, so that all runs have the same test set."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Data of one kind, on one device.
+
+    Attributes:
+        x: data ``(N, *x_shape)``; probabilities in [0, 1] where `dynamic`.
+        labels: classes ``(N,)``, or None.
+        dynamic: each use of a datum draws its pixels anew.
+    """
+
+    x: Tensor
+    labels: Tensor | None = None
+    dynamic: bool = False
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.x)
+
+    def to(self, device: torch.device) -> Split:
+        """The same split on another device."""
+        return replace(self, x=self.x.to(device), labels=None if self.labels is None else self.labels.to(device))
+
+    def first(self, n: int) -> Split:
+        """The first n data."""
+        return replace(self, x=self.x[:n], labels=None if self.labels is None else self.labels[:n])
+
+    def columns(self, inputs: Sequence[str] = ("x",)) -> Columns:
+        """The data as programs of these inputs are called with them.
+
+        Args:
+            inputs: the names that the programs declare (see `pyro_vae.traces.Programs`): "x" is the data, "y" the labels.
+
+        Raises:
+            ValueError: the programs take labels and there are none, or they declare an input of another name.
+        """
+        known = {"x": self.x, "y": self.labels}
+        if unknown := [name for name in inputs if name not in known]:
+            raise ValueError(f"inputs: expected names among {list(known)}, got {unknown}: data have no such column")
+        tensors = [column for name in inputs if (column := known[name]) is not None]
+        if len(tensors) < len(inputs):
+            raise ValueError("the model and the guide are given labels y with the data, and these data have none")
+        if "y" in inputs and self.labels is not None and len(self.labels) != len(self.x):
+            raise ValueError(f"y: expected a label for each of {len(self.x)} data, got {len(self.labels)}")
+        return Columns(tuple(tensors), tuple(inputs), self.dynamic)
+
+
+DataLike = Tensor | Split | Columns
+"""What evaluation takes: a split, x alone, or columns."""
+
+
+class Splits(NamedTuple):
+    """Train, validation and test data of one data set.
+
+    Attributes:
+        train: what is fitted.
+        valid: what is watched.
+        test: what is reported.
+        support: the values that a datum may take.
+    """
+
+    train: Split
+    valid: Split
+    test: Split
+    support: Constraint
+
+    @property
+    def x_shape(self) -> Shape:
+        """Shape of one datum."""
+        return tuple(self.train.x.shape[1:])
+
+    def dims(self, latent: int) -> Dims:
+        """The sizes that parts are built for, with the training data and their mean."""
+        x = self.train.x.cpu()
+        scale = max(1.0, x.abs().max().item())
+        return Dims(latent, self.x_shape, x.mean(0), x, self.train.dynamic, self.classes, scale)
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes there are, if every datum has a label of 0, 1, ..."""
+        found = [split.labels for split in (self.train, self.valid, self.test) if split.labels is not None]
+        if len(found) < 3 or any(labels.is_floating_point() or bool((labels < 0).any()) for labels in found):
+            return None
+        return 1 + max(int(labels.max()) for labels in found)
+
+    def to(self, device: torch.device) -> Splits:
+        """The same splits on another device."""
+        return Splits(self.train.to(device), self.valid.to(device), self.test.to(device), self.support)
+
+
+class Data(Described, ABC):
+    """A data set. Its options are the arguments of its constructor; `make_splits` does what most data sets need."""
+
+    @abstractmethod
+    def load(self) -> Splits:
+        """Reads the data into memory, on the CPU.
+
+        Raises:
+            ValueError: the data cannot be used; the message says which and why.
+            OSError: files cannot be read; the message says where to put them.
+        """
+
+
+def columns_for(programs: Any, data: DataLike) -> Columns:
+    """Data as these programs are called with them (see `pyro_vae.traces.Programs`).
+
+    Args:
+        programs: a Pyro model and guide that declare their inputs, or take x alone.
+        data: a split; or x alone, a tensor ``(N, *x_shape)``; or columns, which are taken as they are.
+
+    Raises:
+        ValueError: the programs take labels, and there are none or not one for each datum.
+    """
+    if isinstance(data, Columns):
+        return data
+    return (Split(data) if isinstance(data, Tensor) else data).columns(inputs_of(programs))
+
+
+def make_splits(
+    data: Split,
+    *,
+    valid: int,
+    test: int | Split,
+    binarize: Binarize = "none",
+    split_seed: int = 0,
+    support: Constraint | None = None,
+) -> Splits:
+    """Divides data into training, validation and test data, and binarizes them if that is wanted.
+
+    The seed of the division is not that of a run: two runs with other seeds are judged on the same test data.
+
+    Args:
+        data: all data, or, where the test data come apart, training and validation data.
+        valid: number of validation data, drawn at random.
+        test: number of test data, drawn at random, or the test data themselves.
+        binarize: dynamic and fixed draw each pixel with its value as the probability of a 1 (whole numbers 0..n are divided by
+            n); dynamic draws the training pixels anew at each use.
+        split_seed: seed of the division.
+        support: the values that a datum may take; by default the narrowest support that holds the data (see `support_of`).
+
+    Raises:
+        ValueError: there are fewer data than asked for, or values that are no probabilities are to be binarized.
+    """
+    if binarize not in ("dynamic", "fixed", "none"):
+        raise ValueError(f"binarize: expected dynamic, fixed or none, got {binarize!r}")
+    support = support_of(data.x) if support is None else support
+    train, held_out = (data, test) if isinstance(test, Split) else _hold_out(data, test, "test", split_seed)
+    train, watched = _hold_out(train, valid, "valid", split_seed)
+    if binarize == "none":
+        return Splits(train, watched, held_out, support)
+    train, watched, held_out = (_as_probabilities(split, support) for split in (train, watched, held_out))
+    train = replace(train, dynamic=True) if binarize == "dynamic" else _binarized(train)
+    return Splits(train, _binarized(watched), _binarized(held_out), constraints.boolean)
+
+
+def support_of(x: Tensor) -> Constraint:
+    """The narrowest of {0, 1}, whole numbers 0..max, [0, 1] and the real numbers that holds all values."""
+    low, high = x.min().item(), x.max().item()
+    if low >= 0 and bool((x == x.round()).all()):
+        return constraints.boolean if high <= 1 else constraints.integer_interval(0, int(high))
+    return constraints.unit_interval if low >= 0 and high <= 1 else constraints.real
+
+
+def _hold_out(split: Split, size: int, name: str, seed: int) -> tuple[Split, Split]:
+    """Divides into what is left and ``size`` data drawn by ``seed``, each in the order of the source."""
+    if not 1 <= size < len(split):
+        raise ValueError(f"{name}: expected between 1 and {len(split) - 1} of {len(split)} data, got {size}")
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
+
+    def part(index: Tensor) -> Split:
+        index = index.sort().values
+        return Split(split.x[index], None if split.labels is None else split.labels[index])
+
+    return part(order[:-size]), part(order[-size:])
+
+
+def _as_probabilities(split: Split, support: Constraint) -> Split:
+    """Whole numbers 0..n divided by n; values in [0, 1] as they are."""
+    upper = getattr(support, "upper_bound", 1)
+    low, high = split.x.min().item(), split.x.max().item()
+    if low < 0 or (support is constraints.real and high > 1):
+        raise ValueError(f"binarize: expected values in [0, 1] or counts, got values from {low:g} to {high:g}")
+    return replace(split, x=split.x / upper)
+
+
+def _binarized(split: Split) -> Split:
+    """The pixels drawn once, the same in every run."""
+    return replace(split, x=torch.bernoulli(split.x, generator=torch.Generator().manual_seed(_BINARIZE_SEED)))

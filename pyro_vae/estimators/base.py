@@ -1,0 +1,227 @@
+"""What every estimator is: a bound on log p(x) in nats per datum, and a gradient of its own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar, final
+
+import pyro.infer
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pyro_vae.estimators.objective import Objective
+from pyro_vae.traces import Latents, Particles, Program, particles
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def overridable(method: Method) -> Method:
+    """Marks a concrete method that a subclass may override. All other concrete methods stay as they are in every subclass."""
+    method.__overridable__ = True  # type: ignore[attr-defined]
+    return method
+
+
+class Estimate(NamedTuple):
+    """What an estimator returns for a batch.
+
+    Attributes:
+        bound: the bound on log p(x) of each datum, in nats (B,), without a gradient.
+        surrogate: what is differentiated (B,). Its gradient is the estimator's; its value has no meaning of its own.
+        particles: the draws behind the bound, with their log-probabilities.
+        optimized: the draws behind the surrogate. They are those of the bound unless the objective is another.
+    """
+
+    bound: Float[Tensor, " B"]
+    surrogate: Float[Tensor, " B"]
+    particles: Particles
+    optimized: Particles
+
+
+class Estimator(pyro.infer.ELBO, ABC):
+    """A bound on log p(x) and its gradient, for any Pyro model and guide.
+
+    A new estimator writes `bound`, and `surrogate` where its gradient is not that of the bound. Both are functions of the
+    log-probabilities of K draws for each datum, and have no side effects; each is called once in a step. Class attributes say
+    what is drawn. An estimator that learns from step to step keeps tensors in `state` and writes `advance`.
+
+    As a `pyro.infer.ELBO` it also goes into ``pyro.infer.SVI(loss=...)``, where it follows Pyro's convention: the loss is minus
+    the bound, summed over the batch and multiplied by the plate's scale.
+
+    Args:
+        K: number of particles.
+        max_plate_nesting: number of plate dimensions that the Pyro programs use.
+
+    Attributes:
+        latents: how φ acts on the draws (see `pyro_vae.traces.Latents`). All but "fixed" need guides with ``rsample``.
+        M: how many groups of K particles are drawn; they come as one dimension of M·K.
+        closed_form_kl: whether the KL is computed in closed form, and not estimated from the draws.
+        state: tensors that `advance` moves from step to step, by name.
+
+    Raises:
+        ValueError: K is below 1.
+    """
+
+    latents: Latents = "path"
+    M: int = 1
+    closed_form_kl: bool = False
+    state: dict[str, Tensor]
+
+    def __init__(self, K: int = 1, max_plate_nesting: int = 1) -> None:
+        if K < 1:
+            raise ValueError(f"K: expected at least 1 particle, got {K}")
+        super().__init__(num_particles=K, max_plate_nesting=max_plate_nesting)
+        self.K = K
+        self.state = {}
+
+    @abstractmethod
+    def bound(self, draws: Particles) -> Float[Tensor, " B"]:
+        """The bound of each datum, in nats."""
+
+    @overridable
+    def surrogate(self, draws: Particles) -> Float[Tensor, " B"]:
+        """What is differentiated, for each datum: the bound, unless an estimator has a gradient of its own."""
+        return self.bound(draws)
+
+    @overridable
+    def advance(self, draws: Particles) -> dict[str, Tensor]:
+        """The state after a step that was taken with these draws, by name, for an estimator that has one.
+
+        The step itself uses the state from before: it must not depend on the draws that it is used with.
+        """
+        del draws
+        return {}
+
+    @overridable
+    def gradients(
+        self,
+        model: Program,
+        guide: Program,
+        leaves: Sequence[Tensor],
+        *args: Any,
+        objective: Objective | None = None,
+        kl_weight: float | Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Estimate, list[Tensor]]:
+        """Draws, and returns the estimate and the gradient of the mean surrogate by each of the leaves (uphill).
+
+        An estimator that has its gradient by other means than a surrogate overrides this. The arguments are those of `estimate`.
+        """
+        estimate = self.estimate(model, guide, *args, objective=objective, kl_weight=kl_weight, **kwargs)
+        found = torch.autograd.grad(estimate.surrogate.mean(), leaves, allow_unused=True, materialize_grads=True)
+        return estimate, list(found)
+
+    @final
+    def estimate(
+        self,
+        model: Program,
+        guide: Program,
+        *args: Any,
+        objective: Objective | None = None,
+        kl_weight: float | Tensor | None = None,
+        **kwargs: Any,
+    ) -> Estimate:
+        """Draws, and returns the bound and the surrogate of each datum.
+
+        Args:
+            model: a Pyro model.
+            guide: a Pyro guide.
+            *args: given to both.
+            objective: what is optimized in place of the bound. The bound that is returned stays what it is.
+            kl_weight: weight of the KL in this step, in place of the objective's β.
+            **kwargs: given to both.
+
+        Raises:
+            ValueError: the guide or the objective is outside the estimator's domain.
+        """
+        objective = objective or Objective()
+
+        def draw() -> Particles:
+            nesting, K = self.max_plate_nesting, self.M * self.K
+            return particles(model, guide, *args, K=K, max_plate_nesting=nesting, latents=self.latents, **kwargs)
+
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (objective.noise or self.latents != "path")):
+            draws = draw()
+        if self.latents != "fixed":
+            self._require_rsample(draws)
+        if objective.is_the_bound and type(self).surrogate is Estimator.surrogate:
+            surrogate = self.bound(draws)
+            return Estimate(surrogate.detach(), surrogate, draws, draws)
+        with torch.no_grad():
+            bound = self.bound(draws)
+        optimized = draws
+        if not objective.noise:
+            self._require_closed_form(objective)
+            with objective.sampling():
+                optimized = draw()
+        if not objective.is_the_bound:
+            optimized = objective.reweigh(optimized, kl_weight)
+        return Estimate(bound, self.surrogate(optimized), draws, optimized)
+
+    @final
+    @torch.no_grad()
+    def after_step(self, estimate: Estimate) -> None:
+        """Moves the state on after a step that was taken with this estimate. Nothing else moves it."""
+        for name, value in self.advance(estimate.optimized).items():
+            self.state[name].copy_(value)
+
+    @final
+    def to(self, device: torch.device) -> None:
+        """Moves the state to a device."""
+        self.state = {name: value.to(device) for name, value in self.state.items()}
+
+    def _require_rsample(self, draws: Particles) -> None:
+        if blocked := [name for name, has_rsample in draws.reparameterized.items() if not has_rsample]:
+            raise ValueError(
+                f"{type(self).__name__} differentiates through the guide's samples, but its sites {blocked} have no "
+                f"rsample; use a reparameterized guide, or ScoreFunction, VIMCO, RWS or TVO"
+            )
+
+    def _require_closed_form(self, objective: Objective) -> None:
+        if objective.beta > 0 and not self.closed_form_kl:
+            raise ValueError(
+                f"objective: without noise the KL cannot be estimated from draws: use the estimator AnalyticKL, or "
+                f"beta = 0 (got {type(self).__name__} and beta = {objective.beta:g})"
+            )
+        if self.latents == "fixed":
+            raise ValueError(
+                f"objective: without noise φ acts through t alone, which {type(self).__name__} does not differentiate"
+            )
+
+    @overridable
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """Pyro's loss: minus the scaled sum of the bound, with the estimator's own gradient. The state does not move."""
+        return _loss(self.estimate(model, guide, *args, **kwargs))
+
+    @overridable
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """Pyro's loss as a number. Adds its gradient to that of the parameters, and moves the state on."""
+        estimate = self.estimate(model, guide, *args, **kwargs)
+        loss = _loss(estimate)
+        if loss.requires_grad:
+            loss.backward()
+        self.after_step(estimate)
+        return loss.item()
+
+    @final
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """Pyro's loss as a number, without a gradient."""
+        with torch.no_grad():
+            return self.differentiable_loss(model, guide, *args, **kwargs).item()
+
+    @final
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
+        """Pyro's hook for estimators that sum over traces. It is not used: `estimate` reads its own traces."""
+        raise NotImplementedError
+
+
+def _loss(estimate: Estimate) -> Tensor:
+    value = estimate.surrogate + (estimate.bound - estimate.surrogate).detach()
+    return -(value * estimate.particles.scale).sum()
+
+
+def require_particles(K: int, least: int, estimator: Estimator, why: str) -> None:
+    """Raises ValueError if there are too few particles."""
+    if least > K:
+        raise ValueError(f"{type(estimator).__name__}: expected K of at least {least}, got {K}: {why}")

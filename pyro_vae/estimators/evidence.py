@@ -1,0 +1,179 @@
+"""Estimators of the evidence lower bound E_q log w, with log w = log p(x,t) - log q(t|x,φ)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor
+from torch.distributions import Independent, kl_divergence
+
+from pyro_vae.estimators.base import Estimator, require_particles
+from pyro_vae.traces import Particles
+
+
+@final
+class ELBO(Estimator):
+    """The evidence lower bound (Kingma and Welling 2014, equation 3), averaged over K particles.
+
+    Bound: (1/K) Σ_k log w_k, with t = g(ε,x,φ).
+
+    Gradient: that of the bound, through t (their equation 7; Σᵢ E_p(ε) ∇ log w(g(ε,xᵢ,φ), xᵢ)).
+
+    Domain: guides whose sites are all reparameterized (``rsample``).
+
+    Args:
+        K: number of particles.
+        max_plate_nesting: number of plate dimensions the Pyro programs use.
+    """
+
+    def bound(self, draws: Particles) -> Tensor:
+        """The bound (B,)."""
+        return draws.log_w.mean(0)
+
+
+@final
+class AnalyticKL(Estimator):
+    """The evidence lower bound with KL(q‖p) in closed form (Kingma and Welling 2014, equation 10).
+
+    Bound: (1/K) Σ_k log p(x|t_k,w) - KL(q(t|x,φ) ‖ p(t)).
+
+    Gradient: that of the bound, through t.
+
+    Domain: reparameterized guides whose sites each have a closed-form KL to the model's. With several latents the guide has to
+    draw them in the model's order, for only then is the KL of one, given those before it, a term of the bound.
+
+    Args:
+        K: number of particles.
+        max_plate_nesting: number of plate dimensions the Pyro programs use.
+    """
+
+    closed_form_kl = True
+
+    def bound(self, draws: Particles) -> Tensor:
+        """The bound (B,).
+
+        Raises:
+            ValueError: a site has no closed form, or the latents have another order than the model's. Nothing is sampled instead.
+        """
+        in_model = [name for name in draws.model if name not in draws.observed]
+        if list(draws.guide) != in_model:
+            raise ValueError(
+                f"AnalyticKL: the guide draws {list(draws.guide)}, the model {in_model}: expected one order"
+            )
+        kl = sum((self._kl(name, draws) for name in in_model), torch.zeros_like(draws.log_lik))
+        return (draws.log_lik - draws.kl_weight * kl).mean(0)
+
+    def _kl(self, name: str, draws: Particles) -> Tensor:
+        q, p = draws.distributions[name]
+        try:
+            return draws.per_datum(kl_divergence(q, p))
+        except NotImplementedError:
+            raise ValueError(
+                f"AnalyticKL: no closed-form KL is known at site {name!r} from {_name(q)} to {_name(p)}; use ELBO"
+            ) from None
+
+
+@final
+class STL(Estimator):
+    """Sticking the landing: the evidence lower bound without the score in its gradient (Roeder et al. 2017, section 3).
+
+    Bound: (1/K) Σ_k log w_k.
+
+    Gradient: by φ, (1/K) Σ_k ∂log w_k/∂t ∂t/∂φ, which leaves out -∇φ log q(t|x,φ) at fixed t, a term of mean zero. Where q is
+    the posterior it is zero for each draw. By w, that of the bound.
+
+    Domain: guides whose sites are all reparameterized (``rsample``).
+
+    Args:
+        K: number of particles.
+        max_plate_nesting: number of plate dimensions the Pyro programs use.
+    """
+
+    def bound(self, draws: Particles) -> Tensor:
+        """The bound (B,)."""
+        return draws.log_w.mean(0)
+
+    def surrogate(self, draws: Particles) -> Tensor:
+        """The surrogate (B,): log w without the score of q."""
+        return path_log_w(draws).mean(0)
+
+
+@final
+class ScoreFunction(Estimator):
+    """The evidence lower bound by the log-derivative gradient (Ranganath et al. 2014, equation 3; Mnih and Gregor 2014).
+
+    Bound: (1/K) Σ_k log w_k.
+
+    Gradient: by φ, (1/K) Σ_k (log w_k - b_k) ∇φ log q(t_k|x,φ) at fixed t; by w, (1/K) Σ_k ∇w log p(x,t_k).
+
+    Domain: any guide, also without ``rsample``.
+
+    Args:
+        K: number of particles.
+        control: the control variate b: none; running, a moving average of log w over steps (Mnih and Gregor 2014, section 2.3);
+            leave-one-out, the mean log w of the datum's other particles (Kool et al. 2019), which needs K ≥ 2.
+        decay: of the moving average.
+        max_plate_nesting: number of plate dimensions the Pyro programs use.
+
+    Raises:
+        ValueError: leave-one-out with one particle, or a decay outside [0, 1).
+    """
+
+    latents = "fixed"
+
+    def __init__(
+        self,
+        K: int = 1,
+        control: Literal["none", "running", "leave-one-out"] = "none",
+        decay: float = 0.9,
+        max_plate_nesting: int = 1,
+    ) -> None:
+        super().__init__(K, max_plate_nesting)
+        if control == "leave-one-out":
+            require_particles(K, 2, self, "leave-one-out has no other particle to average")
+        if not 0 <= decay < 1:
+            raise ValueError(f"ScoreFunction: expected a decay in [0, 1), got {decay}")
+        self.control, self.decay = control, decay
+        if control == "running":
+            self.state = {"average": torch.zeros(()), "steps": torch.zeros(())}
+
+    def bound(self, draws: Particles) -> Tensor:
+        """The bound (B,)."""
+        return draws.log_w.mean(0)
+
+    def surrogate(self, draws: Particles) -> Tensor:
+        """The surrogate (B,), with the log-derivative term."""
+        log_w = draws.log_w.detach()
+        return (draws.log_p + (log_w - self._control(log_w)) * draws.log_q).mean(0)
+
+    def advance(self, draws: Particles) -> dict[str, Tensor]:
+        """The moving average after a step. The first step starts it."""
+        if not self.state:
+            return {}
+        new, average, steps = draws.log_w.mean(), self.state["average"], self.state["steps"]
+        new = new.to(average)
+        return {
+            "average": torch.where(steps == 0, new, self.decay * average + (1 - self.decay) * new),
+            "steps": steps + 1,
+        }
+
+    def _control(self, log_w: Tensor) -> Tensor:
+        if self.control == "leave-one-out":
+            return (log_w.sum(0) - log_w) / (self.K - 1)
+        if self.control == "none":
+            return torch.zeros_like(log_w)
+        # The average of earlier steps alone: it does not depend on this step's draws, so the gradient keeps its mean.
+        return self.state["average"].to(log_w)
+
+
+def path_log_w(draws: Particles) -> Tensor:
+    """Sum of log w (K, B) and log q at fixed latents: its gradient by φ goes through t alone, since the two scores cancel."""
+    fixed = draws.guide_at({name: value.detach() for name, value in draws.values.items()})
+    return draws.log_w + draws.kl_weight * sum(fixed.values(), torch.zeros_like(draws.log_w))
+
+
+def _name(distribution: Any) -> str:
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    return type(distribution).__name__

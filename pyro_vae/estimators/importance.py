@@ -1,0 +1,376 @@
+"""Estimators with several particles: importance-weighted bounds and their gradients.
+
+w̃ are the weights normalized over the K particles of a datum, w̃_k = w_k / Σ_j w_j; L_K = log (1/K) Σ_k w_k.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import log
+from typing import final
+
+import torch
+from torch import Tensor
+
+from pyro_vae.estimators.base import Estimator, require_particles
+from pyro_vae.estimators.evidence import path_log_w
+from pyro_vae.traces import Particles
+
+
+@final
+class IWAE(Estimator):
+    """The importance-weighted bound (Burda et al. 2016, equation 8).
+
+    Bound: L_K.
+
+    Gradient: that of the bound, Σ_k w̃_k ∇ log w_k through t (their equation 14). With ``stl``, by φ through t alone, as in
+    `STL`: a gradient of smaller variance that is biased for K > 1 (Tucker et al. 2019, section 4).
+
+    Domain: guides whose sites are all reparameterized (``rsample``).
+
+    Args:
+        K: number of particles.
+        stl: leave the score of q out of the gradient by φ.
+        max_plate_nesting: number of plate dimensions the Pyro programs use.
+    """
+
+    def __init__(self, K: int = 5, stl: bool = False, max_plate_nesting: int = 1) -> None:
+        super().__init__(K, max_plate_nesting)
+        self.stl = stl
+
+    def bound(self, draws: Particles) -> Tensor:
+        """The bound (B,)."""
+        return log_mean(draws.log_w)
+
+    def surrogate(self, draws: Particles) -> Tensor:
+        """The surrogate (B,)."""
+        if not self.stl:
+            return log_mean(draws.log_w)
+        return (normalized(draws.log_w) * path_log_w(draws)).sum(0)
+
+
+@final
+class DReG(Estimator):
+    """The importance-weighted bound with the doubly reparameterized gradient (Tucker et al. 2019, equation 8).
+
+    Bound: L_K.
+
+    Gradient: by φ, Σ_k w̃_k² ∂log w_k/∂t_k ∂t_k/∂φ, which has the mean of IWAE's and not its vanishing signal-to-noise; by w,
+    Σ_k w̃_k ∇w log p(x,t_k). Where q is the posterior the former is zero for each draw.
+
+    Domain: guides whose sites are all reparameterized (``rsample``).
+
+    Args:
+        K: number of particles.
+        max_plate_nesting: number of plate dimensions the Pyro programs use.
+    """
+
+    latents = "leaves"
+
+    def __init__(self, K: int = 5, max_plate_nesting: int = 1) -> None:
+        super().__init__(K, max_plate_nesting)
+
+    def bound(self, draws: Particles) -> Tensor:
+        """The bound (B,)."""
+        return log_mean(draws.log_w)
+
+    def surrogate(self, draws: Particles) -> Tensor:
+        """The surrogate (B,)."""
+        weights = normalized(draws.log_w)
+        by_w = (weights * draws.log_p).sum(0)
+        return by_w + path(draws, weights - draws.kl_weight * (weights - weights**2))
+
+
+@final
+class Renyi(Estimator):
+    """The variational Rényi bound (Li and Turner 2016, equation 6).
+
+    Bound: log ((1/K) Σ_k w_k^(1-α)) / (1-α). α = 0 is IWAE's; for α < 0 it exceeds log p(x) as K grows.
+
+    Gradient: that of the bound, through t (their equation 9).
+
+    Domain: guides whose sites are all reparameterized (``rsample``).
+
+    Args:
+        K: number of particles.
+        alpha: α; as it tends to 1 the bound tends to the ELBO.
+        max_plate_nesting: number of plate dimensions the Pyro programs use.
+
+    Raises:
+        ValueError: α = 1, a limit that `ELBO` computes.
+    """
+
+    def __init__(self, K: int = 5, alpha: float = 0.5, max_plate_nesting: int = 1) -> None:
+        super().__init__(K, max_plate_nesting)
+        if alpha == 1:
+            raise ValueError("Renyi: alpha = 1 is a limit of the formula, the evidence lower bound: use ELBO")
+        self.alpha = alpha
+
+    def bound(self, draws: Particles) -> Tensor:
+        """The bound (B,)."""
+        return log_mean((1 - self.alpha) * draws.log_w) / (1 - self.alpha)
+
+
+@final
+class MIWAE(Estimator):
+    """The mean of M importance-weighted bounds of K particles (Rainforth et al. 2018, equation 12).
+
+    Bound: (1/M) Σ_m L_K^(m).
+
+    Gradient: that of the bound, through t.
+
+    Domain: guides whose sites are all reparameterized (``rsample``).
+
+    Args:
+        K: number of particles of each bound.
+        M: number of bounds.
+        max_plate_nesting: number of plate dimensions the Pyro programs use.
+
+    Raises:
+        ValueError: M below 1.
+    """
+
+    def __init__(self, K: int = 8, M: int = 8, max_plate_nesting: int = 1) -> None:
+        super().__init__(K, max_plate_nesting)
+        self.M = _positive(M, self)
+
+    def bound(self, draws: Particles) -> Tensor:
+        """The bound (B,)."""
+        return log_mean(draws.log_w.unflatten(0, (self.K, self.M))).mean(0)
+
+
+@final
+class PIWAE(Estimator):
+    """One importance-weighted bound for w and the mean of M smaller ones for φ (Rainforth et al. 2018, section 4).
+
+    Bound: L_{MK}, the bound that w climbs.
+
+    Gradient: by w, that of L_{MK}; by φ, that of (1/M) Σ_m L_K^(m).
+
+    Domain: guides whose sites are all reparameterized (``rsample``).
+
+    Args:
+        K: number of particles of each bound for φ.
+        M: number of these bounds.
+        max_plate_nesting: number of plate dimensions the Pyro programs use.
+
+    Raises:
+        ValueError: M below 1.
+    """
+
+    latents = "leaves"
+
+    def __init__(self, K: int = 8, M: int = 8, max_plate_nesting: int = 1) -> None:
+        super().__init__(K, max_plate_nesting)
+        self.M = _positive(M, self)
+
+    def bound(self, draws: Particles) -> Tensor:
+        """The bound (B,)."""
+        return log_mean(draws.log_w)
+
+    def surrogate(self, draws: Particles) -> Tensor:
+        """The surrogate (B,)."""
+        by_w = (normalized(draws.log_w) * draws.log_p).sum(0)
+        weights = normalized(draws.log_w.unflatten(0, (self.K, self.M))).flatten(0, 1) / self.M
+        by_phi = path(draws, weights) - (weights * draws.kl_weight * draws.log_q).sum(0)
+        return by_w + by_phi
+
+
+@final
+class CIWAE(Estimator):
+    """A mixture of the evidence lower bound and the importance-weighted one (Rainforth et al. 2018, section 4).
+
+    Bound: β (1/K) Σ_k log w_k + (1-β) L_K.
+
+    Gradient: that of the bound, through t.
+
+    Domain: guides whose sites are all reparameterized (``rsample``).
+
+    Args:
+        K: number of particles.
+        beta: β in [0, 1].
+        max_plate_nesting: number of plate dimensions the Pyro programs use.
+
+    Raises:
+        ValueError: β outside [0, 1].
+    """
+
+    def __init__(self, K: int = 64, beta: float = 0.05, max_plate_nesting: int = 1) -> None:
+        super().__init__(K, max_plate_nesting)
+        if not 0 <= beta <= 1:
+            raise ValueError(f"CIWAE: expected beta in [0, 1], got {beta}")
+        self.beta = beta
+
+    def bound(self, draws: Particles) -> Tensor:
+        """The bound (B,)."""
+        return self.beta * draws.log_w.mean(0) + (1 - self.beta) * log_mean(draws.log_w)
+
+
+@final
+class VIMCO(Estimator):
+    """The importance-weighted bound by the log-derivative gradient with leave-one-out signals (Mnih and Rezende 2016).
+
+    Bound: L_K.
+
+    Gradient (their equations 5 and 10): by φ, Σ_k (L_K - L_K^(-k) - w̃_k) ∇φ log q(t_k|x,φ) at fixed t, where L_K^(-k) has w_k
+    replaced by the geometric mean of the others; by w, Σ_k w̃_k ∇w log p(x,t_k).
+
+    Domain: any guide, also without ``rsample``; K ≥ 2.
+
+    Args:
+        K: number of particles.
+        max_plate_nesting: number of plate dimensions the Pyro programs use.
+
+    Raises:
+        ValueError: K below 2.
+    """
+
+    latents = "fixed"
+
+    def __init__(self, K: int = 5, max_plate_nesting: int = 1) -> None:
+        super().__init__(K, max_plate_nesting)
+        require_particles(K, 2, self, "each particle's baseline is made of the others")
+
+    def bound(self, draws: Particles) -> Tensor:
+        """The bound (B,)."""
+        return log_mean(draws.log_w)
+
+    def surrogate(self, draws: Particles) -> Tensor:
+        """The surrogate (B,)."""
+        log_w = draws.log_w.detach()
+        others = (log_w.sum(0) - log_w) / (self.K - 1)
+        replaced = torch.logaddexp(_log_sum_of_others(log_w), others) - log(self.K)
+        signal = log_mean(log_w) - replaced
+        return (signal * draws.log_q + normalized(log_w) * draws.log_w).sum(0)
+
+
+@final
+class RWS(Estimator):
+    """Reweighted wake-sleep with the wake phase for both (Bornschein and Bengio 2015, equations 4 and 9).
+
+    Bound: L_K.
+
+    Gradient: by w, Σ_k w̃_k ∇w log p(x,t_k); by φ, Σ_k w̃_k ∇φ log q(t_k|x,φ) at fixed t, which lowers KL(p(t|x)‖q). With
+    ``dreg``, by φ Σ_k (w̃_k - w̃_k²) ∂log w_k/∂t_k ∂t_k/∂φ, of the same mean (Tucker et al. 2019, section 5).
+
+    Domain: any guide; with ``dreg`` those whose sites are all reparameterized. K ≥ 2, since one weight is always 1.
+
+    Args:
+        K: number of particles.
+        dreg: the doubly reparameterized form.
+        max_plate_nesting: number of plate dimensions the Pyro programs use.
+
+    Raises:
+        ValueError: K below 2.
+    """
+
+    def __init__(self, K: int = 5, dreg: bool = False, max_plate_nesting: int = 1) -> None:
+        super().__init__(K, max_plate_nesting)
+        require_particles(K, 2, self, "with one particle the weights say nothing about the posterior")
+        self.dreg = dreg
+        self.latents = "leaves" if dreg else "fixed"
+
+    def bound(self, draws: Particles) -> Tensor:
+        """The bound (B,)."""
+        return log_mean(draws.log_w)
+
+    def surrogate(self, draws: Particles) -> Tensor:
+        """The surrogate (B,)."""
+        weights = normalized(draws.log_w)
+        by_phi = path(draws, weights - weights**2) if self.dreg else (weights * draws.log_q).sum(0)
+        by_w = (weights * draws.log_p).sum(0)
+        return by_w + by_phi
+
+
+@final
+class TVO(Estimator):
+    """The thermodynamic variational objective (Masrani et al. 2019, equations 9 and 11).
+
+    Bound: Σ_p (β_{p+1} - β_p) E_{π_β_p} log w with π_β ∝ q^(1-β) p(x,t)^β, 0 = β_0 < ... < β_P = 1: a left Riemann sum of
+    log p(x) = ∫ E_{π_β} log w dβ, with each expectation by the weights w^β normalized over the K particles.
+
+    Gradient: for each β, E_π ∇log w + Cov_π(∇(log q + β log w), log w) at fixed t, by the same weights.
+
+    Domain: any guide, also without ``rsample``; K ≥ 2.
+
+    Args:
+        K: number of particles.
+        partitions: P, the number of terms; 1 is the ELBO.
+        beta_1: β_1, the others lie between it and 1 on a logarithmic scale (their section 6).
+        max_plate_nesting: number of plate dimensions the Pyro programs use.
+
+    Raises:
+        ValueError: K below 2, no partition, or β_1 outside (0, 1).
+    """
+
+    latents = "fixed"
+
+    def __init__(self, K: int = 10, partitions: int = 2, beta_1: float = 0.025, max_plate_nesting: int = 1) -> None:
+        super().__init__(K, max_plate_nesting)
+        require_particles(K, 2, self, "a covariance needs two")
+        if partitions < 1 or not 0 < beta_1 < 1:
+            raise ValueError(f"TVO: expected a partition and beta_1 in (0, 1), got {partitions} and {beta_1}")
+        inner = [beta_1 ** (1 - p / (partitions - 1)) for p in range(partitions - 1)]
+        self.betas = [0.0, *inner, 1.0]
+
+    def bound(self, draws: Particles) -> Tensor:
+        """The bound (B,)."""
+        log_w = draws.log_w
+        means = [(normalized(beta * log_w) * log_w).sum(0) for beta in self.betas[:-1]]
+        widths = [after - beta for beta, after in pairwise(self.betas)]
+        return torch.stack([width * mean for width, mean in zip(widths, means, strict=True)]).sum(0)
+
+    def surrogate(self, draws: Particles) -> Tensor:
+        """The surrogate (B,)."""
+        log_w, total = draws.log_w, torch.zeros_like(draws.log_w[0])
+        f = log_w.detach()
+        for beta, after in pairwise(self.betas):
+            v = normalized(beta * f)
+            # Σ_k v_k (f_k - mean) z_k with v_k = 1/K (β = 0) has the mean (K-1)/K of the covariance: corrected there.
+            spread = v * (f - (v * f).sum(0)) * (self.K / (self.K - 1) if beta == 0 else 1.0)
+            terms = v * log_w + spread * (draws.log_q + beta * log_w)
+            total = total + (after - beta) * terms.sum(0)
+        return total
+
+
+def log_mean(log_w: Tensor) -> Tensor:
+    """The logarithm of (1/K) Σ_k w_k over the first dimension."""
+    return log_w.logsumexp(0) - log(len(log_w))
+
+
+def _log_sum_of_others(log_w: Tensor) -> Tensor:
+    """The logarithm of Σ_{j≠k} w_j for each k (K, B), from the sums before and after k: no difference of large numbers."""
+    none = torch.full_like(log_w[:1], -torch.inf)
+    before = torch.cat([none, log_w.logcumsumexp(0)[:-1]])
+    after = torch.cat([log_w.flip(0).logcumsumexp(0).flip(0)[1:], none])
+    return torch.logaddexp(before, after)
+
+
+def normalized(log_w: Tensor) -> Tensor:
+    """w̃ (K, B), without a gradient."""
+    return log_w.detach().softmax(0)
+
+
+def path(draws: Particles, weights: Tensor) -> Tensor:
+    """Surrogate (B,) of Σ_k c_k ∂log w_k/∂t_k ∂t_k/∂φ for weights c (K, B); the derivative by t is taken here."""
+    names = list(draws.values)
+    if not draws.log_w.requires_grad:  # nothing is differentiated: the surrogate has no use
+        return torch.zeros_like(draws.log_w[0])
+    slopes = torch.autograd.grad(draws.log_w.sum(), [draws.values[name] for name in names], retain_graph=True)
+    along = [
+        draws.per_datum(_over_event(slope * draws.drawn[name], draws, name))
+        for name, slope in zip(names, slopes, strict=True)
+    ]
+    return (weights * sum(along, torch.zeros_like(weights))).sum(0)
+
+
+def _over_event(value: Tensor, draws: Particles, name: str) -> Tensor:
+    """Sums over the event dimensions of a latent."""
+    event = len(draws.distributions[name][0].event_shape)
+    return value.sum(tuple(range(-event, 0))) if event else value
+
+
+def _positive(M: int, estimator: Estimator) -> int:
+    if M < 1:
+        raise ValueError(f"{type(estimator).__name__}: expected M of at least 1, got {M}")
+    return M

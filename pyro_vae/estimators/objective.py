@@ -1,0 +1,74 @@
+"""Objectives: what is optimized, kept apart from the bound that is reported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyro_vae.traces import Particles
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The weights of a bound's terms: log w becomes log p(x|t,w) + c (log p(t) - log q(t|x,φ)). By default the bound itself.
+
+    c = β (Higgins et al. 2017), times epoch/warm_up in the first epochs (Bowman et al. 2016), times zero for a batch whose mean
+    KL is below the free nats (Kingma et al. 2016, appendix C.8, with all latents in one group).
+    The plain autoencoder is the limit β = 0 without noise.
+
+    Args:
+        beta: β, the weight of the KL.
+        warm_up: epochs over which the weight of the KL rises to β.
+        free_nats: KL per datum, as the mean of a batch, that costs nothing.
+        noise: draw t from q; without noise t is the mean of q, and the KL, if it has a weight, must be in closed form.
+
+    Raises:
+        ValueError: a negative number.
+    """
+
+    beta: float = 1.0
+    warm_up: int = 0
+    free_nats: float = 0.0
+    noise: bool = True
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        for name in ("beta", "warm_up", "free_nats"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"objective: expected {name} of at least 0, got {getattr(self, name)}")
+
+    @property
+    def is_the_bound(self) -> bool:
+        """Nothing is changed."""
+        return self == Objective()
+
+    def weight(self, epoch: int) -> float:
+        """The weight of the KL in an epoch, counted from 1."""
+        return self.beta * min(1.0, epoch / self.warm_up) if self.warm_up else self.beta
+
+    def reweigh(self, draws: Particles, weight: float | Tensor | None = None) -> Particles:
+        """The same draws with another weight of the KL: β, or the one given in its place; none below the free nats."""
+        weight = self.beta if weight is None else weight
+        if self.free_nats:
+            kl = (draws.log_q - draws.log_prior).mean().detach()
+            weight = weight * (kl > self.free_nats).to(kl.dtype)
+        return replace(draws, kl_weight=weight)
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Where ``noise`` is off, latents are the means of their distributions here."""
+        with nullcontext() if self.noise else _Means():
+            yield
+
+
+class _Means(Messenger):
+    """Gives each latent that is still to be drawn the mean of its distribution."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["done"] and not msg["is_observed"] and hasattr(msg["fn"], "rsample"):
+            msg["value"], msg["done"] = msg["fn"].mean, True

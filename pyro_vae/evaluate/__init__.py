@@ -1,0 +1,46 @@
+"""Evaluation of a trained model, or of any Pyro model and guide: everything is read from log-probabilities (K, B).
+
+==================== ===========================================================================================
+module               what it tells
+==================== ===========================================================================================
+`importance_sampling` log p(x) of each datum by importance sampling; bits per dimension
+`bound`              an estimator's bound over data, with its terms
+`predictions`        latents of data, reconstructions, samples
+`latent_use`         which latents are in use
+`gradients`          mean, variance, signal-to-noise ratio, bias and cost of an estimator's gradient
+`statistics`         means with errors, intervals, the jackknife, a fitted line
+==================== ===========================================================================================
+"""
+
+from pyro_vae.evaluate.bound import DivergedError, Terms, evaluate_bound
+from pyro_vae.evaluate.gradients import GROUPS, SIDES, Draws, Moments, draw_gradients, moments
+from pyro_vae.evaluate.importance_sampling import bits_per_dim, log_px
+from pyro_vae.evaluate.latent_use import active_units, variance_of_means
+from pyro_vae.evaluate.predictions import decode, encode, reconstruct, sample
+from pyro_vae.evaluate.statistics import Interval, Line, Mean, fit_line, interval, mean
+
+__all__ = [
+    "GROUPS",
+    "SIDES",
+    "DivergedError",
+    "Draws",
+    "Interval",
+    "Line",
+    "Mean",
+    "Moments",
+    "Terms",
+    "active_units",
+    "bits_per_dim",
+    "decode",
+    "draw_gradients",
+    "encode",
+    "evaluate_bound",
+    "fit_line",
+    "interval",
+    "log_px",
+    "mean",
+    "moments",
+    "reconstruct",
+    "sample",
+    "variance_of_means",
+]

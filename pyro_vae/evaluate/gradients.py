@@ -1,0 +1,221 @@
+"""Gradients of estimators at a frozen state: mean, variance, signal-to-noise ratio, bias and cost of their draws.
+
+N draws of a gradient come in G groups. The group means enter every figure as inner products between different groups alone,
+which have no noise in common: ‖E g‖² is estimated without bias by the mean of <ḡ_a, ḡ_b> over a ≠ b, even where N draws are
+far too few to see E g itself. Errors are by the jackknife over groups (Efron and Stein 1981).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import exp, isfinite, log, nan, sqrt
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from pyro_vae.data import DataLike, columns_for
+from pyro_vae.estimators import Estimator
+from pyro_vae.evaluate.statistics import UNRESOLVED, Interval, jackknife, student_reach
+from pyro_vae.scopes import mode, seeded
+from pyro_vae.traces import Programs, library_path, parameters
+
+GROUPS = 20
+"""G: enough for an error by the jackknife, and few enough that G gradients fit into memory."""
+SIDES = ("w", "phi")
+"""The parameters of the model and those of the guide."""
+_Z = student_reach(GROUPS - 1)
+_WARM_UP = 3
+
+Matrix = Float64[np.ndarray, "G G"]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Gradient draws of one estimator, by side of the parameters ("w" and "phi").
+
+    Attributes:
+        means: group means ``(G, D)`` of the gradient of the mean bound of the batch, in nats.
+        squares: for each group the mean of ‖g‖² over its draws.
+        seconds: wall time of one draw, the median over groups.
+    """
+
+    means: dict[str, Tensor]
+    squares: dict[str, list[float]]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Moments of the gradient draws by one side of the parameters, in a form that is small enough to keep.
+
+    Attributes:
+        inner: inner products of the group means.
+        squares: for each group the mean of ‖g‖² over its draws.
+        gap: inner products of the differences to the reference's group means.
+        reference: inner products of the reference's group means.
+    """
+
+    inner: Matrix
+    squares: Float64[np.ndarray, " G"]
+    gap: Matrix
+    reference: Matrix
+
+    @property
+    def norm(self) -> Interval:
+        """‖E g‖."""
+        return _root(self._jackknife(lambda keep: _off_diagonal(self.inner, keep)))
+
+    @property
+    def variance(self) -> Interval:
+        """The trace of Cov g, the sum of the variances of all coordinates."""
+        value, error = self._jackknife(self._variance)
+        return Interval(value, max(0.0, value - _Z * error), value + _Z * error)
+
+    def log_snr(self, mean_of_reference: bool = False) -> tuple[float, float]:
+        """Logarithm of `snr` and its standard error; NaN where ‖E g‖² is within two errors of zero."""
+        inner = self.reference if mean_of_reference else self.inner
+        value, error = self._jackknife(lambda keep: _off_diagonal(inner, keep) / self._variance(keep))
+        if not value > 2 * error:
+            return nan, nan
+        return log(value) / 2, error / value / 2
+
+    def snr(self, mean_of_reference: bool = False) -> Interval:
+        """Signal-to-noise ratio of one draw, ‖E g‖ / √tr Cov g (Rainforth et al. 2018, equation 3, over all coordinates).
+
+        Args:
+            mean_of_reference: take ‖E g‖ from the reference's draws: for a gradient of the same mean and more noise.
+        """
+        value, error = self.log_snr(mean_of_reference)
+        return Interval(exp(value), exp(value - _Z * error), exp(value + _Z * error)) if isfinite(value) else UNRESOLVED
+
+    @property
+    def bias(self) -> Interval:
+        """‖E g - E g_reference‖ / ‖E g_reference‖. The interval holds 0 where no bias is seen."""
+
+        def ratio(keep: np.ndarray) -> float:
+            return _off_diagonal(self.gap, keep) / _off_diagonal(self.reference, keep)
+
+        value, error = self._jackknife(lambda keep: _off_diagonal(self.reference, keep))
+        return _root(self._jackknife(ratio)) if value > 2 * error else UNRESOLVED
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain lists, for JSON."""
+        return {name: value.tolist() for name, value in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Moments:
+        """The inverse of `as_dict`."""
+        return cls(**{name: np.asarray(value, dtype=np.float64) for name, value in values.items()})
+
+    def _variance(self, keep: np.ndarray) -> float:
+        return float(self.squares[keep].mean() - _off_diagonal(self.inner, keep))
+
+    def _jackknife(self, statistic: Callable[[np.ndarray], float]) -> tuple[float, float]:
+        return jackknife(statistic, len(self.squares))
+
+
+def draw_gradients(
+    programs: Programs,
+    batch: DataLike,
+    estimator: Estimator,
+    N: int,
+    seed: int | str = 0,
+    on_draw: Callable[[int], None] | None = None,
+) -> Draws:
+    """Draws N gradients of an estimator's mean bound of a batch, with the parameters as they are.
+
+    An estimator with a state moves it after each draw, as it would after a step.
+
+    Args:
+        programs: a `VAE`, or any Pyro ``model`` and ``guide``.
+        batch: the data, the same for every draw.
+        estimator: whose gradients.
+        N: number of draws, a multiple of `GROUPS`.
+        seed: of the noise.
+        on_draw: told the number of draws done, after each.
+
+    Raises:
+        ValueError: N is no positive multiple of `GROUPS`, or the programs are outside the estimator's domain.
+    """
+    if N < GROUPS or N % GROUPS:
+        raise ValueError(f"draws: expected a multiple of {GROUPS}, since they come in {GROUPS} groups, got {N}")
+    columns = columns_for(programs, batch)
+    device = columns.x.device
+    with seeded(device, seed, "parameters"):
+        data = columns.take(slice(None))
+        leaves = dict(zip(SIDES, parameters(programs.model, programs.guide, *data), strict=True))
+    flat = [leaf for side in SIDES for leaf in leaves[side].values()]
+
+    def draw() -> dict[str, Tensor]:
+        estimate, found = estimator.gradients(programs.model, programs.guide, flat, *data)
+        estimator.after_step(estimate)
+        slopes = iter(found)
+        return {
+            side: torch.cat([columns.x.new_zeros(0), *(next(slopes).flatten() for _ in leaves[side])]) for side in SIDES
+        }
+
+    def wait() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    means: dict[str, list[Tensor]] = {side: [] for side in SIDES}
+    squares: dict[str, list[Tensor]] = {side: [] for side in SIDES}
+    seconds: list[float] = []
+    with seeded(device, seed, "gradients"), library_path(), mode(programs, training=False):
+        for _ in range(_WARM_UP):
+            draw()
+        for group in range(GROUPS):
+            start = wait()
+            totals = {side: torch.zeros((), device=device) for side in SIDES}
+            square = {side: torch.zeros((), dtype=torch.float64, device=device) for side in SIDES}
+            for i in range(N // GROUPS):
+                for side, gradient in draw().items():
+                    totals[side] = totals[side] + gradient
+                    square[side] = square[side] + gradient.dot(gradient)
+                if on_draw:
+                    on_draw(group * (N // GROUPS) + i + 1)
+            seconds.append((wait() - start) / (N // GROUPS))
+            for side in SIDES:
+                means[side].append(totals[side] / (N // GROUPS))
+                squares[side].append(square[side] / (N // GROUPS))
+    return Draws(
+        {side: torch.stack(means[side]) for side in SIDES},
+        {side: torch.stack(squares[side]).tolist() for side in SIDES},
+        float(np.median(seconds)),
+    )
+
+
+def moments(draws: Draws, reference: Draws) -> dict[str, Moments]:
+    """Moments by side of the parameters. Those of the reference itself have no gap."""
+    return {
+        side: Moments(
+            _inner(draws.means[side]),
+            np.array(draws.squares[side]),
+            _inner(draws.means[side] - reference.means[side]),
+            _inner(reference.means[side]),
+        )
+        for side in SIDES
+    }
+
+
+def _inner(means: Tensor) -> Matrix:
+    product: Matrix = (means.double() @ means.double().T).cpu().numpy()
+    return product
+
+
+def _off_diagonal(matrix: Matrix, keep: np.ndarray) -> float:
+    """Mean over pairs of different groups."""
+    kept = matrix[np.ix_(keep, keep)]
+    return float((kept.sum() - np.trace(kept)) / (len(keep) * (len(keep) - 1)))
+
+
+def _root(value: tuple[float, float]) -> Interval:
+    """The interval of a non-negative number whose square has an estimate, which may fall below zero, and an error."""
+    square, error = value
+    return Interval(*(sqrt(max(0.0, end)) for end in (square, square - _Z * error, max(0.0, square) + _Z * error)))

@@ -1,0 +1,126 @@
+"""log p(x) by importance sampling, in constant memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import log, prod
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor, nn
+
+from pyro_vae.compilation import Compile, NotCompiledError, compiled
+from pyro_vae.data import DataLike, columns_for
+from pyro_vae.parts import Shape
+from pyro_vae.precision import Precision, in_precision
+from pyro_vae.scopes import mode, seeded
+from pyro_vae.traces import Programs, library_path, particles
+
+_CHUNK = 2**20
+"""Numbers in the largest temporary, particles × data × pixels: small enough for a processor's cache."""
+_PARTS = 4
+"""Chunks in one compiled graph, which share what does not depend on the particles: the encoder and the prior."""
+_AUTO_WORK = 2**31
+"""Particles × data × pixels from which on a compiled chunk saves more time than compiling takes."""
+
+logger = logging.getLogger("pyro_vae")
+
+
+def bits_per_dim(log_px: Tensor, x_shape: Shape) -> Tensor:
+    """-log p(x) / (D log 2) of each datum (N,), D the number of dimensions: bits that a code takes. For discrete x alone."""
+    return -log_px / (prod(x_shape) * log(2))
+
+
+def log_px(
+    programs: Programs,
+    data: DataLike,
+    K: int,
+    *,
+    batch_size: int = 100,
+    max_plate_nesting: int = 1,
+    seed: int = 0,
+    compile: Compile = "auto",
+    precision: Precision = "fp32",
+) -> Float64[Tensor, " N"]:
+    """Log p(x) of each datum by importance sampling from the guide: log (1/K) Σ_k w_k, in nats.
+
+    This is L_K of Burda et al. 2016 (equation 8), a lower bound in expectation that rises to log p(x) with K. Particles come
+    in chunks and their weights are summed on the way (streaming logsumexp, in float64): memory does not grow with K.
+
+    Args:
+        programs: a `VAE`, or any Pyro ``model`` and ``guide``.
+        data: N data, on the device of the programs.
+        K: number of particles.
+        batch_size: data at a time.
+        max_plate_nesting: number of plate dimensions that the programs use.
+        seed: seed of the particles.
+        compile: whether a chunk is compiled; auto compiles where the work is large.
+        precision: of the networks' matrix products.
+
+    Raises:
+        ValueError: K is below 1.
+    """
+    if K < 1:
+        raise ValueError(f"K: expected at least 1 particle, got {K}")
+    columns = columns_for(programs, data)
+    N, pixels, device = len(columns), prod(columns.x.shape[1:]), columns.x.device
+    chunk = max(1, _CHUNK // (min(batch_size, N) * pixels))
+    most = min(K, _PARTS * chunk)
+    model, guide = (in_precision(program, precision) for program in (programs.model, programs.guide))
+
+    def log_sum(*batch: Tensor, k: int) -> Tensor:
+        """Log Σ w over k new particles (B,)."""
+        sums = []
+        for start in range(0, k, chunk):
+            draws = particles(model, guide, *batch, K=min(chunk, k - start), max_plate_nesting=max_plate_nesting)
+            sums.append(draws.log_w.logsumexp(0).to(torch.float64))
+        return torch.stack(sums).logsumexp(0)
+
+    estimates: list[Tensor] = []
+    with torch.no_grad(), seeded(device, seed, "log p(x)"), mode(programs, training=False), library_path():
+        full: Callable[..., Tensor] = partial(log_sum, k=most)
+        if compile == "on" or (compile == "auto" and K * N * pixels >= _AUTO_WORK):
+            key = most, chunk, max_plate_nesting, precision
+            full = _compiled(programs, full, columns.first(batch_size).tensors, key)
+        for batch in columns.batches(batch_size):
+            B = len(batch[0])
+            total = batch[0].new_full((B,), -torch.inf, dtype=torch.float64)
+            for start in range(0, K, most):
+                whole = K - start >= most and min(batch_size, N) == B
+                part = full(*batch) if whole else log_sum(*batch, k=min(most, K - start))
+                total = torch.logaddexp(total, part)
+            estimates.append(total - log(K))
+    return torch.cat(estimates)
+
+
+_graphs: WeakKeyDictionary[nn.Module, dict[Any, Callable[..., list[Tensor]]]] = WeakKeyDictionary()
+
+
+def _compiled(
+    programs: Any, function: Callable[..., Tensor], batch: tuple[Tensor, ...], key: Any
+) -> Callable[..., Tensor]:
+    """The function of a batch of these shapes as one compiled graph, or the function itself, with a line that says why.
+
+    The graphs of a module are kept from call to call. Its weights may change in place; a graph is made anew if they move.
+    """
+    state = [*programs.parameters(), *programs.buffers()] if isinstance(programs, nn.Module) else []
+    shapes = [(each.shape, each.dtype, each.device) for each in batch]
+    key = (key, *shapes, *((tensor.data_ptr(), tensor.dtype) for tensor in state))
+
+    def whole(_swapped: Sequence[Tensor], _held: Sequence[Tensor], *batch: Tensor) -> list[Tensor]:
+        return [function(*batch)]
+
+    kept = _graphs.get(programs, {}) if state else {}
+    if key not in kept:
+        try:
+            kept[key] = compiled(programs, whole, [], batch, {})
+        except NotCompiledError as reason:
+            logger.warning("log p(x) is computed eagerly: %s", reason)
+            return function
+        _graphs[programs] = kept
+    run = kept[key]
+    return lambda *batch: run(*batch)[0]

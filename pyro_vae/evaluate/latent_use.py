@@ -1,0 +1,57 @@
+"""Active units: which latents a trained guide uses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_vae.data import DataLike, columns_for
+from pyro_vae.evaluate.predictions import evaluating
+from pyro_vae.traces import Programs, draw_latents
+
+
+def active_units(
+    programs: Programs,
+    data: DataLike,
+    site: str | None = None,
+    threshold: float = 0.01,
+    draws: int = 20,
+    seed: int = 0,
+) -> Tensor:
+    """Which latents are in use ``(d,)``: those with Var_x E_q[t_j|x] above a threshold (Burda et al. 2016, section 5.1).
+
+    Args:
+        programs: a model and a guide.
+        data: N data, at least two.
+        site: the name of one latent; by default all latents, one after another in the guide's order.
+        threshold: that of their paper.
+        draws: number of draws in each of two means.
+        seed: seed of the draws.
+    """
+    return variance_of_means(programs, data, site, draws, seed) > threshold
+
+
+def variance_of_means(
+    programs: Programs, data: DataLike, site: str | None = None, draws: int = 20, seed: int = 0
+) -> Tensor:
+    """Var_x E_q[t_j|x] ``(d,)``, without bias from the noise of the draws, for guides of any kind.
+
+    The covariance over x of two means, over independent draws each, has that variance as its expectation: no mean in closed
+    form is needed. The arguments are those of `active_units`.
+    """
+    columns = columns_for(programs, data)
+    halves: list[list[Tensor]] = [[], []]
+    with evaluating(programs, columns.x.device, seed, "active units"):
+        for batch in columns.batches(1000):
+            for half in halves:
+                half.append(
+                    torch.stack([_flat(draw_latents(programs.guide, *batch), site) for _ in range(draws)]).mean(0)
+                )
+    one, other = (torch.cat(half).double() for half in halves)
+    return ((one - one.mean(0)) * (other - other.mean(0))).sum(0) / (len(one) - 1)
+
+
+def _flat(latents: dict[str, Tensor], site: str | None) -> Tensor:
+    """One latent, or all of them, as vectors ``(N, d)``."""
+    chosen = latents.values() if site is None else [latents[site]]
+    return torch.cat([t.reshape(len(t), -1) for t in chosen], 1)

@@ -1,0 +1,103 @@
+"""Statistics: means with their errors, intervals, the jackknife, and a straight line through points with errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import exp, isfinite, log, nan, sqrt
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.special import stdtrit
+from torch import Tensor
+
+
+class Mean(NamedTuple):
+    """A mean over independent values with its standard error (the sample standard deviation over √n), and n."""
+
+    mean: float
+    error: float
+    n: int
+
+    def __str__(self) -> str:
+        """For a table: mean ± standard error."""
+        return f"{self.mean:.2f} ± {self.error:.2f}"
+
+
+def mean(values: Tensor | np.ndarray) -> Mean:
+    """Mean and standard error of independent values (N,), summed in float64. One value has no error (NaN)."""
+    values, n = torch.as_tensor(values).to(torch.float64), len(values)
+    return Mean(values.mean().item(), values.std().item() / sqrt(n) if n > 1 else nan, n)
+
+
+class Interval(NamedTuple):
+    """A value with its 95 % interval; all NaN where the data do not resolve it."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """For a table."""
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]" if isfinite(self.value) else "not resolved"
+
+
+UNRESOLVED = Interval(nan, nan, nan)
+
+
+def student_reach(freedom: int) -> float:
+    """How many standard errors a 95 % interval reaches to either side, by Student's distribution of these degrees of freedom."""
+    return float(stdtrit(freedom, 0.975)) if freedom > 0 else nan
+
+
+def interval(values: np.ndarray) -> Interval:
+    """The mean of independent values, such as one for each seed, with its 95 % interval. One value has no interval (NaN)."""
+    found = mean(values)
+    reach = student_reach(found.n - 1) * found.error
+    return Interval(found.mean, found.mean - reach, found.mean + reach)
+
+
+def jackknife(statistic: Callable[[np.ndarray], float], groups: int) -> tuple[float, float]:
+    """A statistic of groups of draws, and its standard error from leaving out one group at a time (Efron and Stein 1981).
+
+    Args:
+        statistic: a function of the indices of the groups that are kept.
+        groups: number of groups.
+    """
+    every = np.arange(groups)
+    without = np.array([statistic(np.delete(every, g)) for g in every])
+    return statistic(every), sqrt((groups - 1) * without.var())
+
+
+class Line(NamedTuple):
+    """log y = intercept + slope · log K, with the slope's 95 % interval and the number of points that it rests on."""
+
+    slope: Interval
+    intercept: float
+    points: int
+
+    def at(self, K: np.ndarray) -> np.ndarray:
+        """Y on the line."""
+        return exp(self.intercept) * K**self.slope.value
+
+
+def fit_line(K: Sequence[float], log_y: Sequence[tuple[float, float]]) -> Line:
+    """Weighted least squares of log y against log K, each point with its own standard error. NaN points are left out.
+
+    The interval is Student's with n - 2 degrees of freedom, and is never narrower than the points' errors allow. Where they
+    scatter more than their errors say, since the line is not straight for example, it grows with the scatter. Below 3 points it
+    is NaN.
+    """
+    kept = [(log(k), y, e) for k, (y, e) in zip(K, log_y, strict=True) if isfinite(y)]
+    if len(kept) < 3:
+        return Line(UNRESOLVED, nan, len(kept))
+    at, y, error = np.array(kept).T
+    weight = 1 / error**2
+    center = (weight * at).sum() / weight.sum()
+    spread = (weight * (at - center) ** 2).sum()
+    slope = float((weight * (at - center) * y).sum() / spread)
+    intercept = float((weight * y).sum() / weight.sum() - slope * center)
+    freedom = len(kept) - 2
+    scatter = (weight * (y - intercept - slope * at) ** 2).sum() / freedom
+    reach = student_reach(freedom) * sqrt(max(1.0, scatter) / spread)
+    return Line(Interval(slope, slope - reach, slope + reach), intercept, len(kept))

@@ -1,0 +1,54 @@
+"""Trained models side by side in pictures: reconstructions, samples and latents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pyro_vae.figures.images import tiles
+from pyro_vae.figures.layout import new_figure
+
+
+class Case(NamedTuple):
+    """One trained VAE in pictures: data and their reconstructions, samples, latents of data and of the prior."""
+
+    x: Tensor
+    reconstructions: Tensor
+    samples: Tensor
+    t: Tensor
+    t_prior: Tensor
+
+
+def cases(columns: Mapping[str, Case], labels: Tensor | None, vmax: float, title: str = "") -> Figure:
+    """Cases side by side: reconstructions, samples, and the latents of data (colored by label) over those of the prior.
+
+    Above two dimensions the two latents with the largest variance over data are shown.
+    """
+    figure = new_figure(3 * len(columns) + 0.4, 8.2, title)
+    axes = figure.subplots(3, len(columns), squeeze=False, height_ratios=[1, 1, 1.2])
+    for j, (name, case) in enumerate(columns.items()):
+        tiles(axes[0, j], [part[i : i + 6] for i in (0, 6, 12) for part in (case.x, case.reconstructions)], vmax)
+        tiles(axes[1, j], [case.samples[i : i + 6] for i in range(0, 36, 6)], vmax)
+        axes[0, j].set_title(name, fontsize=10)
+        for of_images in axes[:2, j]:
+            of_images.set(xticks=[], yticks=[])
+            of_images.spines[:].set_visible(False)
+        t, t_prior = case.t.cpu().numpy(), case.t_prior.cpu().numpy()
+        used = np.sort(t.var(0).argsort()[::-1][:2])
+        plane = axes[2, j]
+        first, second = used[0], used[-1]
+        plane.scatter(t_prior[:, first], t_prior[:, second], s=4, color="0.8", linewidths=0, label="prior")
+        color = {} if labels is None else {"c": labels.cpu().numpy(), "cmap": "tab10"}
+        plane.scatter(t[:, first], t[:, second], s=5, alpha=0.8, linewidths=0, **color)
+        plane.set(xlabel=f"$t_{{{first + 1}}}$", aspect="equal", adjustable="datalim")
+        plane.grid(alpha=0.3)
+        if j == 0:
+            plane.set_ylabel(f"$t_{{{second + 1}}}$")
+    for row, label in enumerate(("x and its reconstruction", "samples, t ~ p(t)")):
+        axes[row, 0].set_ylabel(label)
+    axes[2, 0].legend(loc="upper left", fontsize=8, markerscale=3)
+    return figure

@@ -1,0 +1,90 @@
+"""Curves and bars of bounds: one run over its epochs, several runs beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from pyro_vae.figures.layout import MARKERS, new_figure, wrapped
+from pyro_vae.training import Epoch
+
+
+def learning_curves(records: Sequence[Epoch], title: str = "") -> Figure:
+    """Training and validation bound, reconstruction and KL against the epoch, in nats per datum."""
+    figure = new_figure(11, 3.4, title)
+    epochs = [record.epoch for record in records]
+    for axes, name, label in zip(
+        figure.subplots(1, 3),
+        ("bound", "reconstruction", "kl"),
+        ("bound on log p(x)", "reconstruction  E log p(x|t)", "KL  E log q(t|x) − log p(t)"),
+        strict=True,
+    ):
+        curves = [[getattr(getattr(record, part), name) for record in records] for part in ("train", "valid")]
+        marker = "o" if len(records) < 15 else ""
+        axes.plot(epochs, curves[0], color="C0", marker=marker, ms=3, label="train")
+        axes.plot(epochs, curves[1], color="C1", marker=marker, ms=3, label="validation")
+        axes.set(xlabel="epoch", title=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        # The first epochs fall off the scale that the rest is read on: the axis begins where most of the curve lies.
+        if len(records) >= 10:
+            settled = np.concatenate([curve[len(curve) // 10 :] for curve in curves])
+            margin = 0.05 * (settled.max() - settled.min()) or 1.0
+            axes.set_ylim(settled.min() - margin, settled.max() + margin)
+    figure.axes[0].set_ylabel("nats per datum")
+    figure.axes[0].legend(loc="lower right")
+    return figure
+
+
+class Curve(NamedTuple):
+    """One estimator's test log p(x): one row a seed, at the same steps."""
+
+    steps: np.ndarray
+    seconds: np.ndarray
+    log_px: np.ndarray
+
+
+def convergence(curves: Mapping[str, Curve], title: str = "") -> Figure:
+    """Test log p(x) against steps and against wall time: the mean over seeds, and the band from the lowest to the highest."""
+    figure = new_figure(11, 4.2, title)
+    panels = figure.subplots(1, 2, sharey=True)
+    for i, (name, curve) in enumerate(curves.items()):
+        for axes, at in zip(panels, (curve.steps, curve.seconds.mean(0)), strict=True):
+            axes.plot(at, curve.log_px.mean(0), color=f"C{i}", marker=MARKERS[i % len(MARKERS)], ms=4, label=name)
+            axes.fill_between(at, curve.log_px.min(0), curve.log_px.max(0), color=f"C{i}", alpha=0.2, lw=0)
+    # The state before the first step would leave no room for the differences: the axis begins after a tenth of the way.
+    settled = np.concatenate([curve.log_px[:, curve.steps > curve.steps[-1] / 10].ravel() for curve in curves.values()])
+    margin = 0.05 * (settled.max() - settled.min()) or 1.0
+    panels[0].set_ylim(settled.min() - margin, settled.max() + margin)
+    for axes, label in zip(panels, ("steps", "seconds of training"), strict=True):
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("test log p(x), nats per datum")
+    panels[0].legend(loc="lower right")
+    return figure
+
+
+def gaps(bars: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str = "") -> Figure:
+    """Log p(x) and ELBO of the same images for each name, as means with standard errors; a line between them is the gap."""
+    names = [wrapped(name) for name in bars]
+    figure = new_figure(8.5, sum(0.35 + 0.15 * name.count("\n") for name in names) + 1.6, title)
+    axes = figure.subplots()
+    for i, (log_px, elbo) in enumerate(bars.values()):
+        axes.plot([elbo.mean(), log_px.mean()], [i + 0.12, i - 0.12], color="0.6", lw=2, zorder=0)
+        for values, color, marker, label, at in (
+            (elbo, "C1", "s", "ELBO", i + 0.12),
+            (log_px, "C0", "o", "log p(x)", i - 0.12),
+        ):
+            error = values.std(ddof=1) / np.sqrt(len(values))
+            axes.errorbar(
+                values.mean(), at, xerr=error, fmt=marker, color=color, capsize=3, label=label if i == 0 else None
+            )
+    axes.set_yticks(range(len(bars)), names, fontsize=8)
+    axes.set(xlabel="nats per datum", ylim=(len(bars) - 0.4, -0.6))
+    axes.grid(alpha=0.3, axis="x")
+    figure.legend(loc="outside right upper")
+    return figure

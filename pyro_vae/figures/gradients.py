@@ -1,0 +1,55 @@
+"""Figures of gradients: their signal-to-noise ratio against K, and their cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from pyro_vae.evaluate import Interval, Line
+from pyro_vae.figures.layout import error_bars, legend, logarithmic, new_figure
+
+PARAMETERS = {"phi": "φ, the guide's", "w": "w, the model's"}
+
+
+class SNRLine(NamedTuple):
+    """Signal-to-noise ratio of one estimator's gradient by one part of the parameters, against K, and the fitted line."""
+
+    K: Sequence[int]
+    snr: Sequence[Interval]
+    line: Line
+    fit_from: int
+
+
+def snr(lines: Mapping[str, Mapping[str, SNRLine]], title: str = "") -> Figure:
+    """Signal-to-noise ratio against K on logarithmic axes, by part of the parameters and estimator, with fitted lines."""
+    figure = new_figure(11, 4.6, title)
+    for axes, (part, of_part) in zip(figure.subplots(1, len(lines)), lines.items(), strict=True):
+        for i, (name, (K, ratios, line, fit_from)) in enumerate(of_part.items()):
+            seen = [(k, ratio) for k, ratio in zip(K, ratios, strict=True) if isfinite(ratio.value)]
+            at, value = np.array([k for k, _ in seen]), np.array([interval for _, interval in seen]).reshape(-1, 3)
+            slope = f": slope {line.slope.value:+.2f} [{line.slope.low:+.2f}, {line.slope.high:+.2f}]"
+            error_bars(axes, at, value, i, name + (slope if line.points >= 3 else ""))
+            if line.points >= 3:
+                fitted = at[at >= fit_from]
+                ends = np.array([fitted.min(), fitted.max()])
+                axes.plot(ends, np.exp(line.intercept) * ends**line.slope.value, color=f"C{i}", lw=1)
+        logarithmic(axes, f"gradient by {PARAMETERS[part]}")
+        axes.set_ylabel("signal-to-noise ratio of one draw")
+        legend(axes)
+    return figure
+
+
+def cost(rows: Mapping[str, Mapping[str, tuple[Sequence[int], np.ndarray]]], title: str = "") -> Figure:
+    """Variance × time of a draw against K, by part of the parameters and estimator; values with their intervals (n, 3)."""
+    figure = new_figure(11, 4.4, title)
+    for axes, (part, of_part) in zip(figure.subplots(1, len(rows)), rows.items(), strict=True):
+        for i, (name, (K, value)) in enumerate(of_part.items()):
+            error_bars(axes, np.array(K), value, i, name, joined=True)
+        logarithmic(axes, f"gradient by {PARAMETERS[part]}")
+        axes.set_ylabel("variance × milliseconds: less is better")
+        legend(axes)
+    return figure

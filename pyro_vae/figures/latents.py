@@ -1,0 +1,105 @@
+"""Figures of latents: data in the latent space, and the aggregate posterior against the prior."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sklearn.manifold import TSNE
+from torch import Tensor
+
+from pyro_vae.figures.layout import new_figure, panels_of, wrapped
+
+
+def latents(t: Tensor | Mapping[str, Tensor], labels: Tensor | None, title: str = "") -> Figure:
+    """Latents ``(N, d)`` as points, colored by label, a panel for each of them; above d = 2 by t-SNE.
+
+    t-SNE (van der Maaten and Hinton 2008) keeps neighbors together; its larger distances mean nothing.
+
+    Args:
+        t: one latent, or several by the name of their site.
+        labels: classes ``(N,)``, or None.
+        title: of the figure.
+    """
+    by_site = {"t": t} if isinstance(t, Tensor) else t
+    figure = new_figure(6.6 + 5.2 * (len(by_site) - 1), 5.6, title)
+    panels = figure.subplots(1, len(by_site), squeeze=False)[0]
+    for axes, (site, values) in zip(panels, by_site.items(), strict=True):
+        _scatter(axes, site, values.reshape(len(values), -1), labels)
+    if labels is not None and len(panels[0].collections) <= 20:
+        handles = panels[0].get_legend_handles_labels()
+        figure.legend(*handles, title="label", loc="outside right center", markerscale=2)
+    return figure
+
+
+def coordinate(site: str, j: int) -> str:
+    """The name of a latent's coordinate, counted from 0, for an axis: t with an index from 1, or ``site[index]``."""
+    return f"$t_{{{j + 1}}}$" if site == "t" else f"{site}[{j + 1}]"
+
+
+def _scatter(axes: Axes, site: str, t: Tensor, labels: Tensor | None) -> None:
+    """One latent ``(N, d)`` as points in the plane."""
+    points = t.detach().cpu().double().numpy()
+    names = [coordinate(site, j) for j in range(points.shape[1])]
+    if points.shape[1] > 2:
+        perplexity = min(30.0, max(1.0, (len(points) - 1) / 3))
+        points = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(points)
+        names = [f"t-SNE of {site}, coordinate {j + 1}" for j in range(2)]
+    if points.shape[1] == 1:
+        points, names = np.stack([points[:, 0], np.zeros(len(points))], 1), [names[0], ""]
+    if labels is None:
+        axes.scatter(points[:, 0], points[:, 1], s=9, alpha=0.75, linewidths=0)
+    else:
+        classes, member = np.unique(labels.cpu().numpy(), return_inverse=True)
+        palette = colormaps["tab10" if len(classes) <= 10 else "viridis"]
+        for k, value in enumerate(classes):
+            color = palette(k) if len(classes) <= 10 else palette(k / len(classes))
+            of_class = points[member == k]
+            axes.scatter(of_class[:, 0], of_class[:, 1], s=9, alpha=0.75, linewidths=0, color=color, label=f"{value:g}")
+    axes.set(xlabel=names[0], ylabel=names[1])
+    if points.shape[1] == 2:
+        axes.set_aspect("equal", adjustable="datalim")
+    axes.grid(alpha=0.3)
+
+
+class Cloud(NamedTuple):
+    """Two coordinates of draws ``(N, 2)`` from a prior and from the guide, and in the plane the prior's log density."""
+
+    prior: Tensor
+    posterior: Tensor
+    density: Callable[[Tensor], Tensor] | None
+    axes: list[int]
+
+
+def against_prior(clouds: Mapping[str, Cloud], labels: Tensor | None, title: str = "") -> Figure:
+    """Points of the aggregate posterior, colored by label, over the prior: its density where d = 2, else its draws in gray."""
+    figure, panels = panels_of(len(clouds), title)
+    colors: Any = "C0"
+    if labels is not None:
+        classes, member = np.unique(labels.cpu().numpy(), return_inverse=True)
+        colors = colormaps["tab10" if len(classes) <= 10 else "viridis"](
+            member if len(classes) <= 10 else member / member.max()
+        )
+    for axes, (name, cloud) in zip(panels, clouds.items(), strict=False):
+        points, draws = cloud.posterior.cpu().numpy(), cloud.prior.cpu().numpy()
+        both = np.concatenate([points, draws])
+        low, high = np.percentile(both, 0.5, axis=0), np.percentile(both, 99.5, axis=0)
+        low, high = low - 0.1 * (high - low), high + 0.1 * (high - low)
+        if cloud.density is None:
+            axes.scatter(*draws.T, s=5, color="0.75", linewidths=0)
+        else:
+            ticks = [np.linspace(low[i], high[i], 160) for i in range(2)]
+            at = torch.tensor(np.stack(np.meshgrid(*ticks), -1), dtype=cloud.prior.dtype, device=cloud.prior.device)
+            with torch.no_grad():
+                log_p = cloud.density(at.reshape(-1, 2)).reshape(160, 160).cpu().numpy()
+            axes.contourf(*ticks, np.exp(log_p - log_p.max()), levels=12, cmap="Greys", alpha=0.8)
+        axes.scatter(*points.T, s=6, c=colors, linewidths=0, alpha=0.8)
+        axes.set_title(wrapped(name), fontsize=9)
+        axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+        axes.set(xlabel=f"$t_{{{cloud.axes[0] + 1}}}$", ylabel=f"$t_{{{cloud.axes[1] + 1}}}$")
+    return figure

@@ -1,0 +1,71 @@
+"""What figures are drawn on, and what they draw more than once."""
+
+from __future__ import annotations
+
+from math import ceil
+from textwrap import fill
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+MARKERS = "osD^vP*X<>hp"
+_COLUMNS = 4
+
+
+def new_figure(width: float, height: float, title: str) -> Figure:
+    """A figure outside pyplot: no global state, no display."""
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def panels_of(n: int, title: str, width: float = 3.2, height: float = 3.4) -> tuple[Figure, list[Any]]:
+    """A figure of n panels of a size in inches, up to four a line; those that are left over are empty."""
+    columns = min(n, _COLUMNS)
+    lines = ceil(n / columns)
+    figure = new_figure(width * columns + 0.4, height * lines + 0.4, title)
+    panels = list(np.atleast_1d(figure.subplots(lines, columns)).ravel())
+    for axes in panels[n:]:
+        axes.axis("off")
+    return figure, panels[:n]
+
+
+def error_bars(axes: Axes, at: np.ndarray, value: np.ndarray, i: int, label: str, joined: bool = False) -> None:
+    """Points with their intervals (n, 3), if there are any."""
+    if not len(at):
+        return
+    middle, low, high = value.T
+    axes.errorbar(
+        at,
+        middle,
+        yerr=np.stack([middle - low, high - middle]),
+        color=f"C{i}",
+        marker=MARKERS[i % len(MARKERS)],
+        ms=5,
+        ls="-" if joined else "",
+        lw=1,
+        capsize=2,
+        label=label,
+    )
+
+
+def logarithmic(axes: Axes, title: str) -> None:
+    axes.set(xlabel="K", title=title)
+    if axes.containers:  # a logarithmic axis with nothing on it cannot be drawn
+        axes.set(xscale="log", yscale="log")
+    axes.grid(alpha=0.3, which="both", lw=0.4)
+
+
+def legend(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8)
+
+
+def wrapped(name: str) -> str:
+    """A cell's name in lines that a panel has room for."""
+    return "\n".join(fill(line, 36) for line in name.split("\n"))

@@ -1,0 +1,21 @@
+"""Models: prior, guide, likelihood and networks put together as a Pyro model and a Pyro guide.
+
+=============== =============================== ============================== ===================================
+model           p                               q                              latent sites
+=============== =============================== ============================== ===================================
+`VAE`           p(t) p(x|t)                     q(t|x)                         ``t``
+`TwoLayer`      p(t2) p(t|t2) p(x|t)            q(t|x) q(t2|t)                 ``t`` next to the data, ``t2`` above
+`Ladder`        p(t2) p(t|t2) p(x|t)            q(t2|x) q(t|t2,x)              ``t`` next to the data, ``t2`` above
+`Conditional`   p(t) p(x|t,y)                   q(t|x,y)                       ``t``
+=============== =============================== ============================== ===================================
+
+`ModelSpec` says which of them, with which parts, before the sizes are known.
+"""
+
+from pyro_vae.models.base import Model, ThreePartModel
+from pyro_vae.models.conditional import Conditional
+from pyro_vae.models.specification import ModelSpec
+from pyro_vae.models.two_layers import Ladder, TwoLayer
+from pyro_vae.models.vae import VAE
+
+__all__ = ["VAE", "Conditional", "Ladder", "Model", "ModelSpec", "ThreePartModel", "TwoLayer"]

@@ -1,0 +1,109 @@
+"""A model of data given their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import prod
+from typing import ClassVar, final
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.models.base import ThreePartModel, check_prior
+from pyro_vae.parts import Dims, Guide, Likelihood, Prior
+
+
+@final
+class Conditional(ThreePartModel):
+    """p(t) p(x|t,y) with q(t|x,y): a label y in, a datum of that class out (Kingma et al. 2014; Sohn et al. 2015).
+
+    The label is an input of both programs, ``model(x, y)`` and ``guide(x, y)``, and every bound is one on log p(x|y). The
+    decoder is given y as a one-hot vector beside t; the encoder as further channels of x, learned for each class, so that
+    images stay images: one channel, or for vectors, and images of fewer pixels than there are classes, as many as hold a
+    number a class.
+
+    Args:
+        dims: the sizes, with the number of classes, filled in by the program.
+        prior: p(t), filled in by the program.
+        guide: q(t|x,y), filled in by the program.
+        likelihood: p(x|t,y), filled in by the program.
+
+    Raises:
+        ValueError: data without labels 0, 1, ..., more classes than data, or a prior that is made of the guide, which here
+            needs a label.
+    """
+
+    inputs: ClassVar[tuple[str, ...]] = ("x", "y")
+
+    def __init__(
+        self,
+        dims: Dims,
+        prior: Callable[[Dims], Prior],
+        guide: Callable[[Dims], Guide],
+        likelihood: Callable[[Dims], Likelihood],
+    ) -> None:
+        if dims.classes is None:
+            raise ValueError("Conditional: needs data with a label for each datum, whole numbers from 0 on")
+        if dims.train is not None and dims.classes > len(dims.train):
+            raise ValueError(
+                f"Conditional: labels count classes from 0 on, and there would be {dims.classes} of them for {len(dims.train)} "
+                f"training data: number the labels that occur 0, 1, ..."
+            )
+        self.classes, (channels, *pixels) = dims.classes, dims.x_shape
+        added = -(-self.classes // prod(pixels))
+        wider = replace(dims, x_shape=(channels + added, *pixels), x_mean=None, train=None, x_scale=1.0)
+        super().__init__(dims, prior(dims), guide(wider), likelihood(replace(dims, latent=dims.latent + self.classes)))
+        self.embedding = nn.Embedding(self.classes, added * prod(pixels))
+        check_prior(self.prior)
+
+    def model(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+        """p(t) p(x|t,y).
+
+        Args:
+            x: observed data ``(B, *x_shape)``; None draws one for each label.
+            y: labels ``(B,)``, whole numbers.
+
+        Returns:
+            x, of shape ``(B, *x_shape)``, or ``(K, B, *x_shape)`` inside a plate of particles.
+
+        Raises:
+            ValueError: no labels.
+        """
+        y = _required(y)
+        self.register("prior", self.prior)
+        self.register("likelihood", self.likelihood)
+        with pyro.plate("data", len(y), dim=-1):
+            t = pyro.sample("t", self.prior())
+            one_hot = (y[:, None] == torch.arange(self.classes, device=y.device)).to(t.dtype)
+            given = torch.cat([t, one_hot.expand(*t.shape[:-1], -1)], -1)
+            sample: Tensor = pyro.sample("x", self.likelihood(given), obs=x)
+        return sample
+
+    def guide(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """q(t|x,y).
+
+        Args:
+            x: data ``(B, *x_shape)``.
+            y: labels ``(B,)``, whole numbers.
+
+        Returns:
+            t, of shape ``(B, d)`` or ``(K, B, d)``.
+
+        Raises:
+            ValueError: no labels.
+        """
+        y = _required(y)
+        self.register("guide", self.posterior)
+        self.register("embedding", self.embedding)
+        wider = torch.cat([x / self.dims.x_scale, self.embedding(y).reshape(len(y), -1, *x.shape[2:])], 1)
+        with pyro.plate("data", len(x), dim=-1):
+            sample: Tensor = pyro.sample("t", self.posterior(wider))
+        return sample
+
+
+def _required(y: Tensor | None) -> Tensor:
+    if y is None:
+        raise ValueError("Conditional: its model and guide are called with labels too, model(x, y) and guide(x, y)")
+    return y

@@ -1,0 +1,183 @@
+"""Models with two stochastic layers, ``t2`` above ``t``: the same generative model with two guides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, final
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_vae.guides import DiagonalNormal
+from pyro_vae.models.base import ThreePartModel, check_prior
+from pyro_vae.networks import MLP, NetworkFactory
+from pyro_vae.parts import Dims, Distribution, Guide, Likelihood, Prior
+
+
+class _TwoLayers(ThreePartModel):
+    """p(t2) p(t|t2) p(x|t), with a guide that is still to be written.
+
+    The site ``"t"``, of dimension d, is next to the data, and ``"t2"`` above it. p(t|t2), here `down`, is built like a guide,
+    since it maps a vector to a distribution too; it belongs to w.
+    """
+
+    def __init__(
+        self,
+        dims: Dims,
+        prior: Callable[[Dims], Prior],
+        guide: Callable[[Dims], Guide],
+        likelihood: Callable[[Dims], Likelihood],
+        top: int,
+        between: Callable[[Dims], Guide],
+    ) -> None:
+        if top < 1:
+            raise ValueError(f"top: expected a dimension of at least 1, got {top}")
+        super().__init__(dims, prior(replace(dims, latent=top)), guide(dims), likelihood(dims))
+        self.down = between(Dims(dims.latent, (top,)))
+        check_prior(self.prior)
+
+    @final
+    def model(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
+        """p(t2) p(t|t2) p(x|t).
+
+        Args:
+            x: observed data ``(B, *x_shape)``; None draws x.
+            n: how many data are drawn where x is None.
+
+        Returns:
+            x, of shape ``(B, *x_shape)``, or ``(K, B, *x_shape)`` inside a plate of particles.
+        """
+        for role, part in (("prior", self.prior), ("down", self.down), ("likelihood", self.likelihood)):
+            self.register(role, part)
+        with pyro.plate("data", n if x is None else len(x), dim=-1):
+            t2 = pyro.sample("t2", self.prior())
+            t = pyro.sample("t", self.down(t2))
+            sample: Tensor = pyro.sample("x", self.likelihood(t), obs=x)
+        return sample
+
+
+@final
+class TwoLayer(_TwoLayers):
+    """p(t2) p(t|t2) p(x|t) with q(t|x) q(t2|t), the two-layer model of Burda et al. 2016 (section 5).
+
+    The site ``"t"``, of dimension d, is next to the data, and ``"t2"`` above it. The guide and the likelihood are q(t|x) and
+    p(x|t), and the prior is p(t2). p(t|t2) belongs to w, q(t2|t) to φ.
+
+    Args:
+        dims: the sizes, filled in by the program.
+        prior: p(t2), filled in by the program.
+        guide: q(t|x), filled in by the program.
+        likelihood: p(x|t), filled in by the program.
+        top: dimension of t2.
+        between: the class of p(t|t2) and of q(t2|t): any guide that needs no data, since one maps a vector to a distribution.
+
+    Raises:
+        ValueError: a dimension below 1, or a prior that is made of the guide, whose latent is not t2.
+    """
+
+    def __init__(
+        self,
+        dims: Dims,
+        prior: Callable[[Dims], Prior],
+        guide: Callable[[Dims], Guide],
+        likelihood: Callable[[Dims], Likelihood],
+        top: int = 50,
+        between: Callable[[Dims], Guide] = DiagonalNormal,
+    ) -> None:
+        super().__init__(dims, prior, guide, likelihood, top, between)
+        self.up = between(Dims(top, (dims.latent,)))
+
+    def guide(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """q(t|x) q(t2|t), with one pass of the encoder for each datum.
+
+        Args:
+            x: data ``(B, *x_shape)``.
+
+        Returns:
+            t and t2, of shapes ``(B, d)`` and ``(B, top)``, or with K leading.
+        """
+        self.register("guide", self.posterior)
+        self.register("up", self.up)
+        with pyro.plate("data", len(x), dim=-1):
+            t = pyro.sample("t", self.posterior(x))
+            t2 = pyro.sample("t2", self.up(t))
+        return t, t2
+
+
+@final
+class Ladder(_TwoLayers):
+    """p(t2) p(t|t2) p(x|t) with q(t2|x) q(t|t2,x), in the order of the model (Sønderby et al. 2016, section 2.2).
+
+    q(t|t2,x) is the product of the model's own p(t|t2) and of what the encoder says, N(m̂(x), diag ŝ²), normalized: precisions
+    add, and means are weighted by them (their equations 16 to 18). In a linear-Gaussian model that is the posterior. The way up
+    is deterministic: q(t2|x) is a Gaussian by a network of m̂ and log ŝ. Theirs has batch normalization, which would make the
+    bound of one datum depend on the others; here is none.
+
+    The site ``"t"``, of dimension d, is next to the data, and ``"t2"`` above it. The guide gives m̂ and ŝ, the likelihood is
+    p(x|t), the prior p(t2).
+
+    Args:
+        dims: the sizes, filled in by the program.
+        prior: p(t2), filled in by the program.
+        guide: of m̂ and ŝ, filled in by the program: `DiagonalNormal` with any network.
+        likelihood: p(x|t), filled in by the program.
+        top: dimension of t2.
+        network: of p(t|t2), and of the way up.
+
+    Raises:
+        ValueError: a dimension below 1, a prior that is made of the guide, whose latent is not t2, or a guide that is no
+            `DiagonalNormal`, since only two diagonal Gaussians have a product of the same kind.
+    """
+
+    def __init__(
+        self,
+        dims: Dims,
+        prior: Callable[[Dims], Prior],
+        guide: Callable[[Dims], Guide],
+        likelihood: Callable[[Dims], Likelihood],
+        top: int = 50,
+        network: NetworkFactory = MLP,
+    ) -> None:
+        super().__init__(dims, prior, guide, likelihood, top, lambda inner: DiagonalNormal(inner, network))
+        if not isinstance(self.posterior, DiagonalNormal):
+            raise ValueError(
+                f"guide: Ladder multiplies the guide's Gaussian with the model's, so that it takes DiagonalNormal alone; got "
+                f"{type(self.posterior).__name__}"
+            )
+        self.up = DiagonalNormal(Dims(top, (2 * dims.latent,)), network)
+
+    def guide(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """q(t2|x) q(t|t2,x), with one pass of the encoder for each datum.
+
+        Args:
+            x: data ``(B, *x_shape)``.
+
+        Returns:
+            t2 and t, of shapes ``(B, top)`` and ``(B, d)``, or with K leading.
+        """
+        self.register("guide", self.posterior)
+        self.register("up", self.up)
+        loc, scale = _moments(self.posterior(x))
+        with pyro.plate("data", len(x), dim=-1):
+            t2 = pyro.sample("t2", self.up(torch.cat([loc, scale.log()], -1)))
+            t = pyro.sample("t", _product((loc, scale), _moments(self.down(t2))))
+        return t2, t
+
+
+def _moments(normal: Distribution) -> tuple[Tensor, Tensor]:
+    """Location and scale of independent Gaussians."""
+    each: Any = normal
+    return each.base_dist.loc, each.base_dist.scale
+
+
+def _product(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Distribution:
+    """The normalized product of two densities of independent Gaussians."""
+    (loc1, scale1), (loc2, scale2) = one, other
+    both = torch.hypot(
+        scale1, scale2
+    )  # shares of precision without a precision, which overflows where a scale is small
+    loc = loc1 * (scale2 / both) ** 2 + loc2 * (scale1 / both) ** 2
+    return dist.Normal(loc, scale1 * (scale2 / both)).to_event(1)

@@ -1,0 +1,71 @@
+"""The VAE: a prior, a guide and a likelihood as a Pyro model and a Pyro guide."""
+
+from __future__ import annotations
+
+from typing import final
+
+import pyro
+from torch import Tensor
+
+from pyro_vae.models.base import ThreePartModel, check_prior
+from pyro_vae.parts import Guide, Likelihood, Parts, Prior
+
+
+@final
+class VAE(ThreePartModel):
+    """p(x|w) = ∫ p(x|t,w) p(t) dt with the amortized posterior q(t|x,φ) (Kingma and Welling 2014, equations 1-3).
+
+    The sites of its programs are ``"t"`` and ``"x"``.
+
+    Args:
+        prior: p(t).
+        guide: q(t|x,φ). It is kept as `posterior`, since `guide` is the Pyro program.
+        likelihood: p(x|t,w).
+
+    Raises:
+        ValueError: the parts were built for different sizes, or the prior has no density.
+        TypeError: an argument is not the part that its place takes.
+    """
+
+    def __init__(self, prior: Prior, guide: Guide, likelihood: Likelihood) -> None:
+        super().__init__(likelihood.dims, prior, guide, likelihood)
+        if guide.dims.x_shape != likelihood.dims.x_shape:
+            raise ValueError(f"guide takes x of shape {guide.dims.x_shape}, likelihood gives {likelihood.dims.x_shape}")
+        latents = {"prior": prior.dims.latent, "guide": guide.dims.latent, "likelihood": likelihood.dims.latent}
+        if len(set(latents.values())) > 1:
+            raise ValueError(f"parts of different latent sizes: {latents}")
+        parts = Parts(prior, guide, likelihood)
+        for part in parts:
+            part.join(parts)
+        check_prior(prior)
+
+    def model(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
+        """p(t) p(x|t,w): t ~ p(t), x ~ p(x|t,w).
+
+        Args:
+            x: observed data ``(B, *x_shape)``. Without them x is drawn.
+            n: how many data are drawn where x is None.
+
+        Returns:
+            x, of shape ``(B, *x_shape)``, or ``(K, B, *x_shape)`` inside a plate of particles.
+        """
+        self.register("prior", self.prior)
+        self.register("likelihood", self.likelihood)
+        with pyro.plate("data", n if x is None else len(x), dim=-1):
+            t = pyro.sample("t", self.prior())
+            sample: Tensor = pyro.sample("x", self.likelihood(t), obs=x)
+        return sample
+
+    def guide(self, x: Tensor) -> Tensor:
+        """q(t|x,φ): one t for each datum, and K of them inside a plate of particles, with one pass of the encoder.
+
+        Args:
+            x: data ``(B, *x_shape)``.
+
+        Returns:
+            t, of shape ``(B, d)`` or ``(K, B, d)``.
+        """
+        self.register("guide", self.posterior)
+        with pyro.plate("data", len(x), dim=-1):
+            sample: Tensor = pyro.sample("t", self.posterior(x))
+        return sample

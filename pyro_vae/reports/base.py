@@ -1,0 +1,83 @@
+"""What a metric and a picture are given, and what they are."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+
+from pyro_vae.data import Columns, Splits, columns_for
+from pyro_vae.traces import Programs
+from pyro_vae.training import Epoch, TrainingPlan
+
+if TYPE_CHECKING:  # a second of import that only pictures need
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained model, and what is known of it.
+
+    Attributes:
+        model: the model and the guide, with the weights that are reported.
+        data: training, validation and test data, on the model's device.
+        plan: how it was trained.
+        records: a record of each epoch.
+        test_particles: K of the estimate of log p(x).
+        test_images: how many test data that estimate is taken over, counted from the first.
+    """
+
+    model: Programs
+    data: Splits
+    plan: TrainingPlan
+    records: Sequence[Epoch]
+    test_particles: int = 1000
+    test_images: int = 1000
+
+    def test(self, n: int | None = None) -> Columns:
+        """The test data, or the first n of them, as the model is called with them."""
+        columns = columns_for(self.model, self.data.test)
+        return columns if n is None else columns.first(n)
+
+    def labels(self, n: int) -> Tensor | None:
+        """The labels of the first n test data, if there are any, also for a model that is not given labels."""
+        return None if self.data.test.labels is None else self.data.test.labels[:n]
+
+    @property
+    def largest(self) -> float:
+        """The largest value of the training data, which pictures draw in black."""
+        return float(self.data.train.x.max())
+
+
+class Row(NamedTuple):
+    """A row of the final table: a quantity, its value with its error, and the data that it is taken over."""
+
+    quantity: str
+    value: str
+    data: str
+
+
+class Measured(NamedTuple):
+    """What a metric found: rows for the final table, and values for result.json."""
+
+    rows: Sequence[Row]
+    values: dict[str, Any]
+
+
+class Metric(ABC):
+    """A quantity of a trained model. A metric of your own is one class: ``--metrics "[TestBound, my_metrics.Mine]"``."""
+
+    @abstractmethod
+    def measure(self, trained: Trained) -> Measured:
+        """Measures it on the test data."""
+
+
+class Picture(ABC):
+    """A figure of a trained model. One of your own is one class: ``--figures "[Samples, my_pictures.Mine]"``."""
+
+    @abstractmethod
+    def draw(self, trained: Trained) -> dict[str, Figure]:
+        """The figures by the name of their file. It is empty where a picture has nothing to show."""

@@ -1,0 +1,377 @@
+"""From a Pyro model, a Pyro guide and data to log-probabilities (K, B). No other module handles Pyro's traces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import pyro
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.distributions.util import scale_and_mask
+from pyro.params.param_store import _MODULE_NAMESPACE_DIVIDER
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor, nn
+
+Program = Callable[..., Any]
+"""A Pyro model or guide."""
+Site = Mapping[str, Any]
+
+Latents = Literal["path", "fixed", "leaves"]
+"""How φ acts on the draws.
+
+path: the draws are functions of φ. fixed: they are constants, and φ acts through the density of q alone. leaves: densities are
+evaluated at a copy of the draws, by which derivatives can be taken.
+"""
+
+
+@runtime_checkable
+class Programs(Protocol):
+    """What is trained and evaluated: a Pyro model and a Pyro guide that are called with the same data. A `VAE` is one.
+
+    An attribute ``inputs``, a tuple of names, declares what both are called with, in this order: ``("x",)``, the data alone, or
+    ``("x", "y")``, the data and their labels. Without it they are called with x alone.
+    """
+
+    @property
+    def model(self) -> Program:
+        """p(t) p(x|t,w)."""
+
+    @property
+    def guide(self) -> Program:
+        """q(t|x,φ)."""
+
+
+def inputs_of(programs: Any) -> tuple[str, ...]:
+    """The names of what the programs are called with, ``("x",)`` unless they declare others (see `Programs`)."""
+    return tuple(getattr(programs, "inputs", ("x",)))
+
+
+_PARTICLES = "particles"
+
+
+@dataclass(frozen=True)
+class Particles:
+    """K draws of the latents for each of B data, and their log-probabilities in nats.
+
+    Scales of plates and handlers are left out: every number is that of one datum and one particle. A mask counts, since it
+    says which data exist.
+
+    Attributes:
+        model: log-probability (K, B) of each sample site of the model, summed over its own event and plates.
+        guide: the same for the guide's sites.
+        observed: names of the model's observed sites.
+        values: the latents by site, with K leading.
+        reparameterized: whether each of the guide's sites carries a pathwise gradient.
+        scale: product of plate and handler scales, one number, or one for each datum (B,).
+        drawn: the latents as the guide drew them, with their path to φ; `values` are these unless ``latents`` says otherwise.
+        distributions: for each latent site q and p, as the programs ran.
+        guide_at: the guide's log-probabilities by site at other values of its latents.
+        per_datum: sums a tensor of a site's batch shape over the site's own plates, to (K, B).
+        programs: model, guide and what they were called with.
+        kl_weight: of log p(t) - log q(t|x,φ) in `log_w`; 1 in a bound, another number in an objective.
+    """
+
+    model: dict[str, Float[Tensor, "K B"]]
+    guide: dict[str, Float[Tensor, "K B"]]
+    observed: frozenset[str]
+    values: dict[str, Tensor]
+    reparameterized: dict[str, bool]
+    scale: float | Tensor
+    drawn: dict[str, Tensor]
+    distributions: dict[str, tuple[TorchDistributionMixin, TorchDistributionMixin]]
+    guide_at: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    per_datum: Callable[[Tensor], Tensor]
+    programs: tuple[Program, Program, tuple[Any, ...], dict[str, Any]]
+    kl_weight: float | Tensor = 1.0
+
+    @property
+    def log_lik(self) -> Float[Tensor, "K B"]:
+        """Σ log p over the observed sites: log p(x|t,w)."""
+        return _sum([value for name, value in self.model.items() if name in self.observed], self.guide)
+
+    @property
+    def log_prior(self) -> Float[Tensor, "K B"]:
+        """Σ log p over the model's latent sites: log p(t)."""
+        return _sum([value for name, value in self.model.items() if name not in self.observed], self.guide)
+
+    @property
+    def log_q(self) -> Float[Tensor, "K B"]:
+        """Σ log q over the guide's sites: log q(t|x,φ)."""
+        return _sum(list(self.guide.values()), self.model)
+
+    @property
+    def log_w(self) -> Float[Tensor, "K B"]:
+        """Log importance weight: log p(x|t,w) + kl_weight (log p(t) - log q(t|x,φ)), that is log p(x,t) - log q(t|x,φ)."""
+        return self.log_lik + self.kl_weight * (self.log_prior - self.log_q)
+
+    @property
+    def log_p(self) -> Float[Tensor, "K B"]:
+        """The part of `log_w` that the model's parameters act in: log p(x|t,w) + kl_weight log p(t)."""
+        return self.log_lik + self.kl_weight * self.log_prior
+
+    @property
+    def sites(self) -> dict[str, Float[Tensor, "K B"]]:
+        """Every log-probability by the name of its site, guide first, as ``"guide t"`` and ``"model x"``."""
+        return {f"guide {name}": value for name, value in self.guide.items()} | {
+            f"model {name}": value for name, value in self.model.items()
+        }
+
+
+def particles(
+    model: Program,
+    guide: Program,
+    *args: Any,
+    K: int = 1,
+    max_plate_nesting: int = 1,
+    latents: Latents = "path",
+    **kwargs: Any,
+) -> Particles:
+    """Runs the guide and, on its draws, the model, with K particles in one vectorized pass.
+
+    The guide's distribution is expanded by the plate of particles: an encoder runs once for each datum.
+
+    Args:
+        model: a Pyro model p(x, t). All its sample sites stand in one vectorized data plate, named ``"data"`` if there are
+            several plates that all sites share.
+        guide: a Pyro guide q(t|x).
+        *args: given to both.
+        K: number of particles.
+        max_plate_nesting: number of plate dimensions the programs use; particles stand left of them.
+        latents: "path" keeps t as a function of φ; "fixed" cuts it, so that φ acts through the density of q alone; "leaves"
+            evaluates every density at a copy of t that is a leaf, so that derivatives by t can be taken.
+        **kwargs: given to both.
+
+    Returns:
+        The log-probabilities (see `Particles`).
+
+    Raises:
+        ValueError: K below 1, no data plate, latents that only one of the programs samples, or sites of different scales.
+    """
+    if K < 1:
+        raise ValueError(f"K: expected at least 1 particle, got {K}")
+    particle_dim = -1 - max_plate_nesting
+    plate = pyro.plate(_PARTICLES, K, dim=particle_dim)
+
+    def run(program: Program) -> poutine.Trace:
+        with plate:
+            return poutine.trace(program).get_trace(*args, **kwargs)
+
+    try:
+        with _Fixed() if latents == "fixed" else nullcontext():
+            guide_trace = run(guide)
+        drawn = {name: site["value"] for name, site in _sample_sites(guide_trace).items()}
+        values = {name: t.detach().requires_grad_() for name, t in drawn.items()} if latents == "leaves" else drawn
+        model_trace = run(poutine.replay(model, trace=_with_values(guide_trace, values)))
+    except ValueError as error:
+        if f'"{_PARTICLES}", collide' not in str(error):
+            raise
+        raise ValueError(
+            f"a plate stands where the particles do: give a max_plate_nesting above {max_plate_nesting}"
+        ) from error
+    guide_sites, model_sites = _sample_sites(guide_trace), _sample_sites(model_trace)
+    observed_sites = frozenset(name for name, site in model_sites.items() if site["is_observed"])
+    _check_latents(model_sites, guide_sites, observed_sites)
+    sites = list(guide_sites.values()) + list(model_sites.values())
+    data_dim = _data_dim(sites)
+    shape = K, _size(sites, data_dim)
+
+    def per_datum(value: Tensor) -> Tensor:
+        return _per_datum(value, particle_dim, data_dim, shape)
+
+    def guide_at(at: dict[str, Tensor]) -> dict[str, Tensor]:
+        # One site's distribution does not depend on other latents; several may, and the guide runs again at the new values.
+        again = poutine.replay(guide, trace=_with_values(guide_trace, at))
+        new = guide_sites if len(guide_sites) == 1 else _sample_sites(run(again))
+        return {name: per_datum(_log_prob(site, at[name])) for name, site in new.items()}
+
+    return Particles(
+        model={name: per_datum(_log_prob(site, site["value"])) for name, site in model_sites.items()},
+        guide=guide_at(values)
+        if latents == "leaves"
+        else {name: per_datum(_log_prob(site, site["value"])) for name, site in guide_sites.items()},
+        observed=observed_sites,
+        values=values,
+        reparameterized={name: bool(site["fn"].has_rsample) for name, site in guide_sites.items()},
+        scale=_scale({**model_sites, **guide_sites}, shape[1]),
+        drawn=drawn,
+        distributions={name: (site["fn"], model_sites[name]["fn"]) for name, site in guide_sites.items()},
+        guide_at=guide_at,
+        per_datum=per_datum,
+        programs=(model, guide, args, kwargs),
+    )
+
+
+class _Fixed(Messenger):
+    """Cuts each latent from its path to φ as it is drawn."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if isinstance(msg["value"], Tensor) and not isinstance(msg["fn"], _Subsample):
+            msg["value"] = msg["value"].detach()
+
+
+class _ModuleParams(Messenger):
+    """Answers ``pyro.param`` for a module's own parameter with that parameter, so that Pyro's global store stays out of it.
+
+    ``pyro.module`` asks for each parameter under a name with a divider. The tensor that it gives is used as it is, also where a
+    compiled graph has put another tensor in the parameter's place.
+    """
+
+    def _pyro_param(self, msg: Any) -> None:
+        init = msg["args"][1] if len(msg["args"]) > 1 else None
+        if isinstance(init, nn.Parameter) or _MODULE_NAMESPACE_DIVIDER in msg["name"]:
+            msg["value"], msg["done"] = init, True
+
+
+@contextmanager
+def library_path() -> Iterator[None]:
+    """Runs Pyro programs as this library does: parameters stay in their modules, and nothing is validated at each step.
+
+    A bare ``pyro.param`` still lives in Pyro's store, which is its only home. Pyro's and PyTorch's validation flags and
+    ``module_local_params`` are put back at the end.
+    """
+    with pyro.settings.context(module_local_params=True), pyro.validation_enabled(False), _ModuleParams():
+        yield
+
+
+def parameters(
+    model: Program, guide: Program, *args: Any, **kwargs: Any
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The parameters that one run of each program uses, as unconstrained leaves: those of the model (w), of the guide (φ).
+
+    A parameter that both use counts as the guide's.
+    """
+    with library_path():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    phi = _parameters(guide_trace)
+    taken = {id(value) for value in phi.values()}
+    return {name: value for name, value in _parameters(model_trace).items() if id(value) not in taken}, phi
+
+
+def observed(
+    model: Program, *args: Any, values: Mapping[str, Tensor] | None = None
+) -> dict[str, TorchDistributionMixin]:
+    """The distribution p(x|t) of each site that the model observes.
+
+    Args:
+        model: a Pyro model.
+        *args: given to it.
+        values: latents by site; the others are drawn from the prior.
+    """
+    with library_path():
+        program = poutine.condition(poutine.uncondition(model), data=dict(values or {}))
+        trace = poutine.trace(program).get_trace(*args)
+    sites = _sample_sites(trace).items()
+    return {name: site["fn"] for name, site in sites if site["infer"].get("was_observed")}
+
+
+def draw_latents(guide: Program, *args: Any) -> dict[str, Tensor]:
+    """One draw from the guide, by site."""
+    with library_path():
+        return {name: site["value"] for name, site in _sample_sites(poutine.trace(guide).get_trace(*args)).items()}
+
+
+def _parameters(trace: poutine.Trace) -> dict[str, Tensor]:
+    """The unconstrained leaf of each parameter: Pyro's store hangs it on the value, a module's own parameter is one itself."""
+    values: dict[str, Any] = {name: site["value"] for name, site in trace.nodes.items() if site["type"] == "param"}
+    return {name: value.unconstrained() if hasattr(value, "unconstrained") else value for name, value in values.items()}
+
+
+def _sample_sites(trace: poutine.Trace) -> dict[str, Site]:
+    """The sites that have a log-probability: no subsample indices, no deterministic values."""
+    nodes: dict[str, Any] = dict(trace.nodes)
+    return {
+        name: site
+        for name, site in nodes.items()
+        if site["type"] == "sample"
+        and not isinstance(site["fn"], _Subsample)
+        and not site["infer"].get("_deterministic")
+    }
+
+
+def _with_values(trace: poutine.Trace, values: dict[str, Tensor]) -> poutine.Trace:
+    """A trace to replay: with other values of the latents, and the plates' subsamples as they were."""
+    changed = poutine.Trace()
+    for name, node in trace.nodes.items():
+        changed.nodes[name] = {**node, "value": values[name]} if name in values else node
+    return changed
+
+
+def _check_latents(model: dict[str, Site], guide: dict[str, Site], observed_sites: frozenset[str]) -> None:
+    latents = model.keys() - observed_sites
+    if not observed_sites:
+        raise ValueError("the model observes nothing: give one of its sites obs=...")
+    if missing := latents - guide.keys():
+        raise ValueError(
+            f"the guide does not sample the model's latent sites {sorted(missing)}; it samples {sorted(guide)}"
+        )
+    if unused := guide.keys() - latents:
+        raise ValueError(
+            f"the guide samples {sorted(unused)}, which are not latent sites of the model {sorted(latents)}"
+        )
+
+
+def _data_dim(sites: list[Site]) -> int:
+    """The dimension of the plate that all sites share: the data."""
+    frames = [
+        {frame.name: frame.dim for frame in site["cond_indep_stack"] if frame.vectorized and frame.name != _PARTICLES}
+        for site in sites
+    ]
+    shared = {name: dim for name, dim in frames[0].items() if all(name in other for other in frames)}
+    if len(shared) > 1 and "data" in shared:
+        shared = {"data": shared["data"]}
+    if len(shared) != 1:
+        found = f"they share {sorted(shared)}" if shared else "there is none"
+        raise ValueError(
+            f'all sample sites must stand in one vectorized data plate, such as pyro.plate("data", len(x), dim=-1); {found}'
+        )
+    return int(next(iter(shared.values())))
+
+
+def _size(sites: list[Site], dim: int) -> int:
+    return next(int(frame.size) for frame in sites[0]["cond_indep_stack"] if frame.dim == dim)
+
+
+def _log_prob(site: Site, value: Tensor) -> Tensor:
+    """log-probability of a value at a site, without its scale and with its mask."""
+    log_prob: Tensor = site["fn"].log_prob(value, *site["args"], **site["kwargs"])
+    return scale_and_mask(log_prob, 1.0, site["mask"])
+
+
+def _per_datum(value: Tensor, particle_dim: int, data_dim: int, shape: tuple[int, int]) -> Tensor:
+    """A tensor of a site's batch shape as (K, B), summed over the site's other plates."""
+    if value.shape == shape and particle_dim == -2:
+        return value
+    rank = max(value.dim(), -particle_dim)
+    full = [1] * (rank - value.dim()) + list(value.shape)
+    value = value.reshape(full)
+    full[particle_dim], full[data_dim] = shape
+    return value.expand(full).movedim((particle_dim, data_dim), (0, 1)).reshape(*shape, -1).sum(-1)
+
+
+def _scale(sites: dict[str, Site], size: int) -> float | Tensor:
+    """The one scale that all sites share, a number or (B,)."""
+    (first, first_site), *others = sites.items()
+    scale = first_site["scale"]
+    for name, site in others:
+        other = site["scale"]
+        if other is not scale and not torch.equal(torch.as_tensor(scale).cpu(), torch.as_tensor(other).cpu()):
+            raise ValueError(
+                f"sites {first!r} and {name!r} have different scales ({scale} and {other}): a bound has one scale for each "
+                f"datum; weight the terms of an objective in the estimator, not by poutine.scale"
+            )
+    if not isinstance(scale, Tensor) or scale.numel() == 1:
+        return float(scale)
+    return scale.reshape(-1).expand(size)
+
+
+def _sum(terms: list[Tensor], other: dict[str, Tensor]) -> Tensor:
+    return reduce(add, terms) if terms else torch.zeros_like(next(iter(other.values())))

@@ -1,0 +1,150 @@
+"""Training: stochastic variational inference on any Pyro model and guide, a record an epoch.
+
+The random numbers of epoch e (order of the data, binarization, ε) depend on the seed and on e alone, so that a run is
+reproducible bit for bit on a CPU and leaves the global random state as it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyro_vae.data import Splits, columns_for
+from pyro_vae.evaluate.bound import DivergedError, Totals, evaluate_bound, names_of
+from pyro_vae.precision import has_products
+from pyro_vae.scopes import mode, seeded
+from pyro_vae.traces import Programs, library_path, parameters
+from pyro_vae.training.checks import check_support
+from pyro_vae.training.compiled_step import make_step
+from pyro_vae.training.optimizers import make_optimizer
+from pyro_vae.training.plan import TrainingPlan
+from pyro_vae.training.records import Epoch, Progress
+from pyro_vae.training.schedules import MovingSchedule
+from pyro_vae.training.step import Step, Update
+
+logger = logging.getLogger("pyro_vae")
+
+
+def fit(
+    programs: Programs,
+    data: Splits,
+    plan: TrainingPlan | None = None,
+    *,
+    on_step: Callable[[Progress], None] | None = None,
+    **options: Any,
+) -> Training:
+    """Trains a model and a guide by stochastic variational inference and yields a record after each epoch.
+
+    Arguments and data are checked at once; training goes on as long as records are asked for
+    (``for epoch in fit(vae, data, epochs=10): print(epoch)``). Pyro's global parameter store is left alone; a bare
+    ``pyro.param`` of the programs is trained where it lives, in that store.
+
+    Args:
+        programs: a `VAE`, or anything with a Pyro ``model`` and ``guide`` (see `pyro_vae.traces.Programs`).
+        data: train and validation data, on the device of the programs.
+        plan: how it is trained.
+        on_step: told where training stands, about ten times a second.
+        **options: fields of `TrainingPlan` by name, in place of the plan's.
+
+    Returns:
+        An iterator over records (`Epoch`); with each, the weights of that epoch are in place.
+
+    Raises:
+        TypeError: an option is no field of `TrainingPlan`.
+        ValueError: an option is out of its range, data are outside the likelihood's support, or the programs have no parameters
+            or are outside the estimator's domain.
+        DivergedError: the bound became NaN or infinite; the last good weights are put back first.
+    """
+    if unknown := options.keys() - (known := {field.name for field in fields(TrainingPlan)}):
+        raise TypeError(f"fit: unknown options {sorted(unknown)}; a training plan has {', '.join(sorted(known))}")
+    return Training(programs, data, replace(plan or TrainingPlan(), **options), on_step)
+
+
+class Training(Iterator[Epoch]):
+    """One training: an iterator over the records of its epochs (see `fit`, which makes it).
+
+    Attributes:
+        estimator: the run's own copy of the plan's estimator, with its state.
+    """
+
+    def __init__(
+        self, programs: Programs, data: Splits, plan: TrainingPlan, on_step: Callable[[Progress], None] | None
+    ) -> None:
+        self.programs, self.plan, self.on_step = programs, plan, on_step
+        self.train, self.valid = columns_for(programs, data.train), columns_for(programs, data.valid)
+        self.device, self.steps = self.train.x.device, plan.steps(len(self.train))
+        self.estimator = deepcopy(plan.estimator)  # it may keep a state, and a run has its own
+        self.estimator.to(self.device)
+        if not has_products(plan.precision, self.device):
+            logger.warning(
+                "precision: this processor has no bfloat16 products, which makes bf16 far slower than fp32 here"
+            )
+        with seeded(self.device, plan.seed, "setup"):
+            check_support(programs, data)
+            batch = self.train.take(slice(0, plan.batch_size))
+            w, phi = (list(side.values()) for side in parameters(programs.model, programs.guide, *batch))
+            with torch.no_grad(), library_path():
+                estimate = self.estimator.estimate(programs.model, programs.guide, *batch, objective=plan.objective)
+                self.names = names_of(estimate)
+        self.phases = {"both": [*w, *phi], "E": phi, "M": w}
+        self.optimizer = make_optimizer(plan.optimizer, w, phi, plan.lr_phi)
+        scheduler = plan.schedule(self.optimizer) if plan.schedule else None
+        self.schedule = MovingSchedule(scheduler, plan.schedule_by, plan.epochs * self.steps)
+        self._records = self._run()
+
+    def __next__(self) -> Epoch:
+        """Trains for an epoch and returns its record."""
+        return next(self._records)
+
+    def _run(self) -> Iterator[Epoch]:
+        plan, buffers = self.plan, list(self.programs.buffers()) if isinstance(self.programs, nn.Module) else []
+        update = Update(
+            self.programs,
+            self.estimator,
+            plan.objective,
+            self.train,
+            self.optimizer,
+            self.phases,
+            clip_norm=plan.clip_norm,
+            precision=plan.precision,
+        )
+        step = make_step(update, plan.compile, plan.epochs * self.steps, plan.batch_size)
+        state = [*self.phases["both"], *buffers]
+        for epoch in range(1, plan.epochs + 1):
+            good = [tensor.detach().clone() for tensor in state]
+            try:
+                record = self._epoch(epoch, step)
+            except DivergedError:
+                with torch.no_grad():
+                    for tensor, kept in zip(state, good, strict=True):
+                        tensor.copy_(kept)
+                raise
+            for callback in plan.callbacks:
+                callback.on_epoch(record, self.programs)
+            yield record
+
+    def _epoch(self, epoch: int, step: Step) -> Epoch:
+        """Takes the steps of one epoch, and evaluates on the validation data."""
+        plan, done = self.plan, (epoch - 1) * self.steps
+        start, lr, told = time.perf_counter(), float(self.optimizer.param_groups[0]["lr"]), 0.0
+        totals, kl_weight = Totals(self.names), plan.objective.weight(epoch)
+        with seeded(self.device, plan.seed, "epoch", epoch), library_path(), mode(self.programs, training=True):
+            for number, index in enumerate(self.train.order().split(plan.batch_size), start=done):
+                totals.add(step(index, kl_weight, plan.phase(number)))
+                self.schedule.after_step()
+                if self.on_step and (now := time.perf_counter()) - told > 0.1:
+                    told = now
+                    totals.check(f"in epoch {epoch}")
+                    self.on_step(Progress(epoch, number + 1, plan.epochs * self.steps, totals.terms().bound))
+        totals.check(f"in epoch {epoch}")
+        valid = evaluate_bound(self.programs, self.valid, self.estimator, plan.batch_size, plan.seed)
+        valid.check(f"on the validation data after epoch {epoch}")
+        self.schedule.after_epoch(valid.terms())
+        return Epoch(epoch, totals.terms(), valid.terms(), lr, time.perf_counter() - start)

@@ -1,0 +1,89 @@
+"""A training plan: everything that decides how a model is trained, apart from the model and the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pyro_vae.compilation import Compile
+from pyro_vae.estimators import ELBO, Estimator, Objective
+from pyro_vae.precision import Precision
+from pyro_vae.training.callbacks import Callback
+from pyro_vae.training.optimizers import OptimizerFactory
+from pyro_vae.training.schedules import MovesBy, ScheduleFactory
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How a model is trained.
+
+    Args:
+        epochs: Passes over the training data.
+        batch_size: Data per step. The last batch of an epoch holds what is left.
+        estimator: The bound on log p(x) that is maximized, and its gradient.
+        objective: What is optimized in place of the bound, by weights of its terms. The bound itself is reported in any case.
+        optimizer: The optimizer of w and φ.
+        lr_phi: The learning rate of the guide's parameters φ. By default that of the optimizer, which is the model's.
+        schedule: A learning-rate schedule. By default the rate is constant. One that watches a loss (ReduceLROnPlateau) is told
+            minus the validation bound.
+        schedule_by: When the schedule moves: after each epoch or after each step. auto moves OneCycleLR and CyclicLR by the
+            step, as PyTorch documents them, and the others by the epoch.
+        e_steps: Steps on φ alone, in turn with m_steps on w alone (an EM-style schedule). By default each step moves both.
+        m_steps: Steps on w alone.
+        clip_norm: The largest norm of the gradient by all parameters. A larger one is scaled down to it. By default none is.
+        compile: Whether the step, and the estimate of log p(x), become one compiled graph: on, off, or auto, where the work
+            ahead (5,000 steps or more) outweighs the 10 to 40 seconds that compiling takes. What cannot be compiled runs
+            eagerly, and a line says why.
+        precision: fp32, or bf16: the networks' matrix products in bfloat16, all else in float32. What is reported at the end is
+            evaluated in float32.
+        seed: The seed of the first weights, the order of the data and the noise. The division of the data does not depend on it.
+        callbacks: Objects that are told of each epoch.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+
+    epochs: int = 60
+    batch_size: int = 50
+    estimator: Estimator = ELBO()  # noqa: RUF009  (a run has a copy of its own)
+    objective: Objective = Objective()  # noqa: RUF009  (it cannot change)
+    optimizer: OptimizerFactory = torch.optim.Adam
+    lr_phi: float | None = None
+    schedule: ScheduleFactory | None = None
+    schedule_by: MovesBy = "auto"
+    e_steps: int = 0
+    m_steps: int = 0
+    clip_norm: float | None = None
+    compile: Compile = "auto"
+    precision: Precision = "fp32"
+    seed: int = 0
+    callbacks: Sequence[Callback] = ()
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        if self.epochs < 1:
+            raise ValueError(f"epochs: expected at least 1, got {self.epochs}")
+        if min(self.e_steps, self.m_steps) < 0 or (self.e_steps > 0) != (self.m_steps > 0):
+            raise ValueError(
+                f"e_steps and m_steps: expected both 0 or both at least 1, got {self.e_steps} and {self.m_steps}"
+            )
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"clip_norm: expected a norm above 0, got {self.clip_norm}")
+
+    def steps(self, size: int) -> int:
+        """Number of steps in an epoch of this many training data.
+
+        Raises:
+            ValueError: a batch is larger than that, or smaller than 1.
+        """
+        if not 1 <= self.batch_size <= size:
+            raise ValueError(f"batch_size: expected between 1 and the {size} training data, got {self.batch_size}")
+        return -(-size // self.batch_size)
+
+    def phase(self, step: int) -> str:
+        """Which parameters the step moves, counted from 0 over the whole run: "both", or in turn "E" (φ) and "M" (w)."""
+        if not self.e_steps:
+            return "both"
+        return "E" if step % (self.e_steps + self.m_steps) < self.e_steps else "M"

@@ -1,0 +1,77 @@
+"""A training step, eagerly through the Pyro programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pyro_vae.data import Columns
+from pyro_vae.estimators import Estimator, Objective
+from pyro_vae.evaluate.bound import Sums, sums
+from pyro_vae.precision import Precision, in_precision
+from pyro_vae.traces import Programs
+
+Step = Callable[[Tensor, float, str], Sums]
+"""One training step. It is given the indices of a batch, the weight of the KL and the name of the phase, updates the parameters
+of that phase, and returns sums over the batch."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """Everything that a training step needs; called, it takes a step.
+
+    Attributes:
+        programs: a Pyro model and guide.
+        estimator: whose gradients.
+        objective: what is optimized.
+        columns: the training data, which batches are indices into.
+        optimizer: the optimizer of all parameters.
+        phases: which parameters move, by the name of the phase.
+        clip_norm: the largest norm of the gradient by those.
+        precision: of the networks' products.
+    """
+
+    programs: Programs
+    estimator: Estimator
+    objective: Objective
+    columns: Columns
+    optimizer: Optimizer
+    phases: Mapping[str, Sequence[Tensor]]
+    clip_norm: float | None = None
+    precision: Precision = "fp32"
+
+    def __call__(self, index: Tensor, kl_weight: float, phase: str) -> Sums:
+        """One step, eagerly (see `Step`)."""
+        leaves = self.phases[phase]
+        found, gradients = self.gradients(self.columns.tensors, index, kl_weight, leaves)
+        for leaf, gradient in zip(leaves, gradients, strict=True):
+            leaf.grad = gradient
+        try:
+            self.optimizer.step()
+        except RuntimeError as error:
+            raise ValueError(f"optimizer: {type(self.optimizer).__name__} cannot take this step: {error}") from error
+        self.optimizer.zero_grad(set_to_none=True)
+        return found
+
+    def gradients(
+        self, tensors: Sequence[Tensor], index: Tensor, kl_weight: float | Tensor, leaves: Sequence[Tensor]
+    ) -> tuple[Sums, list[Tensor]]:
+        """Sums over a batch, and the gradient downhill: that of minus the mean surrogate by the leaves, clipped.
+
+        The estimator's state moves on.
+        """
+        batch = self.columns.take(index, tensors)
+        model, guide = (in_precision(each, self.precision) for each in (self.programs.model, self.programs.guide))
+        estimate, uphill = self.estimator.gradients(
+            model, guide, leaves, *batch, objective=self.objective, kl_weight=kl_weight
+        )
+        gradients = [gradient.neg() for gradient in uphill]
+        if self.clip_norm:
+            # The formula of torch.nn.utils.clip_grad_norm_, on tensors that are no parameter's.
+            factor = (self.clip_norm / (nn.utils.get_total_norm(gradients) + 1e-6)).clamp(max=1.0)
+            gradients = [gradient * factor for gradient in gradients]
+        self.estimator.after_step(estimate)
+        return sums(estimate), gradients

@@ -1,0 +1,295 @@
+"""compare_estimators.py as a person uses it: both halves, a file of one's own, a cut, and what a wrong command says."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+import yaml
+from helpers import rows
+
+from pyro_vae import load
+from pyro_vae.precision import has_products
+
+PARTS = ["--guide.network.hidden", "[8]", "--latent", "2"]
+GRADIENTS = [
+    "gradients",
+    *PARTS,
+    "--draws",
+    "20",
+    "--batch",
+    "3",
+    "--particles",
+    "[1,2,4]",
+    "--fit_from",
+    "1",
+    "--out",
+    "g",
+]
+TRAINING = [
+    "training",
+    *PARTS,
+    "--epochs",
+    "3",
+    "--evaluate_every",
+    "2",
+    "--test_particles",
+    "5",
+    "--test_images",
+    "20",
+]
+TRAINING += ["--out", "t", "--seeds", "[0,1]", "--particles", "[2]"]
+MINE = """
+    from pyro_vae import Estimator
+
+    class Halved(Estimator):
+        \"\"\"The bound of the ELBO and half its gradient.
+
+        Args:
+            K: number of particles.
+            share: what is left of the gradient.
+        \"\"\"
+
+        def __init__(self, K: int = 1, share: float = 0.5, max_plate_nesting: int = 1):
+            super().__init__(K, max_plate_nesting)
+            self.share = share
+
+        def bound(self, draws):
+            return draws.log_w.mean(0)
+
+        def surrogate(self, draws):
+            return self.share * self.bound(draws)
+"""
+
+
+@pytest.fixture
+def compare(script, tmp_path):
+    (tmp_path / "mine.py").write_text(textwrap.dedent(MINE))
+
+    def run(*options):
+        sys.modules.pop("mine", None)
+        return script("compare_estimators", *options)
+
+    return run
+
+
+def test_gradients(compare, tmp_path):
+    code, out, err = compare(*GRADIENTS, "--estimators", "[IWAE, DReG, VIMCO, mine.Halved]")
+    assert (code, err) == (0, "")
+    assert "Left out: VIMCO at K = 1: VIMCO: expected K of at least 2, got 1" in out
+    table = rows(tmp_path / "g" / "gradients-phi.csv")
+    assert [(row["estimator"], row["K"]) for row in table] == [
+        *[("IWAE", k) for k in "124"],
+        *[("DReG", k) for k in "124"],
+        *[("VIMCO", k) for k in "24"],
+        *[("mine.Halved", k) for k in "124"],
+    ]
+    halved = next(row for row in rows(tmp_path / "g" / "gradients-w.csv") if row["estimator"] == "mine.Halved")
+    assert float(halved["bias low (number)"]) <= 0.5 <= float(halved["bias high (number)"])
+    assert "95 % limits" in out
+    for name in (
+        "gradients-w.md",
+        "gradients-phi.md",
+        "slopes.md",
+        "slopes.csv",
+        "figures/snr.png",
+        "figures/cost.png",
+    ):
+        assert (tmp_path / "g" / name).stat().st_size > 0
+
+
+def test_finished_cells_are_kept_and_the_grid_may_grow(compare, tmp_path):
+    assert compare(*GRADIENTS, "--estimators", "[IWAE]", "--particles", "[1,2]")[0] == 0
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "g" / "cells").iterdir()}
+    (tmp_path / "g" / "cells" / "IWAE-K2.json").unlink()
+    code, out, _ = compare(*GRADIENTS, "--estimators", "[IWAE, STL]", "--particles", "[1,2]")
+    assert code == 0
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "g" / "cells").iterdir()}
+    assert sorted(after) == ["IWAE-K1.json", "IWAE-K2.json", "STL-K1.json", "STL-K2.json"]
+    assert after["IWAE-K1.json"] == before["IWAE-K1.json"]
+    assert "IWAE, K = 1" not in out.split("Gradient by")[0]
+    code, _, err = compare(*GRADIENTS, "--estimators", "[IWAE]", "--draws", "40")
+    assert code == 1
+    assert "g holds a comparison with other options (draws: there 20, here 40)" in " ".join(err.split())
+
+
+def test_a_cell_does_not_depend_on_the_others(compare, tmp_path):
+    """What is continued is what would have been computed at once."""
+    compare(*GRADIENTS, "--estimators", "[IWAE, STL]", "--particles", "[2]")
+    first = json.loads((tmp_path / "g" / "cells" / "STL-K2.json").read_text())
+    compare(*GRADIENTS, "--estimators", "[STL]", "--particles", "[1,2]", "--out", "again")
+    second = json.loads((tmp_path / "again" / "cells" / "STL-K2.json").read_text())
+    assert first["phi"] == second["phi"]
+
+
+def test_training(compare, script, tmp_path):
+    options = [*TRAINING, "--estimators", "[ELBO, {class_path: IWAE, init_args: {stl: true}}, mine.Halved]"]
+    code, _, err = compare(*options)
+    assert (code, err) == (0, "")
+    table = rows(tmp_path / "t" / "training.csv")
+    assert [row["estimator"] for row in table] == ["ELBO", "IWAE(stl=True)", "mine.Halved"]
+    assert [row["seeds"] for row in table] == ["2", "2", "2"]
+    cells = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "t" / "cells").iterdir()}
+    assert len(cells) == 6
+    one, other = cells["ELBO-K2-seed0"], cells["mine.Halved-K2-seed0"]
+    assert one["steps"] == [0, 52, 78]  # 26 steps an epoch, evaluated before the first, after the second and the last
+    assert one["log_px"][0] == other["log_px"][0]  # the same first weights and the same evaluation
+    assert one["log_px"][-1] != other["log_px"][-1]
+    assert one["log_px"][0] != cells["ELBO-K2-seed1"]["log_px"][0]
+    assert (tmp_path / "t" / "figures" / "training.png").stat().st_size > 0
+
+    run = tmp_path / "t" / "runs" / "IWAE(stl=True)-K2-seed1"
+    assert load(run).dims.latent == 2
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["estimator"]["init_args"] == {"K": 2, "stl": True, "max_plate_nesting": 1}
+    assert script("train", "--config", str(run / "config.yaml"), "--out", "alone", "--test_images", "20")[0] == 0
+    alone, cell = ((folder / "model.safetensors").read_bytes() for folder in (tmp_path / "alone", run))
+    assert alone == cell
+
+    (tmp_path / "t" / "cells" / "ELBO-K2-seed0.json").unlink()
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "t" / "cells").iterdir()}
+    assert compare(*options)[0] == 0
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "t" / "cells").iterdir()}
+    assert after.items() >= before.items()
+    assert json.loads((tmp_path / "t" / "cells" / "ELBO-K2-seed0.json").read_text())["log_px"] == one["log_px"]
+
+
+def test_gradients_of_a_run(compare, script, tmp_path):
+    script("train", *PARTS, "--epochs", "1", "--test_particles", "2", "--out", "run")
+    code, out, err = compare(
+        "gradients", "--run", "run", "--draws", "20", "--particles", "[2]", "--estimators", "[DReG]"
+    )
+    assert (code, err) == (0, "")
+    assert "DReG" in out
+
+
+def test_a_cut_keeps_what_is_finished(start_script, tmp_path):
+    process = start_script("compare_estimators", *GRADIENTS, "--draws", "2000", "--estimators", "[IWAE]")
+    for _ in range(600):
+        time.sleep(0.1)
+        if any((tmp_path / "g" / "cells").glob("*.json")):
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Finished cells are kept" in out
+    assert "Traceback" not in out + err
+
+
+WRONG = {
+    "no job": ([], "expected one of the jobs gradients, training as the first word, got nothing"),
+    "job": (["gradient"], "got gradient"),
+    "draws": (["gradients", "--draws", "30"], "draws: expected a multiple of 20"),
+    "particles": (["gradients", "--particles", "[0]"], "particles: expected different numbers of at least 1"),
+    "twice": (["gradients", "--estimators", "[IWAE, IWAE]"], "estimators: IWAE stands there twice"),
+    "none": (["gradients", "--estimators", "[]"], "estimators: expected at least one"),
+    "no list": (["gradients", "--estimators", "IWAE"], "expected a list, such as '[IWAE]'"),
+    "class": (["gradients", "--estimators", "[Nothing]"], "there is no class of that name. Known: AnalyticKL, CIWAE"),
+    "batch": (["gradients", "--batch", "0"], "batch: expected between 1 and the 1300 training data, got 0"),
+    "reference": (["gradients", "--reference", "VIMCO"], "reference VIMCO at K = 1: VIMCO: expected K of at least 2"),
+    "same mean": (["gradients", "--same_mean", "[STL, Mine]"], "same_mean: Mine is not among the estimators"),
+    "alone": (
+        ["gradients", "--estimators", "[VIMCO]", "--particles", "[1]", "--draws", "20"],
+        "nothing can be compared here. VIMCO at K = 1",
+    ),
+    "run": (["gradients", "--run", "nothing"], "nothing: there is no such run folder"),
+    "another shape": (
+        ["gradients", "--run", "run", "--data", "MNIST", "--data.root", "data", "--data.valid", "9"],
+        "holds a model of data of shape",
+    ),
+    "other data": (["gradients", "--run", "run", "--data.binarize", "none"], "run holds a model of other data"),
+    "seeds": (["training", "--seeds", "[1,1]"], "seeds: expected different numbers of at least 0"),
+    "epochs": (["training", "--epochs", "0"], "epochs: expected at least 1"),
+    "every": (["training", "--evaluate_every", "0"], "evaluate_every: expected"),
+    "folder": (["training", "--out", "full"], "full exists and holds no comparison"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_command_says_what_is_wrong(compare, script, name, tmp_path, mnist_root):
+    options, message = WRONG[name]
+    (tmp_path / "data").symlink_to(mnist_root)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    if "run" in options:
+        quick = ["--epochs", "1", "--test_particles", "2", "--out", "run", "--likelihood", "Bernoulli"]
+        script("train", *PARTS, *quick, "--data.binarize", "fixed")
+    code, out, err = compare(*options)
+    assert code in (1, 2)
+    assert "Traceback" not in out + err
+    assert err.startswith("error: ")
+    assert " ".join(message.split()) in " ".join(err.split())
+
+
+def test_autoencoder_vs_vae(script, tmp_path):
+    options = [*PARTS, "--epochs", "1", "--test_particles", "5", "--test_images", "40", "--out", "c"]
+    code, _, err = script("autoencoder_vs_vae", *options)
+    assert (code, err) == (0, "")
+    table = rows(tmp_path / "c" / "cases.csv")
+    assert len(table) == 4
+    vae, _, _, autoencoder = table
+    assert vae["log p(x|t)"] == vae["with noise"]
+    assert float(autoencoder["log p(x|t)"]) > float(autoencoder["with noise"])
+    assert (tmp_path / "c" / "figures" / "cases.png").stat().st_size > 0
+    before = sorted(path.stat().st_mtime_ns for path in (tmp_path / "c").rglob("*.json"))
+    assert script("autoencoder_vs_vae", *options)[0] == 0
+    assert before == sorted(path.stat().st_mtime_ns for path in (tmp_path / "c").rglob("*.json"))
+    code, _, err = script("autoencoder_vs_vae", *options, "--out", "d", "--test_images", "3")
+    assert code == 1
+    assert "test_images: expected" in err
+
+
+def test_benchmark(script, mnist_root, tmp_path):
+    data = ["--data.root", str(mnist_root), "--data.valid", "100"]
+    options = ["--rounds", "3", "--seconds", "0.001", "--peers", "false", "--whole", "false", "--parts", "false"]
+    code, _, err = script("benchmark", *data, *options, "--out", "b")
+    assert code == 0
+    assert "error" not in err  # PyTorch may note that a CUDA toolkit has no device
+    table = rows(tmp_path / "b" / "steps.csv")
+    half = {"pyro_vae bf16"} if has_products("bf16", torch.device("cpu")) else set()
+    assert {row["contender"] for row in table} == {"pyro_vae", "pyro_vae eager", *half}
+    assert {float(row["pyro_vae / it"]) for row in table if row["contender"] == "pyro_vae"} == {1.0}
+    assert (tmp_path / "b" / "figures" / "steps.png").stat().st_size > 0
+    code, _, err = script("benchmark", *data, *options, "--data.binarize", "none", "--out", "c")
+    assert code == 1
+    assert "expected binary pixels" in err
+
+
+def test_help(compare):
+    code, out, _ = compare("--help")
+    assert code == 0
+    assert "gradients" in out
+    code, out, _ = compare("training", "--help")
+    assert code == 0
+    assert "--evaluate_every" in out
+
+
+def test_a_thousand_particles_fit_into_memory(tmp_path):
+    """A gradient at K = 1,000 for a batch of 100 binary images of 784 pixels, 200-200 network: below 4 GB in all."""
+    program = """
+        import resource
+        from functools import partial
+        import torch
+        from pyro_vae import VAE, Dims
+        from pyro_vae.estimators import IWAE, DReG
+        from pyro_vae.guides import DiagonalNormal
+        from pyro_vae.likelihoods import Bernoulli
+        from pyro_vae.networks import MLP
+        from pyro_vae.priors import StandardNormal
+
+        dims, network = Dims(50, (1, 28, 28)), partial(MLP, hidden=[200, 200])
+        vae = VAE(StandardNormal(dims), DiagonalNormal(dims, network), Bernoulli(dims, network))
+        x = torch.rand(100, 1, 28, 28).bernoulli()
+        for estimator in (IWAE(1000), DReG(1000)):
+            (-estimator.estimate(vae.model, vae.guide, x).surrogate.mean()).backward()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    kilobytes = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert kilobytes < 4e6
