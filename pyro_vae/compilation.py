@@ -1,7 +1,7 @@
-"""Compilation: a function of tensors that runs Pyro programs becomes one compiled graph.
+"""Compilation of a function of tensors that runs Pyro programs into one graph.
 
-The programs are traced once, poutines and all, into a graph of tensor operations (`torch.fx.experimental.proxy_tensor.make_fx`),
-which Inductor compiles. Everything that may change between two calls is an input of the graph.
+The programs and Pyro's handlers are traced once into a graph of tensor operations, which Inductor compiles
+(`torch.fx.experimental.proxy_tensor.make_fx`). Everything that may change between two calls is an input of the graph.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pyro_vae.traces import library_path
 aten = torch.ops.aten
 
 Compile = Literal["auto", "on", "off"]
-"""on: compile what can be compiled; off: never compile; auto: compile where the work ahead outweighs the time that it takes."""
+"""The choice of what is compiled: all that can be ("on"), nothing ("off"), or only what saves time overall ("auto")."""
 
 
 class NotCompiledError(Exception):
-    """A function cannot be compiled; the message says why."""
+    """Raised if a function cannot be compiled; the message says why."""
 
 
 def compiled(
@@ -36,24 +36,24 @@ def compiled(
     rules: dict[Any, Callable[..., Any]],
     *watched: Any,
 ) -> Callable[..., list[Tensor]]:
-    """Compiles ``function(swapped, held, *inputs)``, in which the programs use tensors ``swapped`` for their parameters.
+    """Compiles ``function(swapped, held, *inputs)``, in which the programs use the tensors ``swapped`` as parameters.
 
-    ``swapped`` require a gradient. ``held`` are the same numbers as plain tensors; what the function writes into these and into
-    its inputs, the compiled function writes.
+    The tensors ``swapped`` require a gradient. The tensors ``held`` are plain tensors with the same values. If the
+    function writes into ``held`` or into its inputs, the compiled function does the same.
 
     Args:
-        programs: a module.
-        function: from tensors to tensors, through the programs.
-        leaves: parameters of the module.
-        inputs: tensors of the shapes that it will be called with.
-        rules: how operations are composed of others, by operation.
-        watched: objects that tracing must leave as they are.
+        programs: a module that holds the Pyro programs.
+        function: a function that maps tensors to tensors and runs the programs.
+        leaves: the parameters of the module that ``swapped`` and ``held`` stand for.
+        inputs: example inputs, of the shapes of all later calls.
+        rules: for each operation, a function that composes it from other operations.
+        watched: objects that tracing must not change.
 
     Returns:
-        The compiled function of the inputs; it reads the leaves where they are, as they are at each call.
+        The compiled function of the inputs. It reads the current values of the leaves at each call.
 
     Raises:
-        NotCompiledError: it cannot be traced or compiled.
+        NotCompiledError: the function cannot be traced or compiled.
     """
     if not isinstance(programs, nn.Module):
         raise NotCompiledError("the programs are no torch.nn.Module, whose parameters could be made inputs of a graph")
@@ -62,7 +62,7 @@ def compiled(
     if not all(id(leaf) in known for leaf in leaves):
         raise NotCompiledError("a parameter lives in Pyro's store and not in the module")
     names = [known[id(leaf)] for leaf in leaves]
-    others = [name for name in state if name not in names]  # inputs too: what the graph held itself would be a constant
+    others = [name for name in state if name not in names]  # inputs too, since a tensor in the graph is a constant
     before = [dict(vars(each)) for each in watched]
 
     class Called(nn.Module):
@@ -84,14 +84,14 @@ def compiled(
         result: list[Tensor] = torch.func.functional_call(module, named, (swapped, held, *given))
         return result
 
-    held = [state[name].detach() for name in (*names, *others)]  # the same memory: an optimizer's update shows
+    held = [state[name].detach() for name in (*names, *others)]  # they share memory, so an optimizer's update is seen
     try:
         with seeded(inputs[0].device, "trace"), library_path():
             graph = make_fx(pure, decomposition_table={**_decompositions(), **rules})(*inputs, *held)
     except Exception as error:
         raise NotCompiledError(f"tracing failed: {_first_line(error)}") from error
     for node in graph.graph.find_nodes(op="call_function", target=aten.view.default):
-        node.target = aten.reshape.default  # which strides a result has is Inductor's to choose
+        node.target = aten.reshape.default  # Inductor chooses the strides of a result
     for each, kept in zip(watched, before, strict=True):
         if any(value is not kept.get(name) for name, value in vars(each).items()):
             vars(each).update(kept)
@@ -101,9 +101,9 @@ def compiled(
         options["triton.cudagraphs"] = True
     try:
         with torch.no_grad(), seeded(inputs[0].device, "compile"), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # of Inductor about PyTorch
+            warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # caused by Inductor itself
             run = torch._inductor.compile(graph, [*inputs, *held], options=options)
-            run(*inputs, *held)  # now, so that a missing compiler shows here
+            run(*inputs, *held)  # it runs now, so that a missing compiler is found here
     except Exception as error:
         raise NotCompiledError(f"compiling failed: {_first_line(error)}") from error
 
@@ -116,15 +116,16 @@ def compiled(
 
 
 def _decompositions() -> dict[Any, Callable[..., Tensor]]:
-    """Rules that take softplus, and Bernoulli's log-probability, down to log1p, and log1p to a form five times as fast.
+    """Returns rules that replace softplus and Bernoulli's log-probability by log1p, and log1p by a faster form.
 
-    log(1+u) · u / ((1+u) - 1) is accurate to the last bits for every u > -1, since the rounding of 1 + u cancels (Goldberg
-    1991, theorem 4); the vector library's own log1p takes longer than a layer's matrix product.
+    This form, log(1+u) · u / ((1+u) - 1), is five times as fast. It is accurate to the last bits for every u > -1,
+    since the rounding of 1 + u cancels (Goldberg 1991, theorem 4). The vector library's own log1p takes longer than the
+    matrix product of a layer.
     """
 
     def log1p(u: Tensor) -> Tensor:
         v = 1 + u
-        correction = torch.where(v - 1 == u, 1.0, u / (v - 1))  # 1 also where u is infinite
+        correction = torch.where(v - 1 == u, 1.0, u / (v - 1))  # it is 1 where u is infinite too
         return torch.where(v == 1, u, v.log() * correction)
 
     composed = [aten.softplus, aten.softplus_backward, aten.binary_cross_entropy_with_logits]

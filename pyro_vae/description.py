@@ -1,7 +1,7 @@
-"""How an object was made, as plain data: the path of its class and the options that it was given.
+"""Descriptions of objects as plain data: the path of the class and the options that the object was made with.
 
-`pyro_vae.save` writes such descriptions into ``config.yaml``, and `pyro_vae.load` builds the same objects from them. The form is
-that of the command line: ``{"class_path": "pyro_vae.guides.DiagonalNormal", "init_args": {...}}``.
+`pyro_vae.save` writes such descriptions into ``config.yaml``, and `pyro_vae.load` builds the same objects from them.
+The form is that of the command line: ``{"class_path": "pyro_vae.guides.DiagonalNormal", "init_args": {...}}``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -35,8 +35,8 @@ class Described:
     """A base class whose objects remember the options that they were made with.
 
     Attributes:
-        options: the arguments of the constructor by name, as plain data. Those that a program fills in (sizes, shapes, and
-            modules that are described by themselves) are left out.
+        options: the arguments of the constructor by name, as plain data. Those that a program fills in (sizes, shapes,
+            and modules that are described by themselves) are left out.
     """
 
     options: dict[str, Any]
@@ -50,12 +50,12 @@ class Described:
             cls.__init__ = _remembering(cls.__init__)  # type: ignore[method-assign]
 
     def described(self) -> dict[str, Any]:
-        """The class and the options of this object."""
+        """Returns the class and the options of this object."""
         return {"class_path": path_of(type(self)), "init_args": self.options}
 
 
 def _remembering(init: Callable[..., None]) -> Callable[..., None]:
-    """The same constructor, which first notes its arguments, unless that of a subclass has noted its own."""
+    """Returns the constructor, which now first records its arguments, unless a subclass has recorded its own."""
     parameters = signature(init)
 
     @functools.wraps(init)
@@ -63,42 +63,78 @@ def _remembering(init: Callable[..., None]) -> Callable[..., None]:
         if "options" not in vars(self):
             try:
                 given = parameters.bind(self, *args, **kwargs).arguments
-            except TypeError:  # a wrong call: the constructor itself tells what is wrong
+            except TypeError:  # the call is wrong, and the constructor itself tells how
                 given = {}
-            own = list(given.items())[1:]  # without self
-            vars(self)["options"] = {
-                name: describe(value)
-                for name, value in own
-                if name not in self.filled_in and not isinstance(value, torch.nn.Module)
-            }
+            vars(self)["options"] = _options(type(self), init, given)
         init(self, *args, **kwargs)
 
     return remember
 
 
+def _options(cls: type[Described], init: Callable[..., None], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns all options of a constructor as plain data: those that are given, and the defaults of the others.
+
+    The defaults are included, so that an object that is built from its description later is the same.
+    """
+    options: dict[str, Any] = {}
+    for name, parameter in list(signature(init).parameters.items())[1:]:  # without self
+        value = given.get(name, parameter.default)
+        if name in cls.filled_in or value is Parameter.empty or isinstance(value, torch.nn.Module):
+            continue
+        described = describe(value)
+        if name in given or not undescribed(described):
+            options[name] = described
+    return options
+
+
 def describe(value: Any) -> Any:
-    """A value as plain data. Classes and functions become import paths; what has none becomes `Undescribed`."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, list | tuple | torch.Size):
-        return [describe(each) for each in value]
-    if isinstance(value, Mapping):
-        return {str(key): describe(each) for key, each in value.items()}
-    if isinstance(value, partial) and not value.args:
-        return {"class_path": describe(value.func), "init_args": describe(value.keywords)}
-    if isinstance(value, Described):
-        return value.described()
+    """Returns a value as plain data.
+
+    Classes and functions become import paths, a class of `Described` objects together with its default options. A
+    value without an import path becomes `Undescribed`.
+    """
+    for kinds, plain in _PLAIN:
+        if isinstance(value, kinds):
+            return plain(value)
+    if isinstance(value, partial) and (made := _made_by(value)):
+        return _made(made, value.keywords)
     if isinstance(value, type | FunctionType) and _is_importable(value):
-        return path_of(value)
+        return _made(value, {}) if isinstance(value, type) and issubclass(value, Described) else path_of(value)
     return Undescribed(repr(value))
 
 
+_PLAIN: list[tuple[Any, Callable[[Any], Any]]] = [
+    ((type(None), bool, int, float, str), lambda value: value),
+    (np.generic, lambda value: value.item()),
+    (Path, str),
+    ((list, tuple), lambda value: [describe(each) for each in value]),
+    (Mapping, lambda value: {str(key): describe(each) for key, each in value.items()}),
+    (Described, lambda value: value.described()),
+]
+
+
+def _made(made: type | FunctionType, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the description of the object that a class or a function makes from these arguments."""
+    if isinstance(made, type) and issubclass(made, Described):
+        return {"class_path": path_of(made), "init_args": _options(made, made.__init__, given)}
+    return {"class_path": path_of(made), "init_args": describe(given)}
+
+
+def _made_by(factory: partial[Any]) -> type | FunctionType | None:
+    """Returns the class or function that a partial calls, if its other arguments are all named.
+
+    A partial of jsonargparse calls a function of its own, and the class is an argument. Then the class is returned.
+    """
+    inside = getattr(factory.func, "__module__", "").partition(".")[0] == "jsonargparse"
+    called = [each for each in factory.args if isinstance(each, type)] if inside else [factory.func]
+    if len(called) != 1 or not (inside or not factory.args):
+        return None
+    (made,) = called
+    return made if isinstance(made, type | FunctionType) and _is_importable(made) else None
+
+
 def undescribed(description: Any, where: str = "") -> list[str]:
-    """The places in a description that hold no plain data, such as ``"guide.network: <function <lambda> ...>"``."""
+    """Returns the places in a description without plain data, such as ``"guide.network: <function <lambda> ...>"``."""
     if isinstance(description, Undescribed):
         return [f"{where}: {description.value}"]
     if isinstance(description, Mapping):
@@ -112,7 +148,10 @@ def undescribed(description: Any, where: str = "") -> list[str]:
 
 
 def path_of(thing: type | FunctionType) -> str:
-    """The shortest import path of a class or a function: ``pyro_vae.priors.Normal``, though a module below defines it."""
+    """Returns the shortest import path of a class or a function.
+
+    An example is ``pyro_vae.priors.Normal``, a class that a module below ``pyro_vae.priors`` defines.
+    """
     packages = thing.__module__.split(".")
     for length in range(1, len(packages)):
         module = sys.modules.get(".".join(packages[:length]))

@@ -1,6 +1,7 @@
 """The four kinds of part that a VAE is made of, and the shapes that they promise.
 
-A part is a prior, a guide, a likelihood or a network. The first three return a distribution, a network returns a tensor:
+A part is a prior, a guide, a likelihood or a network. The first three return a distribution, a network returns a
+tensor:
 
 ========== ========= ===================== ==================== ================
 part       maths     call                  batch shape          event shape
@@ -11,9 +12,9 @@ Likelihood p(x|t,w)  ``likelihood(t)``     ``t.shape[:-1]``     ``x_shape``
 Network              ``network(inputs)``   leading dimensions   ``out_shape``
 ========== ========= ===================== ==================== ================
 
-A new part is a class with a constructor ``(dims, own options ...)`` and a method ``forward``. The base class checks what goes in
-and what comes out at every call, so that a wrong shape is an error that names the part, and never a silent broadcast. Every
-class of this project is abstract or final: no subclass overrides a concrete method.
+A new part is a class with a constructor ``(dims, own options ...)`` and a method ``forward``. The base class checks
+inputs and outputs at every call, so that a wrong shape is an error that names the part, and is never broadcast
+silently. Every class of this project is abstract or final: no subclass overrides a concrete method.
 """
 
 from __future__ import annotations
@@ -30,24 +31,24 @@ from pyro_vae.description import Described
 
 Shape = tuple[int, ...]
 Distribution = TorchDistributionMixin
-"""What a part returns: any distribution of `pyro.distributions`."""
+"""Any distribution of `pyro.distributions`, which a prior, a guide or a likelihood returns."""
 
 
 @dataclass(frozen=True, eq=False)
 class Dims:
-    """What every part is told when it is built: the sizes, and the training data if there are any.
+    """The sizes, and the training data if there are any, which every part is given when it is built.
 
     Attributes:
         latent: d, the dimension of t.
-        x_shape: shape of one datum, for example ``(1, 28, 28)``.
-        x_mean: mean training datum, of shape ``x_shape``. Likelihoods start their output there. Without it they start at the
-            center of their link (probability 1/2, location 0).
-        train: the training data ``(N, *x_shape)``, for parts that are made of data. While a saved model is loaded, this is a
-            tensor on the ``meta`` device, which has a shape and no values: the values are among the weights.
-        dynamic: whether `train` holds probabilities, by which pixels are drawn anew at each use.
-        classes: number of labels that a datum may have, if it has one.
-        x_scale: largest absolute value of the training data, where that is above 1. Encoders divide x by it.
-        train_size: N, which is kept where the training data are not.
+        x_shape: the shape of one datum, for example ``(1, 28, 28)``.
+        x_mean: the mean training datum, of shape ``x_shape``. Likelihoods start their output at it. If it is None, they
+            start at the center of their link (probability 1/2, location 0).
+        train: the training data ``(N, *x_shape)``, for parts that are made of data. While a saved model is loaded, this
+            is a tensor on the ``meta`` device, which has a shape and no values: the values are among the weights.
+        dynamic: whether `train` holds probabilities, from which pixels are drawn again at each use.
+        classes: the number of different labels, if the data have labels.
+        x_scale: the largest absolute value of the training data, where that is above 1. Encoders divide x by it.
+        train_size: N, which is kept where the training data are not kept.
     """
 
     latent: int
@@ -75,7 +76,10 @@ class Dims:
             raise ValueError(f"train: expected shape (N, *{self.x_shape}), got {tuple(self.train.shape)}")
 
     def without_data(self) -> Dims:
-        """The sizes alone. A part keeps these, so that a copy of a VAE, or a file of it, holds no training data."""
+        """Returns the sizes alone.
+
+        A part keeps only these, so that a copy of a VAE, or a file of it, holds no training data.
+        """
         size = self.train_size if self.train is None else len(self.train)
         return replace(self, x_mean=None, train=None, train_size=size)
 
@@ -83,12 +87,12 @@ class Dims:
 class Network(Described, nn.Module, ABC):
     """A deterministic map from ``(*lead, *in_shape)`` to ``(*lead, *out_shape)`` for any leading dimensions.
 
-    Leading dimensions are data, particles, or both. A network that knows only ``(B, ...)``, such as a convolution, flattens
-    them and restores them itself.
+    Leading dimensions are data, particles, or both. A network that accepts only ``(B, ...)``, such as a convolution,
+    flattens them and restores them itself.
 
     Args:
-        in_shape: shape of one input.
-        out_shape: shape of one output.
+        in_shape: the shape of one input.
+        out_shape: the shape of one output.
 
     Raises (when called):
         ValueError: the input does not end in ``in_shape``, or the output is not ``(*lead, *out_shape)``.
@@ -103,7 +107,10 @@ class Network(Described, nn.Module, ABC):
         """Maps ``(*lead, *in_shape)`` to ``(*lead, *out_shape)``."""
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Calls ``forward`` between checks of both shapes. The output has the type of the input, under autocast too."""
+        """Calls ``forward`` and checks the shapes of the input and of the output.
+
+        The output has the type of the input, also under autocast.
+        """
         lead = leading_shape(inputs, self.in_shape, f"input of {type(self).__name__}")
         outputs: Tensor = super().__call__(inputs).to(inputs.dtype)
         if outputs.shape != lead + self.out_shape:
@@ -122,7 +129,7 @@ class Parts(NamedTuple):
 
 
 class DistributionPart(Described, nn.Module, ABC):
-    """What priors, guides and likelihoods have in common.
+    """The base class of priors, guides and likelihoods.
 
     Args:
         dims: the sizes (see `Dims`).
@@ -138,12 +145,13 @@ class DistributionPart(Described, nn.Module, ABC):
 
     @property
     def parts(self) -> Parts:
-        """The parts of the VAE that this one is in, for a part that uses another, such as a prior that is made of the guide.
+        """The parts of the VAE that this part belongs to.
 
-        They are no submodules of this part: each parameter is held once, by the part that owns it.
+        A part that uses another one needs them, for example a prior that is made of the guide. They are not submodules
+        of this part, so that each parameter is held once, by the part that owns it.
 
         Raises:
-            ValueError: this part is in no VAE.
+            ValueError: this part belongs to no VAE.
         """
         if self._parts is None:
             raise ValueError(
@@ -154,7 +162,10 @@ class DistributionPart(Described, nn.Module, ABC):
 
     @final
     def join(self, parts: Parts) -> None:
-        """Tells this part, and the parts inside it, which others it is put together with. A VAE calls this."""
+        """Tells this part, and the parts inside it, which parts the VAE has.
+
+        A VAE calls this for each of its parts.
+        """
         for part in self.modules():
             if isinstance(part, DistributionPart):
                 part._parts = parts
@@ -168,7 +179,7 @@ class Prior(DistributionPart):
 
     Raises (when called):
         ValueError: ``forward`` returned a distribution of another shape.
-        TypeError: ``forward`` returned no Pyro distribution.
+        TypeError: ``forward`` returned an object that is not a Pyro distribution.
     """
 
     @abstractmethod
@@ -181,40 +192,47 @@ class Prior(DistributionPart):
 
 
 class Guide(DistributionPart):
-    """q(t|x,φ): ``guide(x)`` is a distribution over t, of batch shape ``x.shape[:-len(x_shape)]`` and event shape ``(d,)``.
+    """q(t|x,φ): ``guide(x)`` is a distribution over t.
+
+    Its batch shape is ``x.shape[:-len(x_shape)]`` and its event shape is ``(d,)``.
 
     Args:
         dims: the sizes (see `Dims`).
 
     Raises (when called):
         ValueError: x does not end in ``x_shape``, or ``forward`` returned a distribution of another shape.
-        TypeError: ``forward`` returned no Pyro distribution.
+        TypeError: ``forward`` returned an object that is not a Pyro distribution.
     """
 
     @final
     def scaled(self, x: Tensor) -> Tensor:
-        """The data divided by ``dims.x_scale``: training data are within [-1, 1], so that levels 0..255 do not flood a network."""
-        return x if self.dims.x_scale == 1 else x / self.dims.x_scale  # no copy of x where none is needed
+        """Returns the data divided by ``dims.x_scale``.
+
+        Training data are then within [-1, 1]. Levels 0..255 would be too large for a network.
+        """
+        return x if self.dims.x_scale == 1 else x / self.dims.x_scale  # this avoids a copy of x
 
     @abstractmethod
     def forward(self, x: Tensor) -> Distribution:
         """Returns q(t|x,φ) for x of shape ``(*batch, *x_shape)``."""
 
     def __call__(self, x: Tensor) -> Distribution:
-        """Calls ``forward`` and checks what goes in and what it returns."""
+        """Calls ``forward``, and checks its input and what it returns."""
         batch_shape = leading_shape(x, self.dims.x_shape, f"x given to {type(self).__name__}")
         return checked(super().__call__(x), batch_shape, (self.dims.latent,), self)
 
 
 class Likelihood(DistributionPart):
-    """p(x|t,w): ``likelihood(t)`` is a distribution over x, of batch shape ``t.shape[:-1]`` and event shape ``x_shape``.
+    """p(x|t,w): ``likelihood(t)`` is a distribution over x.
+
+    Its batch shape is ``t.shape[:-1]`` and its event shape is ``x_shape``.
 
     Args:
         dims: the sizes (see `Dims`).
 
     Raises (when called):
         ValueError: t does not end in d, or ``forward`` returned a distribution of another shape.
-        TypeError: ``forward`` returned no Pyro distribution.
+        TypeError: ``forward`` returned an object that is not a Pyro distribution.
     """
 
     @abstractmethod
@@ -222,13 +240,16 @@ class Likelihood(DistributionPart):
         """Returns p(x|t,w) for t of shape ``(*batch, d)``."""
 
     def __call__(self, t: Tensor) -> Distribution:
-        """Calls ``forward`` and checks what goes in and what it returns."""
+        """Calls ``forward``, and checks its input and what it returns."""
         batch_shape = leading_shape(t, (self.dims.latent,), f"t given to {type(self).__name__}")
         return checked(super().__call__(t), batch_shape, self.dims.x_shape, self)
 
 
 def placed(tensor: Tensor) -> Tensor:
-    """The tensor on the default device, where parts are built. A tensor without values (on ``meta``) stays there."""
+    """Returns the tensor on the default device, where parts are built.
+
+    A tensor without values stays on the ``meta`` device.
+    """
     return tensor if tensor.is_meta else tensor.to(torch.get_default_device())
 
 
@@ -249,8 +270,8 @@ def checked(distribution: Any, batch_shape: Shape, event_shape: Shape, part: nn.
     """Returns the distribution if its shapes are the promised ones.
 
     Raises:
-        ValueError: the shapes are others; the message names the part.
-        TypeError: it is no Pyro distribution.
+        ValueError: a shape is not the promised one; the message names the part.
+        TypeError: the object is not a Pyro distribution.
     """
     name = f"{type(part).__name__} ({type(part).__mro__[1].__name__})"
     if not isinstance(distribution, Distribution):

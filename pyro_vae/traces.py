@@ -1,4 +1,7 @@
-"""From a Pyro model, a Pyro guide and data to log-probabilities (K, B). No other module handles Pyro's traces."""
+"""Log-probabilities (K, B) from a Pyro model, a Pyro guide and data.
+
+No other module handles Pyro's traces.
+"""
 
 from __future__ import annotations
 
@@ -27,30 +30,31 @@ Site = Mapping[str, Any]
 Latents = Literal["path", "fixed", "leaves"]
 """How φ acts on the draws.
 
-path: the draws are functions of φ. fixed: they are constants, and φ acts through the density of q alone. leaves: densities are
-evaluated at a copy of the draws, by which derivatives can be taken.
+The draws are functions of φ for "path". They are constants for "fixed", so that φ acts through the density of q alone.
+Densities are evaluated at a copy of the draws for "leaves", so that derivatives by this copy can be taken.
 """
 
 
 @runtime_checkable
 class Programs(Protocol):
-    """What is trained and evaluated: a Pyro model and a Pyro guide that are called with the same data. A `VAE` is one.
+    """A Pyro model and a Pyro guide that are trained and evaluated together, and called with the same data.
 
-    An attribute ``inputs``, a tuple of names, declares what both are called with, in this order: ``("x",)``, the data alone, or
-    ``("x", "y")``, the data and their labels. Without it they are called with x alone.
+    A `VAE` is an example. An attribute ``inputs``, a tuple of names, declares the arguments of both programs in their
+    order: ``("x",)`` for the data alone, or ``("x", "y")`` for the data and their labels. Programs without this
+    attribute are called with x alone.
     """
 
     @property
     def model(self) -> Program:
-        """p(t) p(x|t,w)."""
+        """The Pyro model p(t) p(x|t,w)."""
 
     @property
     def guide(self) -> Program:
-        """q(t|x,φ)."""
+        """The Pyro guide q(t|x,φ)."""
 
 
 def inputs_of(programs: Any) -> tuple[str, ...]:
-    """The names of what the programs are called with, ``("x",)`` unless they declare others (see `Programs`)."""
+    """Returns the names of the programs' arguments: ``("x",)``, unless they declare others (see `Programs`)."""
     return tuple(getattr(programs, "inputs", ("x",)))
 
 
@@ -61,22 +65,24 @@ _PARTICLES = "particles"
 class Particles:
     """K draws of the latents for each of B data, and their log-probabilities in nats.
 
-    Scales of plates and handlers are left out: every number is that of one datum and one particle. A mask counts, since it
-    says which data exist.
+    The scales of plates and handlers are left out: every number belongs to one datum and one particle. A mask is
+    included, since it says which data exist.
 
     Attributes:
-        model: log-probability (K, B) of each sample site of the model, summed over its own event and plates.
+        model: the log-probability (K, B) of each sample site of the model, summed over its own event and plates.
         guide: the same for the guide's sites.
-        observed: names of the model's observed sites.
-        values: the latents by site, with K leading.
-        reparameterized: whether each of the guide's sites carries a pathwise gradient.
-        scale: product of plate and handler scales, one number, or one for each datum (B,).
-        drawn: the latents as the guide drew them, with their path to φ; `values` are these unless ``latents`` says otherwise.
-        distributions: for each latent site q and p, as the programs ran.
-        guide_at: the guide's log-probabilities by site at other values of its latents.
-        per_datum: sums a tensor of a site's batch shape over the site's own plates, to (K, B).
-        programs: model, guide and what they were called with.
-        kl_weight: of log p(t) - log q(t|x,φ) in `log_w`; 1 in a bound, another number in an objective.
+        observed: the names of the model's observed sites.
+        values: the latents by site, with K as the first dimension.
+        reparameterized: whether each of the guide's sites has a pathwise gradient.
+        scale: the product of the scales of plates and handlers: one number, or one number for each datum (B,).
+        drawn: the latents as the guide drew them, which depend on φ unless ``latents`` is "fixed". `values` are the
+            same tensors unless ``latents`` is "leaves".
+        distributions: the distributions q and p of each latent site in this run of the programs.
+        guide_at: a function that returns the guide's log-probabilities by site at other values of its latents.
+        per_datum: a function that sums a tensor of a site's batch shape over the site's own plates, and returns (K, B).
+        programs: the model, the guide, and the arguments that they were called with.
+        kl_weight: the weight of log p(t) - log q(t|x,φ) in `log_w`. It is 1 in a bound and may be another number in an
+            objective.
     """
 
     model: dict[str, Float[Tensor, "K B"]]
@@ -109,17 +115,20 @@ class Particles:
 
     @property
     def log_w(self) -> Float[Tensor, "K B"]:
-        """Log importance weight: log p(x|t,w) + kl_weight (log p(t) - log q(t|x,φ)), that is log p(x,t) - log q(t|x,φ)."""
+        """The log importance weight: log p(x|t,w) + kl_weight (log p(t) - log q(t|x,φ)).
+
+        It is log p(x,t) - log q(t|x,φ) if kl_weight is 1.
+        """
         return self.log_lik + self.kl_weight * (self.log_prior - self.log_q)
 
     @property
     def log_p(self) -> Float[Tensor, "K B"]:
-        """The part of `log_w` that the model's parameters act in: log p(x|t,w) + kl_weight log p(t)."""
+        """The terms of `log_w` that depend on the model's parameters: log p(x|t,w) + kl_weight log p(t)."""
         return self.log_lik + self.kl_weight * self.log_prior
 
     @property
     def sites(self) -> dict[str, Float[Tensor, "K B"]]:
-        """Every log-probability by the name of its site, guide first, as ``"guide t"`` and ``"model x"``."""
+        """Every log-probability by the name of its site, such as ``"guide t"`` and ``"model x"``, the guide's first."""
         return {f"guide {name}": value for name, value in self.guide.items()} | {
             f"model {name}": value for name, value in self.model.items()
         }
@@ -134,26 +143,28 @@ def particles(
     latents: Latents = "path",
     **kwargs: Any,
 ) -> Particles:
-    """Runs the guide and, on its draws, the model, with K particles in one vectorized pass.
+    """Runs the guide, and the model on the guide's draws, with K particles in one vectorized pass.
 
-    The guide's distribution is expanded by the plate of particles: an encoder runs once for each datum.
+    The plate of particles expands the guide's distribution, so that an encoder runs once for each datum.
 
     Args:
-        model: a Pyro model p(x, t). All its sample sites stand in one vectorized data plate, named ``"data"`` if there are
-            several plates that all sites share.
+        model: a Pyro model p(x, t). All its sample sites are in one vectorized data plate. This plate is named
+            ``"data"`` if all sites share several plates.
         guide: a Pyro guide q(t|x).
-        *args: given to both.
-        K: number of particles.
-        max_plate_nesting: number of plate dimensions the programs use; particles stand left of them.
-        latents: "path" keeps t as a function of φ; "fixed" cuts it, so that φ acts through the density of q alone; "leaves"
-            evaluates every density at a copy of t that is a leaf, so that derivatives by t can be taken.
-        **kwargs: given to both.
+        *args: the arguments that both programs are called with.
+        K: the number of particles.
+        max_plate_nesting: the number of plate dimensions that the programs use. The particles' dimension is left of
+            them.
+        latents: "path" keeps t as a function of φ; "fixed" detaches t, so that φ acts through the density of q alone;
+            "leaves" evaluates every density at a copy of t that is a leaf, so that derivatives by t can be taken.
+        **kwargs: the keyword arguments that both programs are called with.
 
     Returns:
         The log-probabilities (see `Particles`).
 
     Raises:
-        ValueError: K below 1, no data plate, latents that only one of the programs samples, or sites of different scales.
+        ValueError: K is below 1, there is no data plate, only one of the programs samples a latent, or sites have
+            different scales.
     """
     if K < 1:
         raise ValueError(f"K: expected at least 1 particle, got {K}")
@@ -187,7 +198,7 @@ def particles(
         return _per_datum(value, particle_dim, data_dim, shape)
 
     def guide_at(at: dict[str, Tensor]) -> dict[str, Tensor]:
-        # One site's distribution does not depend on other latents; several may, and the guide runs again at the new values.
+        # A single site cannot depend on other latents. Several sites can, so the guide runs again at the new values.
         again = poutine.replay(guide, trace=_with_values(guide_trace, at))
         new = guide_sites if len(guide_sites) == 1 else _sample_sites(run(again))
         return {name: per_datum(_log_prob(site, at[name])) for name, site in new.items()}
@@ -210,7 +221,7 @@ def particles(
 
 
 class _Fixed(Messenger):
-    """Cuts each latent from its path to φ as it is drawn."""
+    """Detaches each latent from φ when it is drawn."""
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if isinstance(msg["value"], Tensor) and not isinstance(msg["fn"], _Subsample):
@@ -218,10 +229,10 @@ class _Fixed(Messenger):
 
 
 class _ModuleParams(Messenger):
-    """Answers ``pyro.param`` for a module's own parameter with that parameter, so that Pyro's global store stays out of it.
+    """Makes ``pyro.param`` return a module's own parameter, so that Pyro's global store is not used.
 
-    ``pyro.module`` asks for each parameter under a name with a divider. The tensor that it gives is used as it is, also where a
-    compiled graph has put another tensor in the parameter's place.
+    ``pyro.module`` asks for each parameter under a name with a divider. The tensor that it passes is used unchanged,
+    also where a compiled graph has replaced the parameter by another tensor.
     """
 
     def _pyro_param(self, msg: Any) -> None:
@@ -234,8 +245,8 @@ class _ModuleParams(Messenger):
 def library_path() -> Iterator[None]:
     """Runs Pyro programs as this library does: parameters stay in their modules, and nothing is validated at each step.
 
-    A bare ``pyro.param`` still lives in Pyro's store, which is its only home. Pyro's and PyTorch's validation flags and
-    ``module_local_params`` are put back at the end.
+    A bare ``pyro.param`` belongs to no module and still lives in Pyro's store. The validation flags of Pyro and of
+    PyTorch and ``module_local_params`` are restored at the end.
     """
     with pyro.settings.context(module_local_params=True), pyro.validation_enabled(False), _ModuleParams():
         yield
@@ -244,9 +255,10 @@ def library_path() -> Iterator[None]:
 def parameters(
     model: Program, guide: Program, *args: Any, **kwargs: Any
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The parameters that one run of each program uses, as unconstrained leaves: those of the model (w), of the guide (φ).
+    """Returns the parameters that one run of each program uses, as unconstrained leaves by name.
 
-    A parameter that both use counts as the guide's.
+    The parameters of the model (w) come first, then those of the guide (φ). A parameter that both use counts as the
+    guide's.
     """
     with library_path():
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
@@ -259,12 +271,12 @@ def parameters(
 def observed(
     model: Program, *args: Any, values: Mapping[str, Tensor] | None = None
 ) -> dict[str, TorchDistributionMixin]:
-    """The distribution p(x|t) of each site that the model observes.
+    """Returns the distribution p(x|t) of each site that the model observes.
 
     Args:
         model: a Pyro model.
-        *args: given to it.
-        values: latents by site; the others are drawn from the prior.
+        *args: the arguments that the model is called with.
+        values: values of latents by site. The other latents are drawn from the prior.
     """
     with library_path():
         program = poutine.condition(poutine.uncondition(model), data=dict(values or {}))
@@ -274,19 +286,22 @@ def observed(
 
 
 def draw_latents(guide: Program, *args: Any) -> dict[str, Tensor]:
-    """One draw from the guide, by site."""
+    """Returns one draw from the guide, by site."""
     with library_path():
         return {name: site["value"] for name, site in _sample_sites(poutine.trace(guide).get_trace(*args)).items()}
 
 
 def _parameters(trace: poutine.Trace) -> dict[str, Tensor]:
-    """The unconstrained leaf of each parameter: Pyro's store hangs it on the value, a module's own parameter is one itself."""
+    """Returns the unconstrained leaf of each parameter.
+
+    Pyro's store makes it an attribute of the value. A module's own parameter is a leaf itself.
+    """
     values: dict[str, Any] = {name: site["value"] for name, site in trace.nodes.items() if site["type"] == "param"}
     return {name: value.unconstrained() if hasattr(value, "unconstrained") else value for name, value in values.items()}
 
 
 def _sample_sites(trace: poutine.Trace) -> dict[str, Site]:
-    """The sites that have a log-probability: no subsample indices, no deterministic values."""
+    """Returns the sites that have a log-probability, without subsample indices and deterministic values."""
     nodes: dict[str, Any] = dict(trace.nodes)
     return {
         name: site
@@ -298,7 +313,7 @@ def _sample_sites(trace: poutine.Trace) -> dict[str, Site]:
 
 
 def _with_values(trace: poutine.Trace, values: dict[str, Tensor]) -> poutine.Trace:
-    """A trace to replay: with other values of the latents, and the plates' subsamples as they were."""
+    """Returns a trace to replay, with other values of the latents and with the same subsamples of the plates."""
     changed = poutine.Trace()
     for name, node in trace.nodes.items():
         changed.nodes[name] = {**node, "value": values[name]} if name in values else node
@@ -320,7 +335,7 @@ def _check_latents(model: dict[str, Site], guide: dict[str, Site], observed_site
 
 
 def _data_dim(sites: list[Site]) -> int:
-    """The dimension of the plate that all sites share: the data."""
+    """Returns the dimension of the data, which is that of the plate that all sites share."""
     frames = [
         {frame.name: frame.dim for frame in site["cond_indep_stack"] if frame.vectorized and frame.name != _PARTICLES}
         for site in sites
@@ -341,13 +356,13 @@ def _size(sites: list[Site], dim: int) -> int:
 
 
 def _log_prob(site: Site, value: Tensor) -> Tensor:
-    """log-probability of a value at a site, without its scale and with its mask."""
+    """Returns the log-probability of a value at a site, without its scale and with its mask."""
     log_prob: Tensor = site["fn"].log_prob(value, *site["args"], **site["kwargs"])
     return scale_and_mask(log_prob, 1.0, site["mask"])
 
 
 def _per_datum(value: Tensor, particle_dim: int, data_dim: int, shape: tuple[int, int]) -> Tensor:
-    """A tensor of a site's batch shape as (K, B), summed over the site's other plates."""
+    """Returns a tensor of a site's batch shape as (K, B), summed over the site's other plates."""
     if value.shape == shape and particle_dim == -2:
         return value
     rank = max(value.dim(), -particle_dim)
@@ -358,7 +373,7 @@ def _per_datum(value: Tensor, particle_dim: int, data_dim: int, shape: tuple[int
 
 
 def _scale(sites: dict[str, Site], size: int) -> float | Tensor:
-    """The one scale that all sites share, a number or (B,)."""
+    """Returns the one scale that all sites share, as a number or as (B,)."""
     (first, first_site), *others = sites.items()
     scale = first_site["scale"]
     for name, site in others:

@@ -16,7 +16,11 @@ DESIGN = (ROOT / "docs" / "design.md").read_text()
 def rooms() -> list[str]:
     """The rooms in the order of the design page."""
     table = DESIGN.split("## Rooms")[1].split("## Decisions")[0]
-    named = [re.findall(r"`([\w.]+?)(?:\.py|/)`", line.split("|")[1]) for line in table.splitlines() if line.startswith("| `")]
+    named = [
+        re.findall(r"`([\w.]+?)(?:\.py|/)`", line.split("|")[1])
+        for line in table.splitlines()
+        if line.startswith("| `")
+    ]
     return [room for line in named for room in line]
 
 
@@ -38,7 +42,9 @@ def test_nothing_imports_downward():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pyro_vae"):
                 names = [node.module.split(".")[1]] if "." in node.module else [alias.name for alias in node.names]
-                wrong += [f"{path.name}: {name}" for name in names if name in order and order.index(name) > order.index(room)]
+                wrong += [
+                    f"{path.name}: {name}" for name in names if name in order and order.index(name) > order.index(room)
+                ]
     assert not wrong
 
 

@@ -96,16 +96,24 @@ class Options:
         owners: list[Callable[..., Any]] = [function, *_specifications(function).values()]
         Parser.slots = {name: hint for owner in owners for name, hint in get_type_hints(owner).items()}
         self.parser = Parser.of(function, left_out)
+        defaults = {
+            name: parameter.default
+            for owner in owners
+            for name, parameter in signature(owner).parameters.items()
+            if name not in left_out and _is_made_by_a_class(parameter.default)
+        }
+        self.parser.set_defaults({name: {"class_path": path_of(_class_of(value))} for name, value in defaults.items()})
         given = self.parser.parse_args(arguments, defaults=False).as_dict()
         given.pop("config", None)
         print_config = given.pop("print_config", False)
-        for owner in owners:
-            for name, parameter in signature(owner).parameters.items():
-                kind = parameter.default if isinstance(parameter.default, type) else type(parameter.default)
-                given_by_name = kind.__module__ not in ("builtins", "inspect") and not is_dataclass(kind)
-                if given_by_name and name not in left_out:
-                    described = describe(parameter.default)
-                    given.setdefault(name, described if isinstance(described, dict) else {"class_path": path_of(kind)})
+        for name, value in defaults.items():
+            described = describe(value)
+            default = described if isinstance(described, dict) else {"class_path": path_of(_class_of(value))}
+            chosen = given.setdefault(name, default)
+            if resolve_name(chosen["class_path"]) is _class_of(
+                value
+            ):  # the default class keeps its default's other options
+                chosen["init_args"] = {**default.get("init_args", {}), **chosen.get("init_args", {})}
         try:
             for owner in owners:
                 _complete(owner, given)
@@ -148,6 +156,15 @@ def program() -> str:
     """How this program was called, for messages."""
     name = Path(sys.argv[0]).name
     return f"python {sys.argv[0]}" if name.endswith(".py") else name
+
+
+def _class_of(value: Any) -> type[Any]:
+    return value if isinstance(value, type) else type(value)
+
+
+def _is_made_by_a_class(default: Any) -> bool:
+    """Whether a default is a class, or an object that a class makes from options, and no plain value."""
+    return _class_of(default).__module__ not in ("builtins", "inspect") and not is_dataclass(default)
 
 
 def _specifications(function: Callable[..., Any]) -> dict[str, type[Any]]:

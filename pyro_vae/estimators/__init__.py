@@ -1,13 +1,13 @@
-"""Estimators: each a bound on log p(x) in nats per datum, and a gradient of its own.
+"""Estimators: each computes a bound on log p(x), in nats per datum, and a gradient of its own.
 
-=================== ================================== ============================== ====================================
+=================== ================================== ============================== ================================
 estimator           bound                              gradient by φ                  domain
-=================== ================================== ============================== ====================================
+=================== ================================== ============================== ================================
 `ELBO`              E_q log w                          path and score                 guides with ``rsample``
 `AnalyticKL`        E_q log p(x|t) - KL(q‖p)           path; KL in closed form        ``rsample``, and a known KL
 `ScoreFunction`     E_q log w                          score, with a control variate  any guide
 `STL`               E_q log w                          path alone                     ``rsample``
-`IWAE`              E log mean w                       path (and score, or alone)     ``rsample``
+`IWAE`              E log mean w                       path and score (or path alone) ``rsample``
 `DReG`              E log mean w                       path, twice reparameterized    ``rsample``
 `VIMCO`             E log mean w                       score, leave-one-out           any guide, K ≥ 2
 `Renyi`             E log mean w^(1-α) / (1-α)         path and score                 ``rsample``, α ≠ 1
@@ -17,7 +17,9 @@ estimator           bound                              gradient by φ           
 `RWS`               IWAE for w, wake-phase for φ       score, or DReG's form          any guide (``rsample`` for DReG)
 `TVO`               left Riemann sum over β            score (covariances)            any guide, K ≥ 2
 `Stock`             that of a class of ``pyro.infer``  that class's                   that class's
-=================== ================================== ============================== ====================================
+=================== ================================== ============================== ================================
+
+The word "path" means that φ acts through the draws t, and "score" that φ acts through log q(t|x,φ) at fixed t.
 """
 
 from pyro_vae.estimators.base import Estimate, Estimator

@@ -1,4 +1,4 @@
-"""What every estimator is: a bound on log p(x) in nats per datum, and a gradient of its own."""
+"""The base class of all estimators: a bound on log p(x) in nats per datum, and a gradient of its own."""
 
 from __future__ import annotations
 
@@ -18,19 +18,24 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def overridable(method: Method) -> Method:
-    """Marks a concrete method that a subclass may override. All other concrete methods stay as they are in every subclass."""
+    """Marks a concrete method that a subclass may override.
+
+    No subclass overrides any other concrete method.
+    """
     method.__overridable__ = True  # type: ignore[attr-defined]
     return method
 
 
 class Estimate(NamedTuple):
-    """What an estimator returns for a batch.
+    """The result of an estimator for a batch.
 
     Attributes:
         bound: the bound on log p(x) of each datum, in nats (B,), without a gradient.
-        surrogate: what is differentiated (B,). Its gradient is the estimator's; its value has no meaning of its own.
+        surrogate: the quantity that is differentiated, for each datum (B,). Its gradient is the estimator's gradient;
+            its value has no meaning of its own.
         particles: the draws behind the bound, with their log-probabilities.
-        optimized: the draws behind the surrogate. They are those of the bound unless the objective is another.
+        optimized: the draws behind the surrogate. They are those behind the bound, unless the objective is not the
+            bound.
     """
 
     bound: Float[Tensor, " B"]
@@ -42,22 +47,24 @@ class Estimate(NamedTuple):
 class Estimator(pyro.infer.ELBO, ABC):
     """A bound on log p(x) and its gradient, for any Pyro model and guide.
 
-    A new estimator writes `bound`, and `surrogate` where its gradient is not that of the bound. Both are functions of the
-    log-probabilities of K draws for each datum, and have no side effects; each is called once in a step. Class attributes say
-    what is drawn. An estimator that learns from step to step keeps tensors in `state` and writes `advance`.
+    A new estimator implements `bound`, and also `surrogate` if its gradient is not the gradient of the bound. Both are
+    functions of the log-probabilities of K draws for each datum, and have no side effects; each is called once in a
+    step. The class attributes say how the draws are made. An estimator that learns from step to step keeps tensors in
+    `state` and implements `advance`.
 
-    As a `pyro.infer.ELBO` it also goes into ``pyro.infer.SVI(loss=...)``, where it follows Pyro's convention: the loss is minus
-    the bound, summed over the batch and multiplied by the plate's scale.
+    An estimator is a `pyro.infer.ELBO`, so that ``pyro.infer.SVI(loss=...)`` accepts it too. There it follows Pyro's
+    convention: the loss is minus the bound, summed over the batch and multiplied by the plate's scale.
 
     Args:
-        K: number of particles.
-        max_plate_nesting: number of plate dimensions that the Pyro programs use.
+        K: the number of particles.
+        max_plate_nesting: the number of plate dimensions that the Pyro programs use.
 
     Attributes:
-        latents: how φ acts on the draws (see `pyro_vae.traces.Latents`). All but "fixed" need guides with ``rsample``.
-        M: how many groups of K particles are drawn; they come as one dimension of M·K.
+        latents: how φ acts on the draws (see `pyro_vae.traces.Latents`). All values but "fixed" need guides with
+            ``rsample``.
+        M: the number of groups of K particles. All M·K particles are drawn along one dimension.
         closed_form_kl: whether the KL is computed in closed form, and not estimated from the draws.
-        state: tensors that `advance` moves from step to step, by name.
+        state: tensors, by name, that `advance` updates after each step.
 
     Raises:
         ValueError: K is below 1.
@@ -77,18 +84,22 @@ class Estimator(pyro.infer.ELBO, ABC):
 
     @abstractmethod
     def bound(self, draws: Particles) -> Float[Tensor, " B"]:
-        """The bound of each datum, in nats."""
+        """Returns the bound of each datum, in nats."""
 
     @overridable
     def surrogate(self, draws: Particles) -> Float[Tensor, " B"]:
-        """What is differentiated, for each datum: the bound, unless an estimator has a gradient of its own."""
+        """Returns the quantity that is differentiated, for each datum.
+
+        It is the bound, unless an estimator has a gradient of its own.
+        """
         return self.bound(draws)
 
     @overridable
     def advance(self, draws: Particles) -> dict[str, Tensor]:
-        """The state after a step that was taken with these draws, by name, for an estimator that has one.
+        """Returns the tensors of the state, by name, after a step that was taken with these draws.
 
-        The step itself uses the state from before: it must not depend on the draws that it is used with.
+        An estimator without a state returns none. The step itself uses the state from before the step, since the state
+        must not depend on the draws that it is used with.
         """
         del draws
         return {}
@@ -104,9 +115,10 @@ class Estimator(pyro.infer.ELBO, ABC):
         kl_weight: float | Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Estimate, list[Tensor]]:
-        """Draws, and returns the estimate and the gradient of the mean surrogate by each of the leaves (uphill).
+        """Draws particles, and returns the estimate and the gradient of the mean surrogate by each of the leaves.
 
-        An estimator that has its gradient by other means than a surrogate overrides this. The arguments are those of `estimate`.
+        The gradient points uphill. An estimator that computes its gradient without a surrogate overrides this method.
+        The other arguments are those of `estimate`.
         """
         estimate = self.estimate(model, guide, *args, objective=objective, kl_weight=kl_weight, **kwargs)
         found = torch.autograd.grad(estimate.surrogate.mean(), leaves, allow_unused=True, materialize_grads=True)
@@ -122,15 +134,15 @@ class Estimator(pyro.infer.ELBO, ABC):
         kl_weight: float | Tensor | None = None,
         **kwargs: Any,
     ) -> Estimate:
-        """Draws, and returns the bound and the surrogate of each datum.
+        """Draws particles, and returns the bound and the surrogate of each datum.
 
         Args:
             model: a Pyro model.
             guide: a Pyro guide.
-            *args: given to both.
-            objective: what is optimized in place of the bound. The bound that is returned stays what it is.
-            kl_weight: weight of the KL in this step, in place of the objective's β.
-            **kwargs: given to both.
+            *args: the arguments that both programs are called with.
+            objective: the objective that is optimized in place of the bound. The returned bound does not depend on it.
+            kl_weight: the weight of the KL in this step, which replaces the objective's β.
+            **kwargs: the keyword arguments that both programs are called with.
 
         Raises:
             ValueError: the guide or the objective is outside the estimator's domain.
@@ -162,7 +174,10 @@ class Estimator(pyro.infer.ELBO, ABC):
     @final
     @torch.no_grad()
     def after_step(self, estimate: Estimate) -> None:
-        """Moves the state on after a step that was taken with this estimate. Nothing else moves it."""
+        """Updates the state after a step that was taken with this estimate.
+
+        Nothing else changes the state.
+        """
         for name, value in self.advance(estimate.optimized).items():
             self.state[name].copy_(value)
 
@@ -191,12 +206,15 @@ class Estimator(pyro.infer.ELBO, ABC):
 
     @overridable
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """Pyro's loss: minus the scaled sum of the bound, with the estimator's own gradient. The state does not move."""
+        """Returns Pyro's loss: minus the scaled sum of the bound, with the estimator's own gradient.
+
+        The state does not change.
+        """
         return _loss(self.estimate(model, guide, *args, **kwargs))
 
     @overridable
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """Pyro's loss as a number. Adds its gradient to that of the parameters, and moves the state on."""
+        """Returns Pyro's loss as a number, adds its gradient to that of the parameters, and updates the state."""
         estimate = self.estimate(model, guide, *args, **kwargs)
         loss = _loss(estimate)
         if loss.requires_grad:
@@ -206,13 +224,13 @@ class Estimator(pyro.infer.ELBO, ABC):
 
     @final
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """Pyro's loss as a number, without a gradient."""
+        """Returns Pyro's loss as a number, without a gradient."""
         with torch.no_grad():
             return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
     @final
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
-        """Pyro's hook for estimators that sum over traces. It is not used: `estimate` reads its own traces."""
+        """Raises NotImplementedError, since `estimate` makes its own traces and never calls this hook of Pyro."""
         raise NotImplementedError
 
 

@@ -18,17 +18,17 @@ class ELBO(Estimator):
 
     Bound: (1/K) Σ_k log w_k, with t = g(ε,x,φ).
 
-    Gradient: that of the bound, through t (their equation 7; Σᵢ E_p(ε) ∇ log w(g(ε,xᵢ,φ), xᵢ)).
+    Gradient: the gradient of the bound, taken through t (their equation 7; Σᵢ E_p(ε) ∇ log w(g(ε,xᵢ,φ), xᵢ)).
 
     Domain: guides whose sites are all reparameterized (``rsample``).
 
     Args:
-        K: number of particles.
-        max_plate_nesting: number of plate dimensions the Pyro programs use.
+        K: the number of particles.
+        max_plate_nesting: the number of plate dimensions that the Pyro programs use.
     """
 
     def bound(self, draws: Particles) -> Tensor:
-        """The bound (B,)."""
+        """Returns the bound of each datum (B,)."""
         return draws.log_w.mean(0)
 
 
@@ -38,23 +38,25 @@ class AnalyticKL(Estimator):
 
     Bound: (1/K) Σ_k log p(x|t_k,w) - KL(q(t|x,φ) ‖ p(t)).
 
-    Gradient: that of the bound, through t.
+    Gradient: the gradient of the bound, taken through t.
 
-    Domain: reparameterized guides whose sites each have a closed-form KL to the model's. With several latents the guide has to
-    draw them in the model's order, for only then is the KL of one, given those before it, a term of the bound.
+    Domain: reparameterized guides in which each site has a closed-form KL to the model's site. A guide with several
+    latents must draw them in the model's order, since the KL of each latent, given those before it, is a term of the
+    bound only then.
 
     Args:
-        K: number of particles.
-        max_plate_nesting: number of plate dimensions the Pyro programs use.
+        K: the number of particles.
+        max_plate_nesting: the number of plate dimensions that the Pyro programs use.
     """
 
     closed_form_kl = True
 
     def bound(self, draws: Particles) -> Tensor:
-        """The bound (B,).
+        """Returns the bound of each datum (B,).
 
         Raises:
-            ValueError: a site has no closed form, or the latents have another order than the model's. Nothing is sampled instead.
+            ValueError: a site has no KL in closed form, or the guide's latents have another order than the model's. The
+                KL is never sampled instead.
         """
         in_model = [name for name in draws.model if name not in draws.observed]
         if list(draws.guide) != in_model:
@@ -76,32 +78,32 @@ class AnalyticKL(Estimator):
 
 @final
 class STL(Estimator):
-    """Sticking the landing: the evidence lower bound without the score in its gradient (Roeder et al. 2017, section 3).
+    """The evidence lower bound without the score in its gradient: sticking the landing (Roeder et al. 2017, section 3).
 
     Bound: (1/K) Σ_k log w_k.
 
-    Gradient: by φ, (1/K) Σ_k ∂log w_k/∂t ∂t/∂φ, which leaves out -∇φ log q(t|x,φ) at fixed t, a term of mean zero. Where q is
-    the posterior it is zero for each draw. By w, that of the bound.
+    Gradient: by φ, (1/K) Σ_k ∂log w_k/∂t ∂t/∂φ, which leaves out -∇φ log q(t|x,φ) at fixed t, a term of mean zero; by
+    w, the gradient of the bound. If q is the posterior, the gradient by φ is zero for each draw.
 
     Domain: guides whose sites are all reparameterized (``rsample``).
 
     Args:
-        K: number of particles.
-        max_plate_nesting: number of plate dimensions the Pyro programs use.
+        K: the number of particles.
+        max_plate_nesting: the number of plate dimensions that the Pyro programs use.
     """
 
     def bound(self, draws: Particles) -> Tensor:
-        """The bound (B,)."""
+        """Returns the bound of each datum (B,)."""
         return draws.log_w.mean(0)
 
     def surrogate(self, draws: Particles) -> Tensor:
-        """The surrogate (B,): log w without the score of q."""
+        """Returns the surrogate of each datum (B,), log w without the score of q."""
         return path_log_w(draws).mean(0)
 
 
 @final
 class ScoreFunction(Estimator):
-    """The evidence lower bound by the log-derivative gradient (Ranganath et al. 2014, equation 3; Mnih and Gregor 2014).
+    """The ELBO with the log-derivative gradient (Ranganath et al. 2014, equation 3; Mnih and Gregor 2014).
 
     Bound: (1/K) Σ_k log w_k.
 
@@ -110,14 +112,15 @@ class ScoreFunction(Estimator):
     Domain: any guide, also without ``rsample``.
 
     Args:
-        K: number of particles.
-        control: the control variate b: none; running, a moving average of log w over steps (Mnih and Gregor 2014, section 2.3);
-            leave-one-out, the mean log w of the datum's other particles (Kool et al. 2019), which needs K ≥ 2.
-        decay: of the moving average.
-        max_plate_nesting: number of plate dimensions the Pyro programs use.
+        K: the number of particles.
+        control: the control variate b. It is zero for "none". It is a moving average of log w over steps for "running"
+            (Mnih and Gregor 2014, section 2.3). It is the mean log w of the datum's other particles for "leave-one-out"
+            (Kool et al. 2019), which needs K ≥ 2.
+        decay: the weight of the old average in each update of the moving average.
+        max_plate_nesting: the number of plate dimensions that the Pyro programs use.
 
     Raises:
-        ValueError: leave-one-out with one particle, or a decay outside [0, 1).
+        ValueError: control is "leave-one-out" with one particle, or decay is outside [0, 1).
     """
 
     latents = "fixed"
@@ -139,16 +142,19 @@ class ScoreFunction(Estimator):
             self.state = {"average": torch.zeros(()), "steps": torch.zeros(())}
 
     def bound(self, draws: Particles) -> Tensor:
-        """The bound (B,)."""
+        """Returns the bound of each datum (B,)."""
         return draws.log_w.mean(0)
 
     def surrogate(self, draws: Particles) -> Tensor:
-        """The surrogate (B,), with the log-derivative term."""
+        """Returns the surrogate of each datum (B,), with the log-derivative term."""
         log_w = draws.log_w.detach()
         return (draws.log_p + (log_w - self._control(log_w)) * draws.log_q).mean(0)
 
     def advance(self, draws: Particles) -> dict[str, Tensor]:
-        """The moving average after a step. The first step starts it."""
+        """Returns the moving average and the number of steps after a step.
+
+        The first step sets the average to its own mean of log w.
+        """
         if not self.state:
             return {}
         new, average, steps = draws.log_w.mean(), self.state["average"], self.state["steps"]
@@ -163,12 +169,15 @@ class ScoreFunction(Estimator):
             return (log_w.sum(0) - log_w) / (self.K - 1)
         if self.control == "none":
             return torch.zeros_like(log_w)
-        # The average of earlier steps alone: it does not depend on this step's draws, so the gradient keeps its mean.
+        # This average of earlier steps does not depend on this step's draws, so the gradient keeps its mean.
         return self.state["average"].to(log_w)
 
 
 def path_log_w(draws: Particles) -> Tensor:
-    """Sum of log w (K, B) and log q at fixed latents: its gradient by φ goes through t alone, since the two scores cancel."""
+    """Returns the sum of log w (K, B) and of log q at fixed latents.
+
+    Its gradient by φ goes through t alone, since the two scores cancel.
+    """
     fixed = draws.guide_at({name: value.detach() for name, value in draws.values.items()})
     return draws.log_w + draws.kl_weight * sum(fixed.values(), torch.zeros_like(draws.log_w))
 

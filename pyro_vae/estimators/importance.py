@@ -1,6 +1,6 @@
 """Estimators with several particles: importance-weighted bounds and their gradients.
 
-w̃ are the weights normalized over the K particles of a datum, w̃_k = w_k / Σ_j w_j; L_K = log (1/K) Σ_k w_k.
+The weights normalized over the K particles of a datum are w̃_k = w_k / Σ_j w_j, and L_K is log (1/K) Σ_k w_k.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ class IWAE(Estimator):
 
     Bound: L_K.
 
-    Gradient: that of the bound, Σ_k w̃_k ∇ log w_k through t (their equation 14). With ``stl``, by φ through t alone, as in
-    `STL`: a gradient of smaller variance that is biased for K > 1 (Tucker et al. 2019, section 4).
+    Gradient: the gradient of the bound, Σ_k w̃_k ∇ log w_k, taken through t (their equation 14). If ``stl`` is true,
+    the gradient by φ goes through t alone, as in `STL`: it has a smaller variance, and is biased for K > 1 (Tucker et
+    al. 2019, section 4).
 
     Domain: guides whose sites are all reparameterized (``rsample``).
 
     Args:
-        K: number of particles.
-        stl: leave the score of q out of the gradient by φ.
-        max_plate_nesting: number of plate dimensions the Pyro programs use.
+        K: the number of particles.
+        stl: whether the score of q is left out of the gradient by φ.
+        max_plate_nesting: the number of plate dimensions that the Pyro programs use.
     """
 
     def __init__(self, K: int = 5, stl: bool = False, max_plate_nesting: int = 1) -> None:
@@ -39,11 +40,11 @@ class IWAE(Estimator):
         self.stl = stl
 
     def bound(self, draws: Particles) -> Tensor:
-        """The bound (B,)."""
+        """Returns the bound of each datum (B,)."""
         return log_mean(draws.log_w)
 
     def surrogate(self, draws: Particles) -> Tensor:
-        """The surrogate (B,)."""
+        """Returns the surrogate of each datum (B,)."""
         if not self.stl:
             return log_mean(draws.log_w)
         return (normalized(draws.log_w) * path_log_w(draws)).sum(0)
@@ -55,14 +56,15 @@ class DReG(Estimator):
 
     Bound: L_K.
 
-    Gradient: by φ, Σ_k w̃_k² ∂log w_k/∂t_k ∂t_k/∂φ, which has the mean of IWAE's and not its vanishing signal-to-noise; by w,
-    Σ_k w̃_k ∇w log p(x,t_k). Where q is the posterior the former is zero for each draw.
+    Gradient: by φ, Σ_k w̃_k² ∂log w_k/∂t_k ∂t_k/∂φ; by w, Σ_k w̃_k ∇w log p(x,t_k). The gradient by φ has the same mean
+    as that of `IWAE`, but its signal-to-noise ratio does not vanish as K grows. If q is the posterior, it is zero for
+    each draw.
 
     Domain: guides whose sites are all reparameterized (``rsample``).
 
     Args:
-        K: number of particles.
-        max_plate_nesting: number of plate dimensions the Pyro programs use.
+        K: the number of particles.
+        max_plate_nesting: the number of plate dimensions that the Pyro programs use.
     """
 
     latents = "leaves"
@@ -71,11 +73,11 @@ class DReG(Estimator):
         super().__init__(K, max_plate_nesting)
 
     def bound(self, draws: Particles) -> Tensor:
-        """The bound (B,)."""
+        """Returns the bound of each datum (B,)."""
         return log_mean(draws.log_w)
 
     def surrogate(self, draws: Particles) -> Tensor:
-        """The surrogate (B,)."""
+        """Returns the surrogate of each datum (B,)."""
         weights = normalized(draws.log_w)
         by_w = (weights * draws.log_p).sum(0)
         return by_w + path(draws, weights - draws.kl_weight * (weights - weights**2))
@@ -85,19 +87,20 @@ class DReG(Estimator):
 class Renyi(Estimator):
     """The variational Rényi bound (Li and Turner 2016, equation 6).
 
-    Bound: log ((1/K) Σ_k w_k^(1-α)) / (1-α). α = 0 is IWAE's; for α < 0 it exceeds log p(x) as K grows.
+    Bound: log ((1/K) Σ_k w_k^(1-α)) / (1-α). It is the bound of `IWAE` for α = 0. It exceeds log p(x) as K
+    grows for α < 0.
 
-    Gradient: that of the bound, through t (their equation 9).
+    Gradient: the gradient of the bound, taken through t (their equation 9).
 
     Domain: guides whose sites are all reparameterized (``rsample``).
 
     Args:
-        K: number of particles.
-        alpha: α; as it tends to 1 the bound tends to the ELBO.
-        max_plate_nesting: number of plate dimensions the Pyro programs use.
+        K: the number of particles.
+        alpha: the order α of the bound. The bound tends to the ELBO as α tends to 1.
+        max_plate_nesting: the number of plate dimensions that the Pyro programs use.
 
     Raises:
-        ValueError: α = 1, a limit that `ELBO` computes.
+        ValueError: α is 1, a limit that `ELBO` computes.
     """
 
     def __init__(self, K: int = 5, alpha: float = 0.5, max_plate_nesting: int = 1) -> None:
@@ -107,7 +110,7 @@ class Renyi(Estimator):
         self.alpha = alpha
 
     def bound(self, draws: Particles) -> Tensor:
-        """The bound (B,)."""
+        """Returns the bound of each datum (B,)."""
         return log_mean((1 - self.alpha) * draws.log_w) / (1 - self.alpha)
 
 
@@ -117,17 +120,17 @@ class MIWAE(Estimator):
 
     Bound: (1/M) Σ_m L_K^(m).
 
-    Gradient: that of the bound, through t.
+    Gradient: the gradient of the bound, taken through t.
 
     Domain: guides whose sites are all reparameterized (``rsample``).
 
     Args:
-        K: number of particles of each bound.
-        M: number of bounds.
-        max_plate_nesting: number of plate dimensions the Pyro programs use.
+        K: the number of particles of each bound.
+        M: the number of bounds.
+        max_plate_nesting: the number of plate dimensions that the Pyro programs use.
 
     Raises:
-        ValueError: M below 1.
+        ValueError: M is below 1.
     """
 
     def __init__(self, K: int = 8, M: int = 8, max_plate_nesting: int = 1) -> None:
@@ -135,7 +138,7 @@ class MIWAE(Estimator):
         self.M = _positive(M, self)
 
     def bound(self, draws: Particles) -> Tensor:
-        """The bound (B,)."""
+        """Returns the bound of each datum (B,)."""
         return log_mean(draws.log_w.unflatten(0, (self.K, self.M))).mean(0)
 
 
@@ -143,19 +146,19 @@ class MIWAE(Estimator):
 class PIWAE(Estimator):
     """One importance-weighted bound for w and the mean of M smaller ones for φ (Rainforth et al. 2018, section 4).
 
-    Bound: L_{MK}, the bound that w climbs.
+    Bound: L_{MK}, the bound whose gradient w follows.
 
-    Gradient: by w, that of L_{MK}; by φ, that of (1/M) Σ_m L_K^(m).
+    Gradient: by w, the gradient of L_{MK}; by φ, the gradient of (1/M) Σ_m L_K^(m).
 
     Domain: guides whose sites are all reparameterized (``rsample``).
 
     Args:
-        K: number of particles of each bound for φ.
-        M: number of these bounds.
-        max_plate_nesting: number of plate dimensions the Pyro programs use.
+        K: the number of particles of each bound for φ.
+        M: the number of bounds for φ.
+        max_plate_nesting: the number of plate dimensions that the Pyro programs use.
 
     Raises:
-        ValueError: M below 1.
+        ValueError: M is below 1.
     """
 
     latents = "leaves"
@@ -165,11 +168,11 @@ class PIWAE(Estimator):
         self.M = _positive(M, self)
 
     def bound(self, draws: Particles) -> Tensor:
-        """The bound (B,)."""
+        """Returns the bound of each datum (B,)."""
         return log_mean(draws.log_w)
 
     def surrogate(self, draws: Particles) -> Tensor:
-        """The surrogate (B,)."""
+        """Returns the surrogate of each datum (B,)."""
         by_w = (normalized(draws.log_w) * draws.log_p).sum(0)
         weights = normalized(draws.log_w.unflatten(0, (self.K, self.M))).flatten(0, 1) / self.M
         by_phi = path(draws, weights) - (weights * draws.kl_weight * draws.log_q).sum(0)
@@ -182,17 +185,17 @@ class CIWAE(Estimator):
 
     Bound: β (1/K) Σ_k log w_k + (1-β) L_K.
 
-    Gradient: that of the bound, through t.
+    Gradient: the gradient of the bound, taken through t.
 
     Domain: guides whose sites are all reparameterized (``rsample``).
 
     Args:
-        K: number of particles.
-        beta: β in [0, 1].
-        max_plate_nesting: number of plate dimensions the Pyro programs use.
+        K: the number of particles.
+        beta: β in [0, 1], the weight of the evidence lower bound.
+        max_plate_nesting: the number of plate dimensions that the Pyro programs use.
 
     Raises:
-        ValueError: β outside [0, 1].
+        ValueError: β is outside [0, 1].
     """
 
     def __init__(self, K: int = 64, beta: float = 0.05, max_plate_nesting: int = 1) -> None:
@@ -202,27 +205,27 @@ class CIWAE(Estimator):
         self.beta = beta
 
     def bound(self, draws: Particles) -> Tensor:
-        """The bound (B,)."""
+        """Returns the bound of each datum (B,)."""
         return self.beta * draws.log_w.mean(0) + (1 - self.beta) * log_mean(draws.log_w)
 
 
 @final
 class VIMCO(Estimator):
-    """The importance-weighted bound by the log-derivative gradient with leave-one-out signals (Mnih and Rezende 2016).
+    """The importance-weighted bound with the log-derivative gradient and leave-one-out signals (Mnih and Rezende 2016).
 
     Bound: L_K.
 
-    Gradient (their equations 5 and 10): by φ, Σ_k (L_K - L_K^(-k) - w̃_k) ∇φ log q(t_k|x,φ) at fixed t, where L_K^(-k) has w_k
-    replaced by the geometric mean of the others; by w, Σ_k w̃_k ∇w log p(x,t_k).
+    Gradient: by φ, Σ_k (L_K - L_K^(-k) - w̃_k) ∇φ log q(t_k|x,φ) at fixed t, where L_K^(-k) is L_K with w_k replaced by
+    the geometric mean of the other weights; by w, Σ_k w̃_k ∇w log p(x,t_k) (their equations 5 and 10).
 
-    Domain: any guide, also without ``rsample``; K ≥ 2.
+    Domain: any guide, with or without ``rsample``; K ≥ 2.
 
     Args:
-        K: number of particles.
-        max_plate_nesting: number of plate dimensions the Pyro programs use.
+        K: the number of particles.
+        max_plate_nesting: the number of plate dimensions that the Pyro programs use.
 
     Raises:
-        ValueError: K below 2.
+        ValueError: K is below 2.
     """
 
     latents = "fixed"
@@ -232,11 +235,11 @@ class VIMCO(Estimator):
         require_particles(K, 2, self, "each particle's baseline is made of the others")
 
     def bound(self, draws: Particles) -> Tensor:
-        """The bound (B,)."""
+        """Returns the bound of each datum (B,)."""
         return log_mean(draws.log_w)
 
     def surrogate(self, draws: Particles) -> Tensor:
-        """The surrogate (B,)."""
+        """Returns the surrogate of each datum (B,)."""
         log_w = draws.log_w.detach()
         others = (log_w.sum(0) - log_w) / (self.K - 1)
         replaced = torch.logaddexp(_log_sum_of_others(log_w), others) - log(self.K)
@@ -246,22 +249,24 @@ class VIMCO(Estimator):
 
 @final
 class RWS(Estimator):
-    """Reweighted wake-sleep with the wake phase for both (Bornschein and Bengio 2015, equations 4 and 9).
+    """Reweighted wake-sleep, with the wake phase for both w and φ (Bornschein and Bengio 2015, equations 4 and 9).
 
     Bound: L_K.
 
-    Gradient: by w, Σ_k w̃_k ∇w log p(x,t_k); by φ, Σ_k w̃_k ∇φ log q(t_k|x,φ) at fixed t, which lowers KL(p(t|x)‖q). With
-    ``dreg``, by φ Σ_k (w̃_k - w̃_k²) ∂log w_k/∂t_k ∂t_k/∂φ, of the same mean (Tucker et al. 2019, section 5).
+    Gradient: by w, Σ_k w̃_k ∇w log p(x,t_k); by φ, Σ_k w̃_k ∇φ log q(t_k|x,φ) at fixed t, which lowers KL(p(t|x)‖q). If
+    ``dreg`` is true, the gradient by φ is Σ_k (w̃_k - w̃_k²) ∂log w_k/∂t_k ∂t_k/∂φ, which has the same mean (Tucker et
+    al. 2019, section 5).
 
-    Domain: any guide; with ``dreg`` those whose sites are all reparameterized. K ≥ 2, since one weight is always 1.
+    Domain: any guide; if ``dreg`` is true, guides whose sites are all reparameterized. K ≥ 2, since the normalized
+    weight of a single particle is always 1.
 
     Args:
-        K: number of particles.
-        dreg: the doubly reparameterized form.
-        max_plate_nesting: number of plate dimensions the Pyro programs use.
+        K: the number of particles.
+        dreg: whether the gradient by φ has the doubly reparameterized form.
+        max_plate_nesting: the number of plate dimensions that the Pyro programs use.
 
     Raises:
-        ValueError: K below 2.
+        ValueError: K is below 2.
     """
 
     def __init__(self, K: int = 5, dreg: bool = False, max_plate_nesting: int = 1) -> None:
@@ -271,11 +276,11 @@ class RWS(Estimator):
         self.latents = "leaves" if dreg else "fixed"
 
     def bound(self, draws: Particles) -> Tensor:
-        """The bound (B,)."""
+        """Returns the bound of each datum (B,)."""
         return log_mean(draws.log_w)
 
     def surrogate(self, draws: Particles) -> Tensor:
-        """The surrogate (B,)."""
+        """Returns the surrogate of each datum (B,)."""
         weights = normalized(draws.log_w)
         by_phi = path(draws, weights - weights**2) if self.dreg else (weights * draws.log_q).sum(0)
         by_w = (weights * draws.log_p).sum(0)
@@ -286,21 +291,22 @@ class RWS(Estimator):
 class TVO(Estimator):
     """The thermodynamic variational objective (Masrani et al. 2019, equations 9 and 11).
 
-    Bound: Σ_p (β_{p+1} - β_p) E_{π_β_p} log w with π_β ∝ q^(1-β) p(x,t)^β, 0 = β_0 < ... < β_P = 1: a left Riemann sum of
-    log p(x) = ∫ E_{π_β} log w dβ, with each expectation by the weights w^β normalized over the K particles.
+    Bound: Σ_p (β_{p+1} - β_p) E_{π_β_p} log w, with π_β ∝ q^(1-β) p(x,t)^β and 0 = β_0 < ... < β_P = 1. It is a left
+    Riemann sum of log p(x) = ∫ E_{π_β} log w dβ. The weights w^β, normalized over the K particles, estimate each
+    expectation.
 
-    Gradient: for each β, E_π ∇log w + Cov_π(∇(log q + β log w), log w) at fixed t, by the same weights.
+    Gradient: for each β, E_π ∇log w + Cov_π(∇(log q + β log w), log w) at fixed t, estimated with the same weights.
 
-    Domain: any guide, also without ``rsample``; K ≥ 2.
+    Domain: any guide, with or without ``rsample``; K ≥ 2.
 
     Args:
-        K: number of particles.
-        partitions: P, the number of terms; 1 is the ELBO.
-        beta_1: β_1, the others lie between it and 1 on a logarithmic scale (their section 6).
-        max_plate_nesting: number of plate dimensions the Pyro programs use.
+        K: the number of particles.
+        partitions: P, the number of terms. The bound is the ELBO for P = 1.
+        beta_1: β_1. The other values lie between β_1 and 1, evenly on a logarithmic scale (their section 6).
+        max_plate_nesting: the number of plate dimensions that the Pyro programs use.
 
     Raises:
-        ValueError: K below 2, no partition, or β_1 outside (0, 1).
+        ValueError: K is below 2, there is no partition, or β_1 is outside (0, 1).
     """
 
     latents = "fixed"
@@ -314,19 +320,20 @@ class TVO(Estimator):
         self.betas = [0.0, *inner, 1.0]
 
     def bound(self, draws: Particles) -> Tensor:
-        """The bound (B,)."""
+        """Returns the bound of each datum (B,)."""
         log_w = draws.log_w
         means = [(normalized(beta * log_w) * log_w).sum(0) for beta in self.betas[:-1]]
         widths = [after - beta for beta, after in pairwise(self.betas)]
         return torch.stack([width * mean for width, mean in zip(widths, means, strict=True)]).sum(0)
 
     def surrogate(self, draws: Particles) -> Tensor:
-        """The surrogate (B,)."""
+        """Returns the surrogate of each datum (B,)."""
         log_w, total = draws.log_w, torch.zeros_like(draws.log_w[0])
         f = log_w.detach()
         for beta, after in pairwise(self.betas):
             v = normalized(beta * f)
-            # Σ_k v_k (f_k - mean) z_k with v_k = 1/K (β = 0) has the mean (K-1)/K of the covariance: corrected there.
+            # The mean of Σ_k v_k (f_k - mean) z_k with v_k = 1/K (β = 0) is (K-1)/K times the covariance, so that it
+            # is corrected by a factor.
             spread = v * (f - (v * f).sum(0)) * (self.K / (self.K - 1) if beta == 0 else 1.0)
             terms = v * log_w + spread * (draws.log_q + beta * log_w)
             total = total + (after - beta) * terms.sum(0)
@@ -334,12 +341,15 @@ class TVO(Estimator):
 
 
 def log_mean(log_w: Tensor) -> Tensor:
-    """The logarithm of (1/K) Σ_k w_k over the first dimension."""
+    """Returns log (1/K) Σ_k w_k, where k is the first dimension."""
     return log_w.logsumexp(0) - log(len(log_w))
 
 
 def _log_sum_of_others(log_w: Tensor) -> Tensor:
-    """The logarithm of Σ_{j≠k} w_j for each k (K, B), from the sums before and after k: no difference of large numbers."""
+    """Returns log Σ_{j≠k} w_j for each k (K, B).
+
+    The sums before and after k are added, since a difference of large numbers would be inaccurate.
+    """
     none = torch.full_like(log_w[:1], -torch.inf)
     before = torch.cat([none, log_w.logcumsumexp(0)[:-1]])
     after = torch.cat([log_w.flip(0).logcumsumexp(0).flip(0)[1:], none])
@@ -347,14 +357,17 @@ def _log_sum_of_others(log_w: Tensor) -> Tensor:
 
 
 def normalized(log_w: Tensor) -> Tensor:
-    """w̃ (K, B), without a gradient."""
+    """Returns the normalized weights w̃ (K, B), without a gradient."""
     return log_w.detach().softmax(0)
 
 
 def path(draws: Particles, weights: Tensor) -> Tensor:
-    """Surrogate (B,) of Σ_k c_k ∂log w_k/∂t_k ∂t_k/∂φ for weights c (K, B); the derivative by t is taken here."""
+    """Returns a surrogate (B,) whose gradient by φ is Σ_k c_k ∂log w_k/∂t_k ∂t_k/∂φ, for weights c (K, B).
+
+    The derivative of log w by t is taken in this function, and is a constant in the surrogate.
+    """
     names = list(draws.values)
-    if not draws.log_w.requires_grad:  # nothing is differentiated: the surrogate has no use
+    if not draws.log_w.requires_grad:  # nothing is differentiated, so no surrogate is needed
         return torch.zeros_like(draws.log_w[0])
     slopes = torch.autograd.grad(draws.log_w.sum(), [draws.values[name] for name in names], retain_graph=True)
     along = [
@@ -365,7 +378,7 @@ def path(draws: Particles, weights: Tensor) -> Tensor:
 
 
 def _over_event(value: Tensor, draws: Particles, name: str) -> Tensor:
-    """Sums over the event dimensions of a latent."""
+    """Returns the value summed over the event dimensions of a latent."""
     event = len(draws.distributions[name][0].event_shape)
     return value.sum(tuple(range(-event, 0))) if event else value
 

@@ -1,4 +1,4 @@
-"""Objectives: what is optimized, kept apart from the bound that is reported."""
+"""The objective that is optimized, which is kept apart from the bound that is reported."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from pyro_vae.traces import Particles
 
 @dataclass(frozen=True)
 class Objective:
-    """The weights of a bound's terms: log w becomes log p(x|t,w) + c (log p(t) - log q(t|x,φ)). By default the bound itself.
+    """The weights of a bound's terms: log w becomes log p(x|t,w) + c (log p(t) - log q(t|x,φ)).
 
-    c = β (Higgins et al. 2017), times epoch/warm_up in the first epochs (Bowman et al. 2016), times zero for a batch whose mean
-    KL is below the free nats (Kingma et al. 2016, appendix C.8, with all latents in one group).
-    The plain autoencoder is the limit β = 0 without noise.
+    The weight c is β (Higgins et al. 2017). It is multiplied by epoch/warm_up in the first epochs (Bowman et al. 2016),
+    and by zero for a batch whose mean KL is below the free nats (Kingma et al. 2016, appendix C.8, with all latents in
+    one group). The default is the bound itself. The plain autoencoder is the limit β = 0 without noise.
 
     Args:
         beta: β, the weight of the KL.
-        warm_up: epochs over which the weight of the KL rises to β.
-        free_nats: KL per datum, as the mean of a batch, that costs nothing.
-        noise: draw t from q; without noise t is the mean of q, and the KL, if it has a weight, must be in closed form.
+        warm_up: the number of epochs over which the weight of the KL rises to β.
+        free_nats: the KL per datum, as the mean over a batch, that costs nothing.
+        noise: whether t is drawn from q. Without noise t is the mean of q, and a KL with a weight must be in closed
+            form.
 
     Raises:
-        ValueError: a negative number.
+        ValueError: a number is negative.
     """
 
     beta: float = 1.0
@@ -44,15 +45,18 @@ class Objective:
 
     @property
     def is_the_bound(self) -> bool:
-        """Nothing is changed."""
+        """Whether the objective is the bound itself."""
         return self == Objective()
 
     def weight(self, epoch: int) -> float:
-        """The weight of the KL in an epoch, counted from 1."""
+        """Returns the weight of the KL in an epoch; epochs are counted from 1."""
         return self.beta * min(1.0, epoch / self.warm_up) if self.warm_up else self.beta
 
     def reweigh(self, draws: Particles, weight: float | Tensor | None = None) -> Particles:
-        """The same draws with another weight of the KL: β, or the one given in its place; none below the free nats."""
+        """Returns the same draws with another weight of the KL.
+
+        It is the given weight, or β where none is given. It becomes zero if the mean KL is not above the free nats.
+        """
         weight = self.beta if weight is None else weight
         if self.free_nats:
             kl = (draws.log_q - draws.log_prior).mean().detach()
@@ -61,13 +65,13 @@ class Objective:
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
-        """Where ``noise`` is off, latents are the means of their distributions here."""
+        """Sets latents to the means of their distributions within this context if ``noise`` is off."""
         with nullcontext() if self.noise else _Means():
             yield
 
 
 class _Means(Messenger):
-    """Gives each latent that is still to be drawn the mean of its distribution."""
+    """Sets each latent that is not yet drawn to the mean of its distribution."""
 
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["done"] and not msg["is_observed"] and hasattr(msg["fn"], "rsample"):

@@ -1,4 +1,4 @@
-"""Pyro's own estimators in the slot of ours, so that they can be compared."""
+"""Pyro's own estimators in the form of an `Estimator`, so that they can be compared with those of this project."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from pyro_vae.traces import Particles, Program, particles
 
 @final
 class Stock(Estimator):
-    """An estimator of ``pyro.infer``, such as Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO or RenyiELBO, as it is.
+    """An unchanged estimator of ``pyro.infer``, such as Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO or RenyiELBO.
 
-    Bound: minus Pyro's loss over the batch size, the same for each datum, since Pyro tells the sum alone.
+    Bound: minus Pyro's loss, divided by the batch size. It is the same for each datum, since Pyro returns only the sum.
 
-    Gradient: what Pyro's ``loss_and_grads`` leaves in the parameters. There is no surrogate.
+    Gradient: the gradient that Pyro's ``loss_and_grads`` leaves in the parameters. There is no surrogate.
 
-    Domain: that of the stock estimator; no objective but the bound.
+    Domain: the domain of the stock estimator. The objective must be the bound.
 
     Args:
-        K: number of particles, vectorized.
-        elbo: the class, by its import path on the command line.
+        K: the number of particles, which are vectorized.
+        elbo: the class of the estimator, which the command line names by its import path.
         options: further arguments of that class, for example {"alpha": 0.5}.
-        max_plate_nesting: number of plate dimensions that the Pyro programs use.
+        max_plate_nesting: the number of plate dimensions that the Pyro programs use.
     """
 
     latents = "fixed"
@@ -45,10 +45,12 @@ class Stock(Estimator):
         self.elbo: Any = elbo(**given, **(options or {}))
 
     def bound(self, draws: Particles) -> Tensor:
-        """The bound (B,), by draws of Pyro's own; those that are given say what the programs were called with.
+        """Returns the bound of each datum (B,), which Pyro estimates with draws of its own.
+
+        The given draws only tell which programs were called and with which arguments.
 
         Raises:
-            ValueError: the objective is another than the bound.
+            ValueError: the objective is not the bound, or each datum has its own scale.
         """
         model, guide, args, kwargs = draws.programs
         size = self._size(draws)
@@ -65,7 +67,7 @@ class Stock(Estimator):
         kl_weight: float | Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Estimate, list[Tensor]]:
-        """The estimate, and Pyro's gradient of the mean bound by each of the leaves."""
+        """Returns the estimate, and Pyro's gradient of the mean bound by each of the leaves."""
         objective = objective or Objective()
         with torch.no_grad():
             draws = particles(model, guide, *args, K=self.K, max_plate_nesting=self.max_plate_nesting, **kwargs)
@@ -81,11 +83,11 @@ class Stock(Estimator):
         return Estimate(bound, bound, draws, draws), found
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """Pyro's own loss; its gradient is added to that of the parameters."""
+        """Returns Pyro's own loss, and adds its gradient to that of the parameters."""
         return float(self.elbo.loss_and_grads(model, guide, *args, **kwargs))
 
     def _size(self, draws: Particles) -> float:
-        """The number of data that Pyro's sum holds, with the plate's scale."""
+        """Returns the number of data in Pyro's sum, multiplied by the plate's scale."""
         if not isinstance(draws.kl_weight, float) or draws.kl_weight != 1:
             raise ValueError("Stock: Pyro's estimators have no weight of the KL; use one of pyro_vae.estimators")
         if isinstance(draws.scale, Tensor):

@@ -1,15 +1,15 @@
-"""Evaluation of a trained model, or of any Pyro model and guide: everything is read from log-probabilities (K, B).
+"""Evaluation of a trained model, or of any Pyro model and guide, from log-probabilities (K, B).
 
-==================== ===========================================================================================
-module               what it tells
-==================== ===========================================================================================
+===================== ===========================================================================================
+module                what it computes
+===================== ===========================================================================================
 `importance_sampling` log p(x) of each datum by importance sampling; bits per dimension
-`bound`              an estimator's bound over data, with its terms
-`predictions`        latents of data, reconstructions, samples
-`latent_use`         which latents are in use
-`gradients`          mean, variance, signal-to-noise ratio, bias and cost of an estimator's gradient
-`statistics`         means with errors, intervals, the jackknife, a fitted line
-==================== ===========================================================================================
+`bound`               an estimator's bound over data, with its terms
+`predictions`         latents of data, reconstructions, samples
+`latent_use`          which latents are in use
+`gradients`           mean, variance, signal-to-noise ratio, bias and cost of an estimator's gradient
+`statistics`          means with errors, intervals, the jackknife, a fitted line
+===================== ===========================================================================================
 """
 
 from pyro_vae.evaluate.bound import DivergedError, Terms, evaluate_bound

@@ -1,4 +1,7 @@
-"""The bound over data, in sums that stay on the device: its terms, its values for each datum, and whether it is still finite."""
+"""The bound over data: its terms, its value for each datum, and whether it is still finite.
+
+Its sums stay on the device until they are read.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from pyro_vae.scopes import mode, seeded
 from pyro_vae.traces import Programs, library_path
 
 EVALUATED = 2**20
-"""Particles × data × pixels of a batch that is evaluated without a gradient."""
+"""The size of a batch that is evaluated without a gradient: particles × data × pixels."""
 
 
 class Terms(NamedTuple):
@@ -24,7 +27,7 @@ class Terms(NamedTuple):
     Attributes:
         bound: the estimator's bound on log p(x).
         reconstruction: E_q log p(x|t,w).
-        kl: E_q [log q(t|x,φ) - log p(t)], estimated by the same draws.
+        kl: E_q [log q(t|x,φ) - log p(t)], estimated from the same draws.
     """
 
     bound: float
@@ -33,14 +36,18 @@ class Terms(NamedTuple):
 
 
 class DivergedError(ArithmeticError):
-    """The bound became NaN or infinite. The weights are those of the last epoch that was finite."""
+    """Raised if the bound became NaN or infinite.
+
+    The weights are then those of the last epoch that was finite.
+    """
 
 
 class Sums(NamedTuple):
-    """What one step reports of its batch.
+    """The sums that one step reports of its batch.
 
     Attributes:
-        row: sums over the batch, in float64: of the bound, of E_q log p(x|t), of the KL, then of each site's log-probability.
+        row: the sums over the batch, in float64, of the bound, E_q log p(x|t), the KL and each site's log-probability,
+            in this order.
         bound: the bound of each datum (B,).
     """
 
@@ -49,7 +56,7 @@ class Sums(NamedTuple):
 
 
 def sums(estimate: Estimate) -> Sums:
-    """The sums of an estimate, without a gradient."""
+    """Returns the sums of an estimate, without a gradient."""
     draws = estimate.particles
     with torch.no_grad():
         kl = draws.log_q - draws.log_prior
@@ -59,17 +66,17 @@ def sums(estimate: Estimate) -> Sums:
 
 
 def names_of(estimate: Estimate) -> list[str]:
-    """What the entries of a row of `sums` are called."""
+    """Returns the names of the entries of a row of `sums`."""
     return ["bound", "reconstruction", "kl", *estimate.particles.sites]
 
 
 class Totals:
     """Sums over data, kept on the device in float64, and the first step at which each became NaN or infinite.
 
-    Reading it (`terms`, `check`) waits for the device; adding does not.
+    The methods that read them (`terms`, `check`) wait for the device; `add` does not.
 
     Args:
-        names: of the entries of the rows that will be added.
+        names: the names of the entries of the rows that will be added.
     """
 
     def __init__(self, names: list[str]) -> None:
@@ -80,23 +87,23 @@ class Totals:
         self._total, self._failed = torch.zeros(0), torch.zeros(0)
 
     def add(self, batch: Sums) -> None:
-        """Adds a batch: each datum counts once, so an uneven last batch has its own weight."""
+        """Adds a batch, in which each datum counts once, so that a smaller last batch has a smaller weight."""
         self.count += len(batch.bound)
         self._bounds.append(batch.bound)
         self._pending.append(batch.row)
 
     def terms(self) -> Terms:
-        """Means per datum."""
+        """Returns the means per datum."""
         self._reduce()
         bound, reconstruction, kl = (self._total[:3] / self.count).tolist()
         return Terms(bound, reconstruction, kl)
 
     def per_datum(self) -> Float[Tensor, " N"]:
-        """The bound of each datum, in the order they came."""
+        """Returns the bound of each datum, in the order in which the data were added."""
         return torch.cat(self._bounds)
 
     def check(self, when: str) -> None:
-        """Raises DivergedError, naming the step and the sites, if a sum became NaN or infinite."""
+        """Raises DivergedError, which names the step and the sites, if a sum became NaN or infinite."""
         self._reduce()
         failed = self._failed.tolist()
         if (first := min(failed)) == float("inf"):
@@ -110,7 +117,7 @@ class Totals:
         )
 
     def _reduce(self) -> None:
-        """Takes the rows that were added since the last reading into the totals."""
+        """Adds to the totals the rows that came since the last reading."""
         if not self._pending:
             return
         rows = torch.stack(self._pending)
@@ -127,14 +134,16 @@ class Totals:
 def evaluate_bound(
     programs: Programs, data: DataLike, estimator: Estimator, batch_size: int = 100, seed: int = 0
 ) -> Totals:
-    """The estimator's bound and its terms over data, without a gradient, by random numbers that only ``seed`` decides.
+    """Returns the estimator's bound and its terms over data, without a gradient.
+
+    The random numbers depend on ``seed`` alone.
 
     Args:
         programs: a `VAE`, or any Pyro ``model`` and ``guide``.
         data: N data, on the device of the programs.
-        estimator: whose bound.
-        batch_size: data at a time; more where they are small.
-        seed: of the random numbers.
+        estimator: the estimator whose bound is computed.
+        batch_size: the number of data at a time, which is larger where the data are small.
+        seed: the seed of the random numbers.
     """
     columns = columns_for(programs, data)
     size = max(batch_size, EVALUATED // (estimator.M * estimator.K * prod(columns.x.shape[1:])))

@@ -1,8 +1,8 @@
 """Gradients of estimators at a frozen state: mean, variance, signal-to-noise ratio, bias and cost of their draws.
 
-N draws of a gradient come in G groups. The group means enter every figure as inner products between different groups alone,
-which have no noise in common: ‖E g‖² is estimated without bias by the mean of <ḡ_a, ḡ_b> over a ≠ b, even where N draws are
-far too few to see E g itself. Errors are by the jackknife over groups (Efron and Stein 1981).
+N draws of a gradient come in G groups. The group means enter every result only as inner products between different
+groups, which have no noise in common: the mean of <ḡ_a, ḡ_b> over a ≠ b estimates ‖E g‖² without bias, even where N
+draws are far too few to see E g itself. Errors are computed by the jackknife over groups (Efron and Stein 1981).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from pyro_vae.scopes import mode, seeded
 from pyro_vae.traces import Programs, library_path, parameters
 
 GROUPS = 20
-"""G: enough for an error by the jackknife, and few enough that G gradients fit into memory."""
+"""The number of groups G: enough for an error by the jackknife, and few enough that G gradients fit into memory."""
 SIDES = ("w", "phi")
-"""The parameters of the model and those of the guide."""
+"""The two sides of the parameters: those of the model and those of the guide."""
 _Z = student_reach(GROUPS - 1)
 _WARM_UP = 3
 
@@ -36,12 +36,12 @@ Matrix = Float64[np.ndarray, "G G"]
 
 @dataclass(frozen=True)
 class Draws:
-    """Gradient draws of one estimator, by side of the parameters ("w" and "phi").
+    """Gradient draws of one estimator, for each side of the parameters ("w" and "phi").
 
     Attributes:
-        means: group means ``(G, D)`` of the gradient of the mean bound of the batch, in nats.
-        squares: for each group the mean of ‖g‖² over its draws.
-        seconds: wall time of one draw, the median over groups.
+        means: the group means ``(G, D)`` of the gradient of the mean bound of the batch, in nats.
+        squares: the mean of ‖g‖² over the draws of each group.
+        seconds: the wall time of one draw, as the median over groups.
     """
 
     means: dict[str, Tensor]
@@ -54,10 +54,10 @@ class Moments:
     """Moments of the gradient draws by one side of the parameters, in a form that is small enough to keep.
 
     Attributes:
-        inner: inner products of the group means.
-        squares: for each group the mean of ‖g‖² over its draws.
-        gap: inner products of the differences to the reference's group means.
-        reference: inner products of the reference's group means.
+        inner: the inner products of the group means.
+        squares: the mean of ‖g‖² over the draws of each group.
+        gap: the inner products of the differences between the group means and the reference's group means.
+        reference: the inner products of the reference's group means.
     """
 
     inner: Matrix
@@ -67,7 +67,7 @@ class Moments:
 
     @property
     def norm(self) -> Interval:
-        """‖E g‖."""
+        """The norm of the mean gradient, ‖E g‖."""
         return _root(self._jackknife(lambda keep: _off_diagonal(self.inner, keep)))
 
     @property
@@ -77,7 +77,7 @@ class Moments:
         return Interval(value, max(0.0, value - _Z * error), value + _Z * error)
 
     def log_snr(self, mean_of_reference: bool = False) -> tuple[float, float]:
-        """Logarithm of `snr` and its standard error; NaN where ‖E g‖² is within two errors of zero."""
+        """Returns the logarithm of `snr` and its standard error, or NaN where ‖E g‖² is within two errors of zero."""
         inner = self.reference if mean_of_reference else self.inner
         value, error = self._jackknife(lambda keep: _off_diagonal(inner, keep) / self._variance(keep))
         if not value > 2 * error:
@@ -85,17 +85,23 @@ class Moments:
         return log(value) / 2, error / value / 2
 
     def snr(self, mean_of_reference: bool = False) -> Interval:
-        """Signal-to-noise ratio of one draw, ‖E g‖ / √tr Cov g (Rainforth et al. 2018, equation 3, over all coordinates).
+        """Returns the signal-to-noise ratio of one draw, ‖E g‖ / √tr Cov g.
+
+        It is that of Rainforth et al. 2018 (equation 3), over all coordinates.
 
         Args:
-            mean_of_reference: take ‖E g‖ from the reference's draws: for a gradient of the same mean and more noise.
+            mean_of_reference: whether ‖E g‖ is taken from the reference's draws, for a gradient with the same mean and
+                more noise.
         """
         value, error = self.log_snr(mean_of_reference)
         return Interval(exp(value), exp(value - _Z * error), exp(value + _Z * error)) if isfinite(value) else UNRESOLVED
 
     @property
     def bias(self) -> Interval:
-        """‖E g - E g_reference‖ / ‖E g_reference‖. The interval holds 0 where no bias is seen."""
+        """The relative bias ‖E g - E g_reference‖ / ‖E g_reference‖.
+
+        The interval contains 0 where no bias is seen.
+        """
 
         def ratio(keep: np.ndarray) -> float:
             return _off_diagonal(self.gap, keep) / _off_diagonal(self.reference, keep)
@@ -104,12 +110,12 @@ class Moments:
         return _root(self._jackknife(ratio)) if value > 2 * error else UNRESOLVED
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain lists, for JSON."""
+        """Returns the moments as plain lists, for JSON."""
         return {name: value.tolist() for name, value in vars(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Moments:
-        """The inverse of `as_dict`."""
+        """Builds the moments from the lists that `as_dict` returned."""
         return cls(**{name: np.asarray(value, dtype=np.float64) for name, value in values.items()})
 
     def _variance(self, keep: np.ndarray) -> float:
@@ -127,20 +133,20 @@ def draw_gradients(
     seed: int | str = 0,
     on_draw: Callable[[int], None] | None = None,
 ) -> Draws:
-    """Draws N gradients of an estimator's mean bound of a batch, with the parameters as they are.
+    """Draws N gradients of an estimator's mean bound of a batch, at the current parameters.
 
-    An estimator with a state moves it after each draw, as it would after a step.
+    An estimator with a state updates it after each draw, as it would after a step.
 
     Args:
         programs: a `VAE`, or any Pyro ``model`` and ``guide``.
         batch: the data, the same for every draw.
-        estimator: whose gradients.
-        N: number of draws, a multiple of `GROUPS`.
-        seed: of the noise.
-        on_draw: told the number of draws done, after each.
+        estimator: the estimator whose gradients are drawn.
+        N: the number of draws, a multiple of `GROUPS`.
+        seed: the seed of the noise.
+        on_draw: a function that is called after each draw with the number of draws so far.
 
     Raises:
-        ValueError: N is no positive multiple of `GROUPS`, or the programs are outside the estimator's domain.
+        ValueError: N is not a positive multiple of `GROUPS`, or the programs are outside the estimator's domain.
     """
     if N < GROUPS or N % GROUPS:
         raise ValueError(f"draws: expected a multiple of {GROUPS}, since they come in {GROUPS} groups, got {N}")
@@ -192,7 +198,10 @@ def draw_gradients(
 
 
 def moments(draws: Draws, reference: Draws) -> dict[str, Moments]:
-    """Moments by side of the parameters. Those of the reference itself have no gap."""
+    """Returns the moments for each side of the parameters.
+
+    The gap of the reference itself is zero.
+    """
     return {
         side: Moments(
             _inner(draws.means[side]),
@@ -210,12 +219,15 @@ def _inner(means: Tensor) -> Matrix:
 
 
 def _off_diagonal(matrix: Matrix, keep: np.ndarray) -> float:
-    """Mean over pairs of different groups."""
+    """Returns the mean over pairs of different groups."""
     kept = matrix[np.ix_(keep, keep)]
     return float((kept.sum() - np.trace(kept)) / (len(keep) * (len(keep) - 1)))
 
 
 def _root(value: tuple[float, float]) -> Interval:
-    """The interval of a non-negative number whose square has an estimate, which may fall below zero, and an error."""
+    """Returns the interval of a non-negative number, given an estimate of its square and the error of this estimate.
+
+    The estimate may be below zero.
+    """
     square, error = value
     return Interval(*(sqrt(max(0.0, end)) for end in (square, square - _Z * error, max(0.0, square) + _Z * error)))

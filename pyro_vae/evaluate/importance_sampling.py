@@ -21,17 +21,20 @@ from pyro_vae.scopes import mode, seeded
 from pyro_vae.traces import Programs, library_path, particles
 
 _CHUNK = 2**20
-"""Numbers in the largest temporary, particles × data × pixels: small enough for a processor's cache."""
+"""The size of the largest temporary tensor, particles × data × pixels. It is small enough for a processor's cache."""
 _PARTS = 4
-"""Chunks in one compiled graph, which share what does not depend on the particles: the encoder and the prior."""
+"""The number of chunks in one compiled graph, which share what does not depend on particles: encoder and prior."""
 _AUTO_WORK = 2**31
-"""Particles × data × pixels from which on a compiled chunk saves more time than compiling takes."""
+"""The least work, particles × data × pixels, for which a compiled chunk saves more time than compiling takes."""
 
 logger = logging.getLogger("pyro_vae")
 
 
 def bits_per_dim(log_px: Tensor, x_shape: Shape) -> Tensor:
-    """-log p(x) / (D log 2) of each datum (N,), D the number of dimensions: bits that a code takes. For discrete x alone."""
+    """Returns -log p(x) / (D log 2) of each datum (N,), where D is the number of dimensions.
+
+    It is the number of bits per dimension that a code takes, and has this meaning for discrete x alone.
+    """
     return -log_px / (prod(x_shape) * log(2))
 
 
@@ -46,20 +49,21 @@ def log_px(
     compile: Compile = "auto",
     precision: Precision = "fp32",
 ) -> Float64[Tensor, " N"]:
-    """Log p(x) of each datum by importance sampling from the guide: log (1/K) Σ_k w_k, in nats.
+    """Returns log p(x) of each datum by importance sampling from the guide: log (1/K) Σ_k w_k, in nats.
 
-    This is L_K of Burda et al. 2016 (equation 8), a lower bound in expectation that rises to log p(x) with K. Particles come
-    in chunks and their weights are summed on the way (streaming logsumexp, in float64): memory does not grow with K.
+    This is L_K of Burda et al. 2016 (equation 8), a lower bound in expectation that rises to log p(x) as K grows.
+    Particles are drawn in chunks, and the weights of each chunk are added to a running sum (streaming logsumexp, in
+    float64), so that memory does not grow with K.
 
     Args:
         programs: a `VAE`, or any Pyro ``model`` and ``guide``.
         data: N data, on the device of the programs.
-        K: number of particles.
-        batch_size: data at a time.
-        max_plate_nesting: number of plate dimensions that the programs use.
-        seed: seed of the particles.
-        compile: whether a chunk is compiled; auto compiles where the work is large.
-        precision: of the networks' matrix products.
+        K: the number of particles.
+        batch_size: the number of data at a time.
+        max_plate_nesting: the number of plate dimensions that the programs use.
+        seed: the seed of the particles.
+        compile: whether a chunk is compiled; "auto" compiles where the work is large.
+        precision: the precision of the networks' matrix products.
 
     Raises:
         ValueError: K is below 1.
@@ -73,7 +77,7 @@ def log_px(
     model, guide = (in_precision(program, precision) for program in (programs.model, programs.guide))
 
     def log_sum(*batch: Tensor, k: int) -> Tensor:
-        """Log Σ w over k new particles (B,)."""
+        """Returns log Σ w over k new particles (B,)."""
         sums = []
         for start in range(0, k, chunk):
             draws = particles(model, guide, *batch, K=min(chunk, k - start), max_plate_nesting=max_plate_nesting)
@@ -103,9 +107,10 @@ _graphs: WeakKeyDictionary[nn.Module, dict[Any, Callable[..., list[Tensor]]]] = 
 def _compiled(
     programs: Any, function: Callable[..., Tensor], batch: tuple[Tensor, ...], key: Any
 ) -> Callable[..., Tensor]:
-    """The function of a batch of these shapes as one compiled graph, or the function itself, with a line that says why.
+    """Returns the function, for batches of these shapes, as one compiled graph.
 
-    The graphs of a module are kept from call to call. Its weights may change in place; a graph is made anew if they move.
+    If it cannot be compiled, the function itself is returned and the reason is logged. The graphs of a module are kept
+    from call to call. Its weights may change in place; a new graph is made if they move to other memory.
     """
     state = [*programs.parameters(), *programs.buffers()] if isinstance(programs, nn.Module) else []
     shapes = [(each.shape, each.dtype, each.device) for each in batch]

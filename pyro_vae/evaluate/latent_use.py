@@ -18,15 +18,17 @@ def active_units(
     draws: int = 20,
     seed: int = 0,
 ) -> Tensor:
-    """Which latents are in use ``(d,)``: those with Var_x E_q[t_j|x] above a threshold (Burda et al. 2016, section 5.1).
+    """Returns which latents are in use ``(d,)``: those whose Var_x E_q[t_j|x] is above a threshold.
+
+    This definition is that of Burda et al. 2016 (section 5.1).
 
     Args:
         programs: a model and a guide.
         data: N data, at least two.
-        site: the name of one latent; by default all latents, one after another in the guide's order.
-        threshold: that of their paper.
-        draws: number of draws in each of two means.
-        seed: seed of the draws.
+        site: the name of one latent. The default is all latents, one after another in the guide's order.
+        threshold: the variance above which a latent is in use. The default is that of the paper.
+        draws: the number of draws in each of the two means of `variance_of_means`.
+        seed: the seed of the draws.
     """
     return variance_of_means(programs, data, site, draws, seed) > threshold
 
@@ -34,10 +36,10 @@ def active_units(
 def variance_of_means(
     programs: Programs, data: DataLike, site: str | None = None, draws: int = 20, seed: int = 0
 ) -> Tensor:
-    """Var_x E_q[t_j|x] ``(d,)``, without bias from the noise of the draws, for guides of any kind.
+    """Returns Var_x E_q[t_j|x] ``(d,)``, without bias from the noise of the draws, for guides of any kind.
 
-    The covariance over x of two means, over independent draws each, has that variance as its expectation: no mean in closed
-    form is needed. The arguments are those of `active_units`.
+    Two means are computed for each x, from independent draws. Their covariance over x has this variance as its
+    expectation, so that no mean in closed form is needed. The arguments are those of `active_units`.
     """
     columns = columns_for(programs, data)
     halves: list[list[Tensor]] = [[], []]
@@ -52,6 +54,6 @@ def variance_of_means(
 
 
 def _flat(latents: dict[str, Tensor], site: str | None) -> Tensor:
-    """One latent, or all of them, as vectors ``(N, d)``."""
+    """Returns one latent, or all of them, as vectors ``(N, d)``."""
     chosen = latents.values() if site is None else [latents[site]]
     return torch.cat([t.reshape(len(t), -1) for t in chosen], 1)

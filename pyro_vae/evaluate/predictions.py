@@ -1,4 +1,4 @@
-"""What a trained model says of data: their latents, their reconstructions, and data that it draws itself."""
+"""Predictions of a trained model: latents and reconstructions of data, and data that the model draws itself."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pyro_vae.traces import Programs, draw_latents, inputs_of, observed
 
 
 def encode(programs: Programs, data: DataLike, seed: int = 0) -> dict[str, Tensor]:
-    """One draw of the latents from q(t|x,φ) for each datum, by the name of their site, in the guide's order.
+    """Returns one draw of the latents from q(t|x,φ) for each datum, by the name of their site, in the guide's order.
 
-    Together they are draws of the aggregate posterior. Here and below it is a ValueError if the programs take labels and there
-    is not one for each datum, or one that the model does not know.
+    All draws together are draws of the aggregate posterior. If the programs take labels, this function and those below
+    raise a ValueError where a datum has no label, or a label that the model does not know.
 
     Args:
         programs: a model and a guide.
         data: N data, on the device of the programs.
-        seed: seed of the draws.
+        seed: the seed of the draws.
     """
     columns = _checked(programs, columns_for(programs, data))
     with evaluating(programs, columns.x.device, seed, "images"):
@@ -30,7 +30,10 @@ def encode(programs: Programs, data: DataLike, seed: int = 0) -> dict[str, Tenso
 
 
 def reconstruct(programs: Programs, data: DataLike, seed: int = 0) -> Tensor:
-    """E[x'|t] at one draw t ~ q(t|x,φ) for each datum: the mean of the model's first observed site, of the shape of x."""
+    """Returns E[x'|t] at one draw t ~ q(t|x,φ) for each datum.
+
+    It is the mean of the model's first observed site, and has the shape of x.
+    """
     columns = _checked(programs, columns_for(programs, data))
     with evaluating(programs, columns.x.device, seed, "images"):
         batch = columns.take(slice(None))
@@ -38,13 +41,13 @@ def reconstruct(programs: Programs, data: DataLike, seed: int = 0) -> Tensor:
 
 
 def sample(programs: Programs, like: DataLike, n: int, seed: int = 0, *, y: Tensor | None = None) -> Tensor:
-    """E[x|t] at n draws t ~ p(t).
+    """Returns E[x|t] at n draws t ~ p(t).
 
     Args:
         programs: a model and a guide.
         like: data, of which only the shape of a datum and the device are used.
-        n: number of draws.
-        seed: seed of the draws.
+        n: the number of draws.
+        seed: the seed of the draws.
         y: labels ``(n,)``, for programs that take them.
     """
     columns = _in_shape(programs, like, n, y)
@@ -53,11 +56,11 @@ def sample(programs: Programs, like: DataLike, n: int, seed: int = 0, *, y: Tens
 
 
 def decode(programs: Programs, latents: Mapping[str, Tensor], like: DataLike, *, y: Tensor | None = None) -> Tensor:
-    """E[x|t] for given latents.
+    """Returns E[x|t] for given latents.
 
     Args:
         programs: a model and a guide.
-        latents: values by site, with n leading; latents that are left out are drawn from the prior.
+        latents: values by site, with n as the first dimension. Latents that are left out are drawn from the prior.
         like: data, of which only the shape of a datum and the device are used.
         y: labels ``(n,)``, for programs that take them.
     """
@@ -68,19 +71,22 @@ def decode(programs: Programs, latents: Mapping[str, Tensor], like: DataLike, *,
 
 @contextmanager
 def evaluating(programs: Programs, device: torch.device, *key: int | str) -> Iterator[None]:
-    """No gradient, evaluation mode, and random numbers of their own (see `pyro_vae.scopes.seeded`)."""
+    """Runs programs without a gradient, in evaluation mode, and with random numbers of their own.
+
+    The random numbers are those of `pyro_vae.scopes.seeded`.
+    """
     with torch.no_grad(), seeded(device, *key), mode(programs, training=False):
         yield
 
 
 def _in_shape(programs: Programs, like: DataLike, n: int, y: Tensor | None) -> Columns:
-    """N zeros of the shape of the data, with labels if there are any."""
+    """Returns n zeros of the shape of the data, with labels if there are any."""
     x = like if isinstance(like, Tensor) else like.x
     return _checked(programs, Split(torch.zeros_like(x[:1]).expand(n, *x.shape[1:]), y).columns(inputs_of(programs)))
 
 
 def _checked(programs: Programs, columns: Columns) -> Columns:
-    """The columns, if the model knows all of their labels."""
+    """Returns the columns if the model knows all of their labels, and raises ValueError otherwise."""
     classes, y = getattr(programs, "classes", None), columns.y
     if y is not None and classes and not y.is_meta and not bool(((y >= 0) & (y < classes)).all()):
         raise ValueError(f"y: expected labels 0..{classes - 1}, got {y.min()} to {y.max()}")
@@ -88,6 +94,6 @@ def _checked(programs: Programs, columns: Columns) -> Columns:
 
 
 def _mean(programs: Programs, batch: tuple[Tensor, ...], values: Mapping[str, Tensor]) -> Tensor:
-    """The mean of the first observed site."""
+    """Returns the mean of the first observed site."""
     mean: Tensor = next(iter(observed(programs.model, *batch, values=values).values())).mean
     return mean

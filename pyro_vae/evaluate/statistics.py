@@ -20,25 +20,28 @@ class Mean(NamedTuple):
     n: int
 
     def __str__(self) -> str:
-        """For a table: mean ± standard error."""
+        """Returns mean ± standard error, for a table."""
         return f"{self.mean:.2f} ± {self.error:.2f}"
 
 
 def mean(values: Tensor | np.ndarray) -> Mean:
-    """Mean and standard error of independent values (N,), summed in float64. One value has no error (NaN)."""
+    """Returns the mean and the standard error of independent values (N,), summed in float64.
+
+    A single value has no error (NaN).
+    """
     values, n = torch.as_tensor(values).to(torch.float64), len(values)
     return Mean(values.mean().item(), values.std().item() / sqrt(n) if n > 1 else nan, n)
 
 
 class Interval(NamedTuple):
-    """A value with its 95 % interval; all NaN where the data do not resolve it."""
+    """A value with its 95 % interval; all three numbers are NaN where the data do not resolve the value."""
 
     value: float
     low: float
     high: float
 
     def __str__(self) -> str:
-        """For a table."""
+        """Returns the value and its interval, for a table."""
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]" if isfinite(self.value) else "not resolved"
 
 
@@ -46,23 +49,31 @@ UNRESOLVED = Interval(nan, nan, nan)
 
 
 def student_reach(freedom: int) -> float:
-    """How many standard errors a 95 % interval reaches to either side, by Student's distribution of these degrees of freedom."""
+    """Returns how many standard errors a 95 % interval reaches to either side.
+
+    The distribution is Student's, with these degrees of freedom.
+    """
     return float(stdtrit(freedom, 0.975)) if freedom > 0 else nan
 
 
 def interval(values: np.ndarray) -> Interval:
-    """The mean of independent values, such as one for each seed, with its 95 % interval. One value has no interval (NaN)."""
+    """Returns the mean of independent values, such as one for each seed, with its 95 % interval.
+
+    A single value has no interval (NaN).
+    """
     found = mean(values)
     reach = student_reach(found.n - 1) * found.error
     return Interval(found.mean, found.mean - reach, found.mean + reach)
 
 
 def jackknife(statistic: Callable[[np.ndarray], float], groups: int) -> tuple[float, float]:
-    """A statistic of groups of draws, and its standard error from leaving out one group at a time (Efron and Stein 1981).
+    """Returns a statistic of groups of draws, and its standard error by the jackknife (Efron and Stein 1981).
+
+    The jackknife leaves out one group at a time.
 
     Args:
         statistic: a function of the indices of the groups that are kept.
-        groups: number of groups.
+        groups: the number of groups.
     """
     every = np.arange(groups)
     without = np.array([statistic(np.delete(every, g)) for g in every])
@@ -70,23 +81,23 @@ def jackknife(statistic: Callable[[np.ndarray], float], groups: int) -> tuple[fl
 
 
 class Line(NamedTuple):
-    """log y = intercept + slope · log K, with the slope's 95 % interval and the number of points that it rests on."""
+    """log y = intercept + slope · log K, with the slope's 95 % interval and the number of points that were fitted."""
 
     slope: Interval
     intercept: float
     points: int
 
     def at(self, K: np.ndarray) -> np.ndarray:
-        """Y on the line."""
+        """Returns y on the line."""
         return exp(self.intercept) * K**self.slope.value
 
 
 def fit_line(K: Sequence[float], log_y: Sequence[tuple[float, float]]) -> Line:
-    """Weighted least squares of log y against log K, each point with its own standard error. NaN points are left out.
+    """Fits log y against log K by weighted least squares, where each point has its own standard error.
 
-    The interval is Student's with n - 2 degrees of freedom, and is never narrower than the points' errors allow. Where they
-    scatter more than their errors say, since the line is not straight for example, it grows with the scatter. Below 3 points it
-    is NaN.
+    NaN points are left out. The interval is Student's with n - 2 degrees of freedom, and is never narrower than the
+    points' errors allow. It grows with the scatter of the points where they scatter more than their errors say, for
+    example because the line is not straight. It is NaN for fewer than 3 points.
     """
     kept = [(log(k), y, e) for k, (y, e) in zip(K, log_y, strict=True) if isfinite(y)]
     if len(kept) < 3:

@@ -1,4 +1,7 @@
-"""Figures: pure functions from records and arrays to matplotlib figures. Nothing is trained, read or drawn at random here."""
+"""Figures: pure functions from records and arrays to matplotlib figures.
+
+They train no model, read no file and draw no random number.
+"""
 
 from pyro_vae.figures.cases import Case, cases
 from pyro_vae.figures.curves import Curve, convergence, gaps, learning_curves

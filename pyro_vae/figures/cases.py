@@ -1,4 +1,4 @@
-"""Trained models side by side in pictures: reconstructions, samples and latents."""
+"""Pictures of trained models side by side: reconstructions, samples and latents."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pyro_vae.figures.layout import new_figure
 
 
 class Case(NamedTuple):
-    """One trained VAE in pictures: data and their reconstructions, samples, latents of data and of the prior."""
+    """The pictures of one trained VAE: data and their reconstructions, samples, latents of data and of the prior."""
 
     x: Tensor
     reconstructions: Tensor
@@ -24,9 +24,10 @@ class Case(NamedTuple):
 
 
 def cases(columns: Mapping[str, Case], labels: Tensor | None, vmax: float, title: str = "") -> Figure:
-    """Cases side by side: reconstructions, samples, and the latents of data (colored by label) over those of the prior.
+    """Draws cases side by side: reconstructions, samples, and latents of data over those of the prior.
 
-    Above two dimensions the two latents with the largest variance over data are shown.
+    The latents of data are colored by label. If the latents have more than two dimensions, the two with the largest
+    variance over data are shown.
     """
     figure = new_figure(3 * len(columns) + 0.4, 8.2, title)
     axes = figure.subplots(3, len(columns), squeeze=False, height_ratios=[1, 1, 1.2])

@@ -1,4 +1,4 @@
-"""Curves and bars of bounds: one run over its epochs, several runs beside each other."""
+"""Figures of bounds: one run over its epochs, and several runs side by side."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pyro_vae.training import Epoch
 
 
 def learning_curves(records: Sequence[Epoch], title: str = "") -> Figure:
-    """Training and validation bound, reconstruction and KL against the epoch, in nats per datum."""
+    """Draws the bound, reconstruction and KL of training and validation data against the epoch, in nats per datum."""
     figure = new_figure(11, 3.4, title)
     epochs = [record.epoch for record in records]
     for axes, name, label in zip(
@@ -30,7 +30,7 @@ def learning_curves(records: Sequence[Epoch], title: str = "") -> Figure:
         axes.set(xlabel="epoch", title=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        # The first epochs fall off the scale that the rest is read on: the axis begins where most of the curve lies.
+        # The values of the first epochs are so far from the others that these could not be told apart on one scale.
         if len(records) >= 10:
             settled = np.concatenate([curve[len(curve) // 10 :] for curve in curves])
             margin = 0.05 * (settled.max() - settled.min()) or 1.0
@@ -41,7 +41,7 @@ def learning_curves(records: Sequence[Epoch], title: str = "") -> Figure:
 
 
 class Curve(NamedTuple):
-    """One estimator's test log p(x): one row a seed, at the same steps."""
+    """One estimator's test log p(x), with one row for each seed, at the same steps."""
 
     steps: np.ndarray
     seconds: np.ndarray
@@ -49,14 +49,14 @@ class Curve(NamedTuple):
 
 
 def convergence(curves: Mapping[str, Curve], title: str = "") -> Figure:
-    """Test log p(x) against steps and against wall time: the mean over seeds, and the band from the lowest to the highest."""
+    """Draws test log p(x) against steps and wall time: the mean over seeds, and the band from lowest to highest."""
     figure = new_figure(11, 4.2, title)
     panels = figure.subplots(1, 2, sharey=True)
     for i, (name, curve) in enumerate(curves.items()):
         for axes, at in zip(panels, (curve.steps, curve.seconds.mean(0)), strict=True):
             axes.plot(at, curve.log_px.mean(0), color=f"C{i}", marker=MARKERS[i % len(MARKERS)], ms=4, label=name)
             axes.fill_between(at, curve.log_px.min(0), curve.log_px.max(0), color=f"C{i}", alpha=0.2, lw=0)
-    # The state before the first step would leave no room for the differences: the axis begins after a tenth of the way.
+    # The values of the first tenth of the steps are so low that the curves could not be told apart on one scale.
     settled = np.concatenate([curve.log_px[:, curve.steps > curve.steps[-1] / 10].ravel() for curve in curves.values()])
     margin = 0.05 * (settled.max() - settled.min()) or 1.0
     panels[0].set_ylim(settled.min() - margin, settled.max() + margin)
@@ -69,7 +69,10 @@ def convergence(curves: Mapping[str, Curve], title: str = "") -> Figure:
 
 
 def gaps(bars: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str = "") -> Figure:
-    """Log p(x) and ELBO of the same images for each name, as means with standard errors; a line between them is the gap."""
+    """Draws log p(x) and ELBO of the same images for each name, as means with standard errors.
+
+    The line between the two is the gap.
+    """
     names = [wrapped(name) for name in bars]
     figure = new_figure(8.5, sum(0.35 + 0.15 * name.count("\n") for name in names) + 1.6, title)
     axes = figure.subplots()

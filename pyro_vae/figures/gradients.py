@@ -16,7 +16,7 @@ PARAMETERS = {"phi": "φ, the guide's", "w": "w, the model's"}
 
 
 class SNRLine(NamedTuple):
-    """Signal-to-noise ratio of one estimator's gradient by one part of the parameters, against K, and the fitted line."""
+    """Signal-to-noise ratio of an estimator's gradient by one side of the parameters against K, and the fitted line."""
 
     K: Sequence[int]
     snr: Sequence[Interval]
@@ -25,7 +25,10 @@ class SNRLine(NamedTuple):
 
 
 def snr(lines: Mapping[str, Mapping[str, SNRLine]], title: str = "") -> Figure:
-    """Signal-to-noise ratio against K on logarithmic axes, by part of the parameters and estimator, with fitted lines."""
+    """Draws the signal-to-noise ratio against K on logarithmic axes, with fitted lines.
+
+    Each side of the parameters has a panel, in which each estimator has a color.
+    """
     figure = new_figure(11, 4.6, title)
     for axes, (part, of_part) in zip(figure.subplots(1, len(lines)), lines.items(), strict=True):
         for i, (name, (K, ratios, line, fit_from)) in enumerate(of_part.items()):
@@ -44,7 +47,10 @@ def snr(lines: Mapping[str, Mapping[str, SNRLine]], title: str = "") -> Figure:
 
 
 def cost(rows: Mapping[str, Mapping[str, tuple[Sequence[int], np.ndarray]]], title: str = "") -> Figure:
-    """Variance × time of a draw against K, by part of the parameters and estimator; values with their intervals (n, 3)."""
+    """Draws variance × time of one draw against K, as values with their intervals (n, 3).
+
+    Each side of the parameters has a panel, in which each estimator has a color.
+    """
     figure = new_figure(11, 4.4, title)
     for axes, (part, of_part) in zip(figure.subplots(1, len(rows)), rows.items(), strict=True):
         for i, (name, (K, value)) in enumerate(of_part.items()):

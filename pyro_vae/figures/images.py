@@ -1,4 +1,4 @@
-"""Figures of images: reconstructions, samples, the latent plane, traversals, samples side by side."""
+"""Figures of images: reconstructions, samples, the latent plane, traversals, and samples side by side."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyro_vae.figures.layout import new_figure, panels_of, wrapped
 
 
 def reconstructions(x: Tensor, means: Tensor, title: str = "") -> Figure:
-    """Inputs ``(N, *x_shape)`` above their reconstructions, up to 12 a line."""
+    """Draws inputs ``(N, *x_shape)`` above their reconstructions, up to 12 in a line."""
     per_line = min(12, len(x))
     lines = ceil(len(x) / per_line)
     rows = [part[i * per_line : (i + 1) * per_line] for i in range(lines) for part in (x, means)]
@@ -23,13 +23,16 @@ def reconstructions(x: Tensor, means: Tensor, title: str = "") -> Figure:
 
 
 def samples(means: Tensor, vmax: float, title: str = "") -> Figure:
-    """Images ``(N, *x_shape)`` in a square."""
+    """Draws images ``(N, *x_shape)`` in a square."""
     side = isqrt(len(means))
     return grid([means[i * side : (i + 1) * side] for i in range(side)], vmax=vmax, title=title)
 
 
 def plane(means: Tensor, ticks: Sequence[float], vmax: float, title: str = "") -> Figure:
-    """The latent plane: images ``(n·n, *x_shape)`` at t = (ticks[j], ticks[n-1-i]) for line i, column j, without gaps."""
+    """Draws the latent plane: images ``(n·n, *x_shape)`` without gaps.
+
+    The image in line i and column j is at t = (ticks[j], ticks[n-1-i]).
+    """
     n = len(ticks)
     shown = range(0, n, max(1, (n - 1) // 6))
     figure, axes = _canvas([means[i * n : (i + 1) * n] for i in range(n)], vmax, title, gap=0)
@@ -41,7 +44,10 @@ def plane(means: Tensor, ticks: Sequence[float], vmax: float, title: str = "") -
 
 
 def traversals(means: Tensor, names: Sequence[str], ticks: Sequence[float], vmax: float, title: str = "") -> Figure:
-    """One line for each latent ``(lines · ticks, *x_shape)``: it moves over the ticks while the others stay."""
+    """Draws one line of images for each latent, which moves over the ticks while the other latents stay.
+
+    The images are ``(lines · ticks, *x_shape)``.
+    """
     n = len(ticks)
     rows = [means[i * n : (i + 1) * n] for i in range(len(names))]
     return grid(
@@ -54,7 +60,7 @@ def traversals(means: Tensor, names: Sequence[str], ticks: Sequence[float], vmax
 
 
 def side_by_side(pictures: Mapping[str, Tensor], vmax: float, title: str = "") -> Figure:
-    """Images ``(N, *x_shape)`` of each name in a square, up to four squares a line."""
+    """Draws the images ``(N, *x_shape)`` of each name in a square, with up to four squares in a line."""
     figure, panels = panels_of(len(pictures), title)
     for axes, (name, images) in zip(panels, pictures.items(), strict=False):
         side = isqrt(len(images))
@@ -72,7 +78,7 @@ def grid(
     vmax: float = 1.0,
     title: str = "",
 ) -> Figure:
-    """Lines of images, with labels beside the lines and above the columns."""
+    """Draws lines of images, with labels beside the lines and above the columns."""
     figure, axes = _canvas(rows, vmax, title, gap=0.12, margin=0.9 if row_labels else 0.0)
     height, width = (side * 1.12 for side in _image(rows[0][0]).shape[:2])
     axes.set_xticks([(j + 0.5) * width for j in range(len(column_labels))], column_labels, fontsize=8)
@@ -84,7 +90,10 @@ def grid(
 
 
 def _canvas(rows: Sequence[Tensor], vmax: float, title: str, gap: float, margin: float = 0.6) -> tuple[Figure, Axes]:
-    """Lines of images in one pair of axes, measured in pixels; ``gap`` is the space between them as a share of an image."""
+    """Draws lines of images into one pair of axes, measured in pixels.
+
+    The argument ``gap`` is the space between two images as a share of an image.
+    """
     height, width = _image(rows[0][0]).shape[:2]
     columns = max(len(row) for row in rows)
     inches = min(0.7, 9 / columns)
@@ -116,7 +125,10 @@ def tiles(axes: Axes, rows: Sequence[Tensor], vmax: float, gap: float = 0.12) ->
 
 
 def _image(value: Tensor) -> np.ndarray:
-    """A datum as an array that can be drawn: (H, W), (H, W, 3), or for a vector the squarest rectangle that holds it."""
+    """Returns a datum as an array that can be drawn, (H, W) or (H, W, 3).
+
+    A vector becomes the rectangle of its size that is closest to a square.
+    """
     array = value.detach().cpu().float().numpy()
     if array.ndim == 3 and array.shape[0] in (1, 3):
         return array[0] if array.shape[0] == 1 else np.clip(array.transpose(1, 2, 0), 0, 1)

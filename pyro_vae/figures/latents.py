@@ -17,14 +17,15 @@ from pyro_vae.figures.layout import new_figure, panels_of, wrapped
 
 
 def latents(t: Tensor | Mapping[str, Tensor], labels: Tensor | None, title: str = "") -> Figure:
-    """Latents ``(N, d)`` as points, colored by label, a panel for each of them; above d = 2 by t-SNE.
+    """Draws latents ``(N, d)`` as points, colored by label, with a panel for each latent.
 
-    t-SNE (van der Maaten and Hinton 2008) keeps neighbors together; its larger distances mean nothing.
+    Latents with d > 2 are drawn by t-SNE (van der Maaten and Hinton 2008), which keeps neighbors together. Its larger
+    distances mean nothing.
 
     Args:
         t: one latent, or several by the name of their site.
         labels: classes ``(N,)``, or None.
-        title: of the figure.
+        title: the title of the figure.
     """
     by_site = {"t": t} if isinstance(t, Tensor) else t
     figure = new_figure(6.6 + 5.2 * (len(by_site) - 1), 5.6, title)
@@ -38,12 +39,12 @@ def latents(t: Tensor | Mapping[str, Tensor], labels: Tensor | None, title: str 
 
 
 def coordinate(site: str, j: int) -> str:
-    """The name of a latent's coordinate, counted from 0, for an axis: t with an index from 1, or ``site[index]``."""
+    """Returns the label of an axis for coordinate j, counted from 0: t with an index from 1, or ``site[index]``."""
     return f"$t_{{{j + 1}}}$" if site == "t" else f"{site}[{j + 1}]"
 
 
 def _scatter(axes: Axes, site: str, t: Tensor, labels: Tensor | None) -> None:
-    """One latent ``(N, d)`` as points in the plane."""
+    """Draws one latent ``(N, d)`` as points in the plane."""
     points = t.detach().cpu().double().numpy()
     names = [coordinate(site, j) for j in range(points.shape[1])]
     if points.shape[1] > 2:
@@ -68,7 +69,7 @@ def _scatter(axes: Axes, site: str, t: Tensor, labels: Tensor | None) -> None:
 
 
 class Cloud(NamedTuple):
-    """Two coordinates of draws ``(N, 2)`` from a prior and from the guide, and in the plane the prior's log density."""
+    """Two coordinates of draws ``(N, 2)`` from a prior and from the guide, and the prior's log density where d = 2."""
 
     prior: Tensor
     posterior: Tensor
@@ -77,7 +78,10 @@ class Cloud(NamedTuple):
 
 
 def against_prior(clouds: Mapping[str, Cloud], labels: Tensor | None, title: str = "") -> Figure:
-    """Points of the aggregate posterior, colored by label, over the prior: its density where d = 2, else its draws in gray."""
+    """Draws points of the aggregate posterior, colored by label, over the prior.
+
+    The prior is drawn as its density where d = 2, and as draws in gray otherwise.
+    """
     figure, panels = panels_of(len(clouds), title)
     colors: Any = "C0"
     if labels is not None:

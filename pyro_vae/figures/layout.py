@@ -1,4 +1,4 @@
-"""What figures are drawn on, and what they draw more than once."""
+"""The canvas of all figures, and the elements that several figures draw."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _COLUMNS = 4
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
-    """A figure outside pyplot: no global state, no display."""
+    """Returns a figure outside pyplot, which needs no global state and no display."""
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     if title:
@@ -25,7 +25,10 @@ def new_figure(width: float, height: float, title: str) -> Figure:
 
 
 def panels_of(n: int, title: str, width: float = 3.2, height: float = 3.4) -> tuple[Figure, list[Any]]:
-    """A figure of n panels of a size in inches, up to four a line; those that are left over are empty."""
+    """Returns a figure and its n panels, with up to four in a line.
+
+    The width and the height of a panel are in inches. Places that are left over are empty.
+    """
     columns = min(n, _COLUMNS)
     lines = ceil(n / columns)
     figure = new_figure(width * columns + 0.4, height * lines + 0.4, title)
@@ -36,7 +39,7 @@ def panels_of(n: int, title: str, width: float = 3.2, height: float = 3.4) -> tu
 
 
 def error_bars(axes: Axes, at: np.ndarray, value: np.ndarray, i: int, label: str, joined: bool = False) -> None:
-    """Points with their intervals (n, 3), if there are any."""
+    """Draws points with their intervals (n, 3), if there are any."""
     if not len(at):
         return
     middle, low, high = value.T
@@ -55,6 +58,7 @@ def error_bars(axes: Axes, at: np.ndarray, value: np.ndarray, i: int, label: str
 
 
 def logarithmic(axes: Axes, title: str) -> None:
+    """Makes both axes logarithmic, with K along the horizontal one, and sets the title."""
     axes.set(xlabel="K", title=title)
     if axes.containers:  # a logarithmic axis with nothing on it cannot be drawn
         axes.set(xscale="log", yscale="log")
@@ -62,10 +66,11 @@ def logarithmic(axes: Axes, title: str) -> None:
 
 
 def legend(axes: Axes) -> None:
+    """Adds a legend, unless nothing in the axes has a label."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)
 
 
 def wrapped(name: str) -> str:
-    """A cell's name in lines that a panel has room for."""
+    """Returns the name of a cell in lines that fit into a panel."""
     return "\n".join(fill(line, 36) for line in name.split("\n"))

@@ -8,15 +8,15 @@ guide                    t                                              domain
 `LowRankNormal`          W η + s ⊙ ε + m                                any
 `MixtureOfNormals`       one of C Gaussians                             any
 `Householder`            H_n ⋯ H_1 (s ⊙ ε) + m                          any
-`Sylvester`              (I + Q R tanh(R̃ Qᵀ · + b)) ∘ ⋯ (s ⊙ ε + m)    any; other values than its draws by bisection
-`InverseAutoregressive`  s ⊙ f(ε; h) + m, affine in each ε_j            any; other values than its draws in d passes
+`Sylvester`              (I + Q R tanh(R̃ Qᵀ · + b)) ∘ ⋯ (s ⊙ ε + m)    any; values other than its draws need bisection
+`InverseAutoregressive`  s ⊙ f(ε; h) + m, affine in each ε_j            any; values other than its draws need d passes
 `SplineAutoregressive`   s ⊙ f(ε; h) + m, a spline in each ε_j          the same
-`NeuralAutoregressive`   s ⊙ f(ε; h) + m, a monotonic network           the same, and by bisection
+`NeuralAutoregressive`   s ⊙ f(ε; h) + m, a monotonic network in ε_j    the same, and each pass is a bisection
 `SemiAmortized`          a + b ⊙ t₀, a and b fitted to each datum       guides with ``rsample``; priors not made of the guide
-`PerDatum`               s_i ⊙ ε + m_i, free for each training datum    data that are not binarized anew
+`PerDatum`               s_i ⊙ ε + m_i, learned for each training datum data that are not binarized again at each use
 ======================== ============================================== =====================================================
 
-All have ``rsample``: t is a function of φ and of noise, and gradients pass through it.
+All have ``rsample``: t is a function of φ and of noise, and gradients pass through t.
 """
 
 from pyro_vae.guides.flows import (

@@ -1,8 +1,9 @@
 """Guides that are flows: t = m + s ⊙ f(ε; h), where one network head gives m, s and the context h.
 
-f starts near the identity, so that each starts as a `DiagonalNormal`; `Sylvester` alone, whose steps follow after m and s,
-starts where its network does. One pass draws t and gives its density; the density at any other t takes f⁻¹, which goes
-coordinate by coordinate.
+In the autoregressive guides, f starts near the identity, so that each of them starts near a `DiagonalNormal`.
+`Householder` starts with random axes, and so does `Sylvester`, whose steps follow after m and s. One pass draws t and
+gives its density. The density at any other t needs f⁻¹, which goes coordinate by coordinate (in `Householder`, it is
+one pass too).
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ from pyro_vae.parts import Dims, Distribution, Guide
 
 @final
 class InverseAutoregressive(Guide):
-    """Inverse autoregressive flow: each f_j(ε) is affine in ε_j, with shift and scale from ε_<j and h (Kingma et al. 2016).
+    """An inverse autoregressive flow: f_j(ε) is affine in ε_j; ε_<j and h give shift and scale (Kingma et al. 2016).
 
     Args:
         dims: the sizes, filled in by the program.
-        network: the encoder, from x to (m, log s, h).
-        transforms: how many autoregressive transforms follow each other.
-        hidden: width of each hidden layer of their networks.
-        context: length of h.
+        network: the encoder, which maps x to (m, log s, h).
+        transforms: the number of autoregressive transforms, which follow each other.
+        hidden: the width of each hidden layer of the transforms' networks.
+        context: the length of the context h.
 
     Raises:
-        ValueError: no transform, a hidden layer of no width, or no context.
+        ValueError: there is no transform, no hidden layer, a hidden width below 1, or no context.
     """
 
     def __init__(
@@ -68,14 +69,14 @@ class SplineAutoregressive(Guide):
 
     Args:
         dims: the sizes, filled in by the program.
-        network: the encoder, from x to (m, log s, h).
-        transforms: how many autoregressive transforms follow each other.
-        hidden: width of each hidden layer of their networks.
-        context: length of h.
-        bins: of each spline.
+        network: the encoder, which maps x to (m, log s, h).
+        transforms: the number of autoregressive transforms, which follow each other.
+        hidden: the width of each hidden layer of the transforms' networks.
+        context: the length of the context h.
+        bins: the number of bins of each spline.
 
     Raises:
-        ValueError: no transform, a hidden layer of no width, no context, or fewer than two bins.
+        ValueError: there is no transform, no hidden layer, a hidden width below 1, no context, or fewer than two bins.
     """
 
     def __init__(
@@ -99,18 +100,18 @@ class SplineAutoregressive(Guide):
 
 @final
 class Householder(Guide):
-    """t = H_n ⋯ H_1 (s ⊙ ε) + m: a Gaussian whose axes are turned by reflections (Tomczak and Welling 2016).
+    """t = H_n ⋯ H_1 (s ⊙ ε) + m, a Gaussian whose axes are turned by reflections (Tomczak and Welling 2016).
 
-    With d reflections every rotation can be had, so that this is `FullRankNormal` in another parametrization. Each v_i is a
-    learned vector, where it starts, plus what the network says of x.
+    With d reflections every rotation is possible, so that this guide is `FullRankNormal` in another parametrization.
+    Each v_i is the sum of a learned vector, which starts at random, and a vector that the network gives for x.
 
     Args:
         dims: the sizes, filled in by the program.
-        network: the encoder, from x to (m, log s, v_1, ..., v_n).
-        reflections: n.
+        network: the encoder, which maps x to (m, log s, v_1, ..., v_n).
+        reflections: n, the number of reflections.
 
     Raises:
-        ValueError: no reflection.
+        ValueError: there is no reflection.
     """
 
     def __init__(self, dims: Dims, network: NetworkFactory = MLP, reflections: int = 4) -> None:
@@ -132,20 +133,21 @@ class Householder(Guide):
 
 @final
 class Sylvester(Guide):
-    """Steps t ← t + Q R tanh(R̃ Qᵀ t + b) from t = s ⊙ ε + m (van den Berg et al. 2018); planar flows with one column.
+    """Steps t ← t + Q R tanh(R̃ Qᵀ t + b), which begin at t = s ⊙ ε + m (van den Berg et al. 2018).
 
-    Q has M orthonormal columns, the first of a product of M reflections; R and R̃ are triangular, with diagonals in (-1, 1), so
-    that every step can be inverted. The network gives all of them; to the vectors of the reflections learned ones are added.
-    One column is a planar flow (Rezende and Mohamed 2015, equation 10) with u parallel to w, both shorter than 1.
+    Q has M orthonormal columns, which are the first M columns of a product of M reflections. R and R̃ are triangular,
+    with diagonals in (-1, 1), so that every step can be inverted. The network gives all of them; learned vectors are
+    added to the vectors of the reflections. With one column, each step is a planar flow (Rezende and Mohamed 2015,
+    equation 10) with u parallel to w, both shorter than 1.
 
     Args:
         dims: the sizes, filled in by the program.
-        network: the encoder, from x to (m, log s, and Q, R, R̃ and b of each step).
-        transforms: number of steps.
-        columns: M; no more than d of them are used.
+        network: the encoder, which maps x to (m, log s, and Q, R, R̃ and b of each step).
+        transforms: the number of steps.
+        columns: M, the number of columns of Q; at most d of them are used.
 
     Raises:
-        ValueError: no step, or no column.
+        ValueError: there is no step, or no column.
     """
 
     place: Tensor
@@ -169,7 +171,7 @@ class Sylvester(Guide):
             reflections = Reflections((axes + v.unflatten(-1, axes.shape)).unsqueeze(-3))
             Q = reflections(torch.eye(*axes.shape, dtype=v.dtype, device=v.device)).mT
             R, R_tilde = (
-                triangular(0.999 * diagonal.tanh(), below, self.place).mT  # products stay above -1 in float32 too
+                triangular(0.999 * diagonal.tanh(), below, self.place).mT  # keeps products above -1 in float32 too
                 for diagonal, below in ((of_R[0], of_R[1]), (of_R[2], of_R[3]))
             )
             steps.append(Projected(Q, R, R_tilde, b))
@@ -179,20 +181,20 @@ class Sylvester(Guide):
 
 @final
 class NeuralAutoregressive(Guide):
-    """An autoregressive flow whose f_j is a monotonic network in ε_j, driven by ε_<j and h (Huang et al. 2018).
+    """An autoregressive flow in which f_j is a monotonic network in ε_j, conditioned on ε_<j and h (Huang et al. 2018).
 
-    Its inverse is found by bisection: this guide is for its own draws, and slow where other values are scored.
+    Its inverse is found by bisection, so that this guide is fast for its own draws and slow for other values.
 
     Args:
         dims: the sizes, filled in by the program.
-        network: the encoder, from x to (m, log s, h).
-        transforms: how many autoregressive transforms follow each other.
-        hidden: width of each hidden layer of their networks.
-        context: length of h.
-        signal: length of what drives each monotonic network.
+        network: the encoder, which maps x to (m, log s, h).
+        transforms: the number of autoregressive transforms, which follow each other.
+        hidden: the width of each hidden layer of the transforms' networks.
+        context: the length of the context h.
+        signal: the length of the vector that conditions each monotonic network.
 
     Raises:
-        ValueError: no transform, a hidden layer of no width, no context or no signal.
+        ValueError: there is no transform, no hidden layer, a hidden width below 1, no context, or no signal.
     """
 
     def __init__(
@@ -217,19 +219,19 @@ class NeuralAutoregressive(Guide):
 
 
 def _head(dims: Dims, context: int) -> int:
-    """How many numbers the encoder gives: m, log s and the context."""
+    """Returns how many numbers the encoder gives for m, log s and the context."""
     if context < 1:
         raise ValueError(f"context: expected a length of at least 1, got {context}")
     return 2 * dims.latent + context
 
 
 def _split(head: Tensor, d: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The encoder's m, log s and context."""
+    """Splits the encoder's output into m, log s and the context."""
     loc, log_scale, context = head.split([d, d, head.shape[-1] - 2 * d], dim=-1)
     return loc, log_scale, context
 
 
 def _flow(loc: Tensor, log_scale: Tensor, transform: Transform) -> Distribution:
-    """The distribution of t = m + s ⊙ f(ε)."""
+    """Returns the distribution of t = m + s ⊙ f(ε)."""
     base = dist.Normal(loc.new_zeros(()), 1.0).expand(loc.shape).to_event(1)
     return FlowDistribution(base, ComposedTransform(transform, AffineTransform(loc, log_scale.exp(), event_dim=1)))

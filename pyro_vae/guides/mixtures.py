@@ -15,17 +15,17 @@ from pyro_vae.parts import Dims, Distribution, Guide
 
 @final
 class MixtureOfNormals(Guide):
-    """q(t|x,φ) = Σ_c π_c N(m_c, diag s_c²), where the network gives all three.
+    """q(t|x,φ) = Σ_c π_c N(m_c, diag s_c²), where the network gives π, m and s.
 
-    Its samples carry a gradient by m, s and π, by implicit reparameterization (Figurnov, Mohamed and Mnih 2018).
+    Implicit reparameterization (Figurnov, Mohamed and Mnih 2018) gives its samples gradients by m, s and π.
 
     Args:
         dims: the sizes, filled in by the program.
-        network: the encoder, from x to (m, log s, logits of π) of each component.
-        components: number of Gaussians.
+        network: the encoder, which maps x to m, log s and a logit of π for each component.
+        components: the number of Gaussians.
 
     Raises:
-        ValueError: no component.
+        ValueError: there is no component.
     """
 
     def __init__(self, dims: Dims, network: NetworkFactory = MLP, components: int = 3) -> None:
@@ -46,15 +46,16 @@ class MixtureOfNormals(Guide):
 class _Mixture(dist.MixtureSameFamily):
     """A mixture of diagonal Gaussians whose samples are functions of its parameters.
 
-    Pyro's ``MixtureOfDiagNormals`` is not used: its gradient by the weights is biased (as of Pyro 1.9.2).
+    Pyro's ``MixtureOfDiagNormals`` is not used, because its gradient by the weights is biased (as of Pyro 1.9.2).
     """
 
     has_rsample = True
 
     def rsample(self, sample_shape: Sizes = ()) -> Tensor:
-        """A draw t whose derivative solves dF_j(t_j|t_<j) = 0 for each coordinate's conditional distribution function in turn.
+        """Draws a t whose derivative solves dF_j(t_j|t_<j) = 0 for one coordinate j after the other.
 
-        Given those before it, t_j has the mixture of Gaussians whose weights are π_c ∏_{i<j} N(t_i; m_ci, s_ci²), normalized.
+        F_j is the conditional distribution function of t_j. Given the coordinates before it, t_j is distributed as a
+        mixture of Gaussians whose weights are π_c ∏_{i<j} N(t_i; m_ci, s_ci²), normalized.
         """
         drawn = self.sample(torch.Size(sample_shape))
         loc, scale = self.component_distribution.base_dist.loc, self.component_distribution.base_dist.scale

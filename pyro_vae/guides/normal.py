@@ -1,4 +1,4 @@
-"""Guides that are Gaussians: their parameters come from one network head."""
+"""Guides that are Gaussians, whose parameters come from one network head."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class DiagonalNormal(Guide):
 
     Args:
         dims: the sizes, filled in by the program.
-        network: the encoder, from x to the 2d numbers (m, log s).
+        network: the encoder, which maps x to the 2d numbers (m, log s).
     """
 
     def __init__(self, dims: Dims, network: NetworkFactory = MLP) -> None:
@@ -43,7 +43,7 @@ class FullRankNormal(Guide):
 
     Args:
         dims: the sizes, filled in by the program.
-        network: the encoder, from x to (m, log diag L, L below the diagonal).
+        network: the encoder, which maps x to (m, log diag L, L below the diagonal).
     """
 
     place: Tensor
@@ -63,15 +63,15 @@ class FullRankNormal(Guide):
 
 @final
 class LowRankNormal(Guide):
-    """q(t|x,φ) = N(m, W Wᵀ + diag s²) with W of a few columns (Rezende, Mohamed and Wierstra 2014, section 4.3).
+    """q(t|x,φ) = N(m, W Wᵀ + diag s²) where W has few columns (Rezende, Mohamed and Wierstra 2014, section 4.3).
 
     Args:
         dims: the sizes, filled in by the program.
-        network: the encoder, from x to (m, log s, W).
-        rank: number of columns of W.
+        network: the encoder, which maps x to (m, log s, W).
+        rank: the number of columns of W.
 
     Raises:
-        ValueError: a rank below 1.
+        ValueError: the rank is below 1.
     """
 
     def __init__(self, dims: Dims, network: NetworkFactory = MLP, rank: int = 2) -> None:
@@ -89,7 +89,7 @@ class LowRankNormal(Guide):
 
 
 def below_diagonal(d: int) -> Tensor:
-    """For each place of a d×d matrix its number among those below the diagonal; all others have the number after the last."""
+    """Numbers the entries below the diagonal of a d×d matrix; all other entries get the number after the last."""
     rows, columns = torch.tril_indices(d, d, offset=-1, device="cpu")
     place = torch.full((d, d), len(rows), device="cpu")
     place[rows, columns] = torch.arange(len(rows), device="cpu")
@@ -97,5 +97,5 @@ def below_diagonal(d: int) -> Tensor:
 
 
 def triangular(diagonal: Tensor, below: Tensor, place: Tensor) -> Tensor:
-    """The lower triangular matrices ``(*batch, d, d)`` of these numbers; ``place`` is that of `below_diagonal`."""
-    return diagonal.diag_embed() + pad(below, (0, 1))[..., place]  # a zero for all others
+    """Returns the lower triangular matrices ``(*batch, d, d)`` of these numbers; ``place`` is from `below_diagonal`."""
+    return diagonal.diag_embed() + pad(below, (0, 1))[..., place]  # all other entries get the added zero

@@ -1,4 +1,4 @@
-"""Guides with parameters for each datum: refined from an encoder's, or free."""
+"""Guides that fit parameters to each datum, either starting from an encoder or without one."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ from pyro_vae.parts import Dims, Distribution, Guide, placed
 from pyro_vae.scopes import mode
 
 _HASHED = 1000
-"""Data that are hashed at a time."""
+"""The number of data that are hashed at a time."""
 
 
 @final
 class SemiAmortized(Guide):
     """Any guide, refined for each datum by a few gradient steps on its bound (Kim et al. 2018; Krishnan et al. 2018).
 
-    t = a + b ⊙ t₀ with t₀ ~ q₀(t|x,φ) of the guide inside. For each datum a and log b start at 0 and take steps of Adam up the
-    gradient of E_q [log p(x,t) - log q(t|x)], one draw a step. They are constants to φ: the guide inside is trained by the
-    bound where its steps end, not through them (Krishnan et al.), and the model by the tighter bound.
+    t = a + b ⊙ t₀, where t₀ ~ q₀(t|x,φ) is drawn from the inner guide. For each datum, a and log b start at 0 and take
+    steps of Adam up the gradient of E_q [log p(x,t) - log q(t|x)], with one draw in each step. For the gradient by φ, a
+    and b are constants: the inner guide is trained by the bound at the end of the steps, not through the steps
+    (Krishnan et al.). The model is trained by this tighter bound.
 
     Args:
         dims: the sizes, filled in by the program.
         guide: the guide that is refined; it needs ``rsample``.
-        steps: number of steps.
-        rate: length of the first, in units of t; later ones are shorter, down to nearly 0.
+        steps: the number of steps.
+        rate: the length of the first step, in units of t; later steps become shorter, down to nearly 0.
 
     Raises:
-        ValueError: no step, or a rate that is not positive; when called: a guide without ``rsample``, or a prior that is made
-            of this guide.
+        ValueError: there is no step, or the rate is not positive; or, when the guide is called, the inner guide has no
+            ``rsample``, or the prior is made of this guide.
     """
 
     def __init__(
@@ -68,17 +69,17 @@ class SemiAmortized(Guide):
         return FlowDistribution(inner, AffineTransform(shift, log_scale.exp(), event_dim=1))
 
     def _refined(self, x: Tensor, inner: Distribution) -> Tensor:
-        """(a, log b), of shape ``(2, *batch, d)``, without a gradient."""
+        """Returns (a, log b), of shape ``(2, *batch, d)``, without a gradient."""
         with torch.no_grad():
             prior, draws = self.parts.prior(), [inner.rsample() for _ in range(self.steps)]
         moved = torch.zeros_like(torch.stack([draws[0], draws[0]])).requires_grad_()
         optimizer = torch.optim.Adam([moved], lr=self.rate, maximize=True)
         for step, t0 in enumerate(draws):
-            # In evaluation mode: a likelihood that learns from what it scores learns from the end of the steps alone.
+            # Evaluation mode, because a likelihood that learns from what it scores shall learn only after the steps.
             with torch.enable_grad(), mode(self.parts.likelihood, training=False):
                 shift, log_scale = moved
                 t = shift + log_scale.exp() * t0
-                # Without log q₀(t₀), which does not depend on a and b.
+                # log q₀(t₀) is left out, because it does not depend on a and b.
                 log_w = self.parts.likelihood(t).log_prob(x) + prior.log_prob(t) + log_scale.sum(-1)
                 (moved.grad,) = torch.autograd.grad(log_w.sum(), moved)
             optimizer.param_groups[0]["lr"] = self.rate * (1 - step / self.steps)
@@ -88,19 +89,19 @@ class SemiAmortized(Guide):
 
 @final
 class PerDatum(Guide):
-    """q(t|x_i) = N(m_i, diag s_i²) with m_i and s_i of their own for each training datum, and no encoder.
+    """q(t|x_i) = N(m_i, diag s_i²), where each training datum has its own m_i and s_i, and there is no encoder.
 
     This is stochastic variational inference as it was before amortization (Hoffman et al. 2013); with ``--e_steps`` and
-    ``--m_steps`` it is the classic EM-style schedule. A datum is found again by its values. Data that were not in training have
-    no parameters: they get one Gaussian with the mean and the variance of all posteriors together, and `SemiAmortized`, with
-    this guide inside, fits each of them.
+    ``--m_steps`` it is the classic EM-style schedule. A datum is recognized by its values. Data that were not in
+    training have no parameters: they all get the same Gaussian, with the mean and the variance of all posteriors
+    together. `SemiAmortized`, with this guide as its inner guide, fits each of them.
 
     Args:
         dims: the sizes and the training data, filled in by the program.
-        scale: s_i at the start.
+        scale: the initial value of s_i.
 
     Raises:
-        ValueError: the training data are not known or are binarized anew at each use; a scale that is not positive.
+        ValueError: the training data are not known or are binarized again at each use, or the scale is not positive.
     """
 
     direction: Tensor
@@ -142,8 +143,8 @@ class PerDatum(Guide):
 
 
 def _hash(x: Tensor, direction: Tensor) -> Tensor:
-    """A number for each datum ``(*batch, n)``, the same on every device, since sums of integers have no rounding.
+    """Returns a number for each datum of ``(*batch, n)``, the same on every device, because integer sums are exact.
 
-    Values are told apart down to 1/65536; an overflow wraps around.
+    Values that are equal when rounded to multiples of 1/65536 count as the same. An integer overflow wraps around.
     """
     return ((x.double() * 65536).round().long() * direction).sum(-1)

@@ -1,4 +1,4 @@
-"""Likelihoods of pixels that are black or white, or between both."""
+"""Likelihoods of pixels that are black or white, or gray."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Bernoulli(Likelihood):
 
     Args:
         dims: the sizes, filled in by the program.
-        network: the decoder, from t to one logit a pixel.
+        network: the decoder, which maps t to one logit for each pixel.
     """
 
     offset: Tensor
@@ -38,11 +38,11 @@ class Bernoulli(Likelihood):
 class ContinuousBernoulli(Likelihood):
     """p(x|t,w) = ∏ C(λ_j) λ_j^x_j (1 - λ_j)^(1 - x_j) for gray pixels in [0, 1] (Loaiza-Ganem and Cunningham 2019).
 
-    With the normalizing constant C(λ), which a Bernoulli scored at gray values leaves out. The mean is not λ.
+    It contains the normalizing constant C(λ), which is missing if a Bernoulli scores gray values. The mean is not λ.
 
     Args:
         dims: the sizes, filled in by the program.
-        network: the decoder, from t to logit λ of each pixel.
+        network: the decoder, which maps t to logit λ of each pixel.
     """
 
     offset: Tensor
@@ -58,12 +58,12 @@ class ContinuousBernoulli(Likelihood):
 
 
 def _logit_with_mean(mean: Tensor) -> Tensor:
-    """Logit λ at which the continuous Bernoulli has this mean, clipped to [.05, .95], by bisection."""
+    """Finds by bisection the logit λ for which the continuous Bernoulli has this mean, clipped to [.05, .95]."""
     target = mean.clamp(0.05, 0.95).double()
     low, high = torch.full_like(target, -30.0), torch.full_like(target, 30.0)
     for _ in range(60):
         middle = (low + high) / 2
-        # E[x] = 1 / (1 - e^-l) - 1 / l, and 1/2 + l/12 where l is small.
+        # E[x] = 1 / (1 - e^-l) - 1 / l, which is 1/2 + l/12 where l is small and the two terms cancel.
         exact = 1 / -torch.expm1(-middle) - 1 / middle
         below = torch.where(middle.abs() < 1e-3, 0.5 + middle / 12, exact) < target
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)

@@ -1,4 +1,4 @@
-"""The likelihood that data get where none was chosen."""
+"""The likelihood that is used if none was chosen."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyro_vae.parts import Dims, Likelihood
 
 
 def default_likelihood(support: Constraint) -> Callable[[Dims], Likelihood]:
-    """The likelihood that fits data of a support: Bernoulli for {0, 1}, Binomial for counts, else Normal with learned σ."""
+    """Returns a likelihood for a support: Bernoulli for {0, 1}, Binomial for counts, else Normal with learned σ."""
     if support is constraints.boolean:
         return Bernoulli
     if isinstance(support, constraints.integer_interval):

@@ -19,11 +19,11 @@ class Binomial(Likelihood):
 
     Args:
         dims: the sizes, filled in by the program.
-        network: the decoder, from t to one logit a pixel.
+        network: the decoder, which maps t to one logit for each pixel.
         total_count: n, the largest count.
 
     Raises:
-        ValueError: a total count below 1.
+        ValueError: the total count is below 1.
     """
 
     offset: Tensor
@@ -44,11 +44,11 @@ class Binomial(Likelihood):
 
 @final
 class Poisson(Likelihood):
-    """p(x|t,w) = ∏ Poisson(x_j; exp(a_j(t))) for counts without an upper end.
+    """p(x|t,w) = ∏ Poisson(x_j; exp(a_j(t))) for counts without an upper limit.
 
     Args:
         dims: the sizes, filled in by the program.
-        network: the decoder, from t to the logarithm of each pixel's rate.
+        network: the decoder, which maps t to the logarithm of each pixel's rate.
     """
 
     offset: Tensor
@@ -65,15 +65,17 @@ class Poisson(Likelihood):
 
 @final
 class NegativeBinomial(Likelihood):
-    """p(x|t,w) = ∏ NegativeBinomial(x_j; mean μ_j(t), shape r_j): counts that vary more than Poisson's, by μ + μ²/r.
+    """p(x|t,w) = ∏ NegativeBinomial(x_j; mean μ_j(t), shape r_j) for counts that vary more than a Poisson distribution.
+
+    The variance is μ + μ²/r.
 
     Args:
         dims: the sizes, filled in by the program.
-        network: the decoder, from t to log μ of each pixel.
-        shape: r at the start; it is learned, one number a pixel.
+        network: the decoder, which maps t to log μ of each pixel.
+        shape: the initial value of r, which is learned, one number for each pixel.
 
     Raises:
-        ValueError: a shape that is not positive.
+        ValueError: the shape is not positive.
     """
 
     offset: Tensor

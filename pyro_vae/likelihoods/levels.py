@@ -1,4 +1,7 @@
-"""Likelihoods of pixels that are levels 0..L-1, such as the 256 of a gray image; bits per dimension mean something here."""
+"""Likelihoods of pixels that are levels 0..L-1, such as the 256 levels of a gray image.
+
+For these likelihoods, bits per dimension are meaningful.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +22,20 @@ from pyro_vae.networks import MLP, NetworkFactory
 from pyro_vae.parts import Dims, Distribution, Likelihood
 
 _SHARPEST = -7.0
-"""The smallest log s, with levels scaled to [-1, 1], as in the code of Salimans et al. 2017."""
+"""The smallest log s, for levels scaled to [-1, 1], as in the code of Salimans et al. 2017."""
 
 
 @final
 class Categorical(Likelihood):
-    """p(x|t,w) = ∏ softmax(a_j(t))[x_j], with a logit for each level of each pixel.
+    """p(x|t,w) = ∏ softmax(a_j(t))[x_j], with one logit for each level of each pixel.
 
     Args:
         dims: the sizes, filled in by the program.
-        network: the decoder, from t to L logits a pixel.
-        levels: L.
+        network: the decoder, which maps t to L logits for each pixel.
+        levels: L, the number of levels.
 
     Raises:
-        ValueError: fewer than two levels.
+        ValueError: there are fewer than two levels.
     """
 
     offset: Tensor
@@ -42,7 +45,7 @@ class Categorical(Likelihood):
         _check_levels(levels)
         self.levels, n = levels, levels - 1
         self.network = network((dims.latent,), stacked(dims, levels))
-        # It starts at the Binomial distribution with the training mean.
+        # The distribution starts as the Binomial distribution with the training mean.
         log_choose = torch.tensor([lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1) for k in range(levels)])
         self.register_buffer("offset", log_choose + torch.arange(levels) * logit_of_mean(dims, n)[..., None])
 
@@ -53,32 +56,34 @@ class Categorical(Likelihood):
 
 
 class _Levels(dist.Categorical):
-    """A categorical distribution over numbers, which have a mean."""
+    """A categorical distribution over the numbers 0..L-1, so that it has a mean."""
 
     @property
     def mean(self) -> Tensor:
-        """Σ_k k p_k."""
+        """The mean Σ_k k p_k."""
         return (self.probs * torch.arange(self.probs.shape[-1], device=self.probs.device)).sum(-1)
 
     def sample(self, sample_shape: Sizes = ()) -> Tensor:
-        """Levels, as the numbers that data hold."""
+        """Draws levels, as floating-point numbers such as data have."""
         return dist.Categorical.sample(self, Size(sample_shape)).to(self.logits.dtype)
 
 
 @final
 class DiscretizedLogistic(Likelihood):
-    """p(x|t,w) = ∏ [F(x_j + ½) - F(x_j - ½)], F of a logistic distribution or a mixture; the end levels take the tails.
+    """p(x|t,w) = ∏ [F(x_j + ½) - F(x_j - ½)], where F belongs to a logistic distribution or to a mixture of several.
 
-    Of Kingma et al. 2016 (equation 13), with the mixture of Salimans et al. 2017 (equation 2), independent over channels.
+    F is the distribution function. The first and the last level also get the tails. This is the likelihood of Kingma et
+    al. 2016 (equation 13), with the mixture of Salimans et al. 2017 (equation 2), independent over channels.
 
     Args:
         dims: the sizes, filled in by the program.
-        network: the decoder, from t to location, log scale and, of a mixture, logit of each component, a pixel.
-        levels: number of levels.
-        components: of the mixture; 1 is one logistic distribution.
+        network: the decoder, which maps t to the location and the log scale of each pixel; for a mixture, to the
+            location, the log scale and the logit of each component of each pixel.
+        levels: L, the number of levels.
+        components: the number of components of the mixture; 1 means a single logistic distribution.
 
     Raises:
-        ValueError: fewer than two levels, or no component.
+        ValueError: there are fewer than two levels, or there is no component.
     """
 
     offset: Tensor
@@ -102,24 +107,24 @@ class DiscretizedLogistic(Likelihood):
         if self.components == 1:
             return _Discretized(numbers[0] + self.offset, _scale(numbers[1]), self.levels).to_event(pixels)
         loc, log_scale, logits = (part.movedim(0, -1) for part in numbers.chunk(3))
-        # Components start a third of the range apart from each other in all, around the mean.
+        # The locations of the components start around the mean, spread over a third of the range.
         loc = loc + self.offset[..., None] + torch.linspace(-1 / 3, 1 / 3, self.components, device=loc.device)
         each = _Discretized(loc, _scale(log_scale), self.levels)
         return dist.MixtureSameFamily(dist.Categorical(logits=logits), each).to_event(pixels)
 
 
 def _scale(number: Tensor) -> Tensor:
-    """S > 0, a tenth of the range where the network gives 0."""
+    """Returns s > 0, which is a tenth of the range where the network gives 0."""
     return (number + log(0.2)).clamp(min=_SHARPEST).exp()
 
 
 class _Discretized(TorchDistribution):
-    """A logistic distribution on [-1, 1] and beyond, by the probability of each of L bins; event shape ``()``.
+    """A logistic distribution in L bins of [-1, 1], of which the outer two reach to infinity; event shape ``()``.
 
     Args:
-        loc: location.
-        scale: s.
-        levels: L.
+        loc: the location.
+        scale: the scale s.
+        levels: L, the number of bins.
     """
 
     arg_constraints: dict[str, Constraint] = {}  # noqa: RUF012  (as torch declares it)
@@ -130,30 +135,33 @@ class _Discretized(TorchDistribution):
 
     @property
     def support(self) -> Constraint:
-        """0..L-1."""
+        """The support is the levels 0..L-1."""
         return constraints.integer_interval(0, self.levels - 1)
 
     def expand(self, batch_shape: Sizes, _instance: Any = None) -> _Discretized:
-        """The same distribution for more data or particles."""
+        """Returns the same distribution for more data or particles."""
         return _Discretized(self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.levels)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log [σ(a) - σ(b)] = log σ(a) + log σ(-b) + log(1 - e^(b - a)), at the bin's ends a and b: exact in every tail."""
+        """Returns log [σ(a) - σ(b)] = log σ(a) + log σ(-b) + log(1 - e^(b - a)) for the bin of the value.
+
+        The ends a and b of the bin are relative to the location, in units of s. This form is exact in every tail.
+        """
         half, x = 1 / (self.levels - 1), 2 * value / (self.levels - 1) - 1
         a, b = (x + half - self.loc) / self.scale, (x - half - self.loc) / self.scale
-        below, above = logsigmoid(a), logsigmoid(-b)  # log F of the upper end, log (1 - F) of the lower
+        below, above = logsigmoid(a), logsigmoid(-b)  # log F at the upper end, log (1 - F) at the lower end
         inside = below + above + torch.log(-torch.expm1(-2 * half / self.scale))
         return torch.where(value <= 0, below, torch.where(value >= self.levels - 1, above, inside))
 
     def sample(self, sample_shape: Sizes = ()) -> Tensor:
-        """A logistic draw, rounded to its level."""
+        """Draws from the logistic distribution and rounds to the nearest level."""
         u = torch.rand((*sample_shape, *self.batch_shape), dtype=self.loc.dtype, device=self.loc.device)
         y = self.loc + self.scale * (u.clamp(1e-7, 1 - 1e-7)).logit()
         return ((y + 1) / 2 * (self.levels - 1)).round().clamp(0, self.levels - 1).detach()
 
     @property
     def mean(self) -> Tensor:
-        """Σ_k P(x > k), over the bins' upper ends."""
+        """The mean Σ_k P(x > k), a sum over the upper ends of the bins."""
         total = torch.zeros_like(self.loc)
         for k in range(self.levels - 1):
             total = total + torch.sigmoid((self.loc - ((2 * k + 1) / (self.levels - 1) - 1)) / self.scale)

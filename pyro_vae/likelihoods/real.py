@@ -16,9 +16,9 @@ from pyro_vae.networks import MLP, NetworkFactory
 from pyro_vae.parts import Dims, Distribution, Likelihood
 
 _REMEMBERED = 100.0
-"""Batches in the running mean of squared errors."""
+"""The number of batches in the running mean of squared errors."""
 _SMALLEST = 1e-12
-"""Of a variance: a decoder that is exact on all data has no optimal scale."""
+"""The smallest variance, because a decoder that is exact on all data has no optimal scale."""
 
 
 @final
@@ -27,15 +27,16 @@ class Normal(Likelihood):
 
     Args:
         dims: the sizes, filled in by the program.
-        network: the decoder, from t to the location m(t).
-        scale: σ, or where it starts if it is learned, in units of x.
-        learn_scale: learn σ, as its logarithm: one number for all pixels (true), or one for each pixel ("pixel"); or take σ²
-            from the mean squared error, the optimum of E_q log p(x|t,w) in closed form, as a running mean over the last hundred
-            batches or so ("optimal", Rybkin et al. 2021). A batch is scored before it counts: p(x|t,w) does not depend on x.
-            That is the ELBO's optimum, above that of bounds that weigh their particles. It moves in E-steps too.
+        network: the decoder, which maps t to the location m(t).
+        scale: σ, or its initial value if it is learned, in units of x.
+        learn_scale: how σ is learned; false fixes it. With true, log σ is one learned number for all pixels; with
+            "pixel", it is one for each pixel. With "optimal" (Rybkin et al. 2021), σ² is the mean squared error, which
+            is the optimum of E_q log p(x|t,w) in closed form, as a running mean over about the last hundred batches. A
+            batch is scored before it enters this mean, so that p(x|t,w) does not depend on x. This σ is the optimum of
+            the ELBO, and is larger than the optimum of bounds that weigh their particles. It changes in E-steps too.
 
     Raises:
-        ValueError: a scale that is not positive.
+        ValueError: the scale is not positive.
     """
 
     offset: Tensor
@@ -72,7 +73,7 @@ class Normal(Likelihood):
 
     @torch.no_grad()
     def _follow(self, error: Tensor) -> None:
-        """Takes a batch's errors x - m(t) into the running mean of their squares, the plain mean of the first batches."""
+        """Adds a batch's errors x - m(t) to the running mean of squares, at first the plain mean of all batches."""
         self.batches.add_(1).clamp_(max=_REMEMBERED)
         variance = (2 * self.log_scale).exp()
         variance = variance + ((error**2).mean() - variance) / self.batches
@@ -80,12 +81,12 @@ class Normal(Likelihood):
 
 
 class _Watched(dist.Normal):
-    """A Gaussian that tells how far the values are that it scores.
+    """A Gaussian that reports the error x - loc of each value x that it scores.
 
     Args:
-        loc: location.
-        scale: scale.
-        told: is told them.
+        loc: the location.
+        scale: the scale.
+        told: a function that is called with the errors x - loc.
     """
 
     def __init__(self, loc: Tensor, scale: Tensor, told: Callable[[Tensor], None]) -> None:
@@ -93,11 +94,11 @@ class _Watched(dist.Normal):
         self.told = told
 
     def expand(self, batch_shape: Sizes, _instance: Any = None) -> _Watched:
-        """The same distribution for more data or particles."""
+        """Returns the same distribution for more data or particles."""
         return _Watched(self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.told)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density, in nats."""
+        """Returns the log density in nats."""
         log_prob = dist.Normal.log_prob(self, value)
         self.told(value - self.loc)
         return log_prob
@@ -109,11 +110,11 @@ class Beta(Likelihood):
 
     Args:
         dims: the sizes, filled in by the program.
-        network: the decoder, from t to logit m and log ν of each pixel.
-        concentration: ν at the start.
+        network: the decoder, which maps t to logit m and log ν of each pixel.
+        concentration: the initial value of ν.
 
     Raises:
-        ValueError: a concentration that is not positive.
+        ValueError: the concentration is not positive.
     """
 
     offset: Tensor
@@ -134,7 +135,7 @@ class Beta(Likelihood):
 
 
 class _BetweenZeroAndOne(Constraint):
-    """0 < x < 1."""
+    """The constraint 0 < x < 1."""
 
     advice = (
         ". Pixels at exactly 0 or 1 have no finite density under it: bring them inside, say x to (254 x + 0.5) / 255, or "
@@ -142,7 +143,7 @@ class _BetweenZeroAndOne(Constraint):
     )
 
     def check(self, value: Tensor) -> Tensor:
-        """Whether each value is inside."""
+        """Returns whether each value is inside."""
         return (value > 0) & (value < 1)
 
     def __repr__(self) -> str:
@@ -150,6 +151,6 @@ class _BetweenZeroAndOne(Constraint):
 
 
 class _OpenBeta(dist.Beta):
-    """A Beta distribution that does not claim to score 0 and 1."""
+    """A Beta distribution whose support does not contain 0 and 1."""
 
     support: Constraint = _BetweenZeroAndOne()  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Models: prior, guide, likelihood and networks put together as a Pyro model and a Pyro guide.
+"""Models: each puts a prior, a guide, a likelihood and networks together as a Pyro model and a Pyro guide.
 
 =============== =============================== ============================== ===================================
 model           p                               q                              latent sites
@@ -9,7 +9,7 @@ model           p                               q                              l
 `Conditional`   p(t) p(x|t,y)                   q(t|x,y)                       ``t``
 =============== =============================== ============================== ===================================
 
-`ModelSpec` says which of them, with which parts, before the sizes are known.
+`ModelSpec` names one of these models and its parts before the sizes are known.
 """
 
 from pyro_vae.models.base import Model, ThreePartModel

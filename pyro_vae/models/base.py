@@ -1,4 +1,4 @@
-"""What every model of this project is: a Pyro model and a Pyro guide in one module."""
+"""The base classes of all models of this project: a Pyro model and a Pyro guide in one module."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pyro_vae.description import Described
 from pyro_vae.parts import Dims, Guide, Likelihood, Prior
 from pyro_vae.scopes import seeded
 
-# Pyro's parameter store is global and keyed by name; a second module under a used name silently never trains. The name
-# belongs to the object and not to its attributes, so that a deep copy gets a name of its own.
+# Pyro's parameter store is global and finds modules by name. A second module under a used name silently never trains.
+# The name is not an attribute of the object, so that a deep copy gets a name of its own.
 _names: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 _numbers = count()
 
@@ -24,19 +24,20 @@ _numbers = count()
 class Model(Described, nn.Module, ABC):
     """A Pyro model and a Pyro guide, which hold their parameters in one module.
 
-    `model` and `guide` are ordinary Pyro programs: stock `pyro.infer.SVI`, `Predictive` and `pyro.poutine` take them as they
-    are. Their sites stand in the plate ``"data"`` at dimension -1. The names of the latent sites are free, and there may be
-    several of them.
+    `model` and `guide` are ordinary Pyro programs, which stock `pyro.infer.SVI`, `Predictive` and `pyro.poutine` accept
+    unchanged. Their sites are in the plate ``"data"`` at dimension -1. There may be several latent sites, with any
+    names.
 
-    A model of your own is told ``(dims, prior, guide, likelihood)``, of which the last three make parts from sizes, and then its
-    own options: then it can be named on the command line, ``--model my_models.Mine``.
+    A model of your own can be named on the command line, ``--model my_models.Mine``, if its constructor takes the
+    arguments ``(dims, prior, guide, likelihood)`` and then its own options. The arguments ``prior``, ``guide`` and
+    ``likelihood`` are functions that make these parts from sizes.
 
     Args:
-        dims: the sizes of the model: those of the latent next to the data, and of x.
+        dims: the sizes of the model, which are those of x and of the latent next to the data.
 
     Attributes:
         dims: the sizes without the training data.
-        inputs: names of what both programs are called with: ``("x",)``, or ``("x", "y")`` for data and their labels.
+        inputs: the names of the arguments of both programs: ``("x",)``, or ``("x", "y")`` for data and their labels.
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("x",)
@@ -47,38 +48,41 @@ class Model(Described, nn.Module, ABC):
 
     @abstractmethod
     def model(self, x: Tensor | None = None) -> Tensor:
-        """The Pyro model of data ``(B, *x_shape)``, or of data that it draws."""
+        """Runs the Pyro model, which observes data ``(B, *x_shape)`` or draws them."""
 
     @abstractmethod
     def guide(self, x: Tensor) -> Any:
-        """The Pyro guide."""
+        """Runs the Pyro guide."""
 
     @final
     def register(self, role: str, module: nn.Module) -> None:
-        """Shows a module's parameters to Pyro. The model calls this for those of w, the guide for those of φ."""
+        """Registers a module's parameters with Pyro.
+
+        The model calls this for the modules of w, and the guide for the modules of φ.
+        """
         if self not in _names:
             _names[self] = f"vae{next(_numbers)}"
         pyro.module(f"{_names[self]}.{role}", module)
 
     @final
     def __getstate__(self) -> dict[str, Any]:
-        """The state for `pickle` and `copy`, without the weak references that Pyro's store hangs on parameters."""
+        """Returns the state for `pickle` and `copy`, without the weak references that Pyro adds to parameters."""
         for parameter in self.parameters():
-            vars(parameter).pop("unconstrained", None)  # Pyro makes it anew whenever it reads the parameter
+            vars(parameter).pop("unconstrained", None)  # Pyro makes it again whenever it reads the parameter
         return vars(self)
 
 
 class ThreePartModel(Model):
-    """A model of a prior, a guide and a likelihood, and of what a subclass puts between them.
+    """A model that consists of a prior, a guide and a likelihood, and of what a subclass puts between them.
 
     Args:
-        dims: the sizes of the model: those of the latent next to the data, and of x.
-        prior: p of the topmost latent.
+        dims: the sizes of the model, which are those of x and of the latent next to the data.
+        prior: the distribution p of the topmost latent.
         guide: q(t|x,φ). It is kept as `posterior`, since `guide` is the Pyro program.
         likelihood: p(x|t,w).
 
     Raises:
-        TypeError: an argument is not the part that its place takes.
+        TypeError: an argument is not the kind of part that it must be.
     """
 
     def __init__(self, dims: Dims, prior: Prior, guide: Guide, likelihood: Likelihood) -> None:
@@ -94,18 +98,18 @@ class ThreePartModel(Model):
 
 
 def check_prior(prior: Prior) -> None:
-    """Checks that p(t) can be had at a t that the prior did not draw itself: every bound needs it there.
+    """Checks that p(t) can be computed at a t that the prior did not draw itself, which every bound needs.
 
     Raises:
-        ValueError: the prior cannot score.
+        ValueError: the prior cannot compute it.
     """
     if any(tensor.is_meta for tensor in (*prior.parameters(), *prior.buffers())):
-        return  # it has no values yet
+        return  # a prior without values cannot be checked
     with torch.no_grad(), seeded(torch.device("cpu"), "check"), pyro.validation_enabled(False):
         try:
             distribution = prior()
             distribution.log_prob(distribution.sample().clone())
-        except (NotImplementedError, KeyError) as error:  # from transforms of PyTorch and Pyro that have no inverse
+        except (NotImplementedError, KeyError) as error:  # transforms without an inverse raise these
             raise ValueError(
                 f"prior: {type(prior).__name__} cannot score the guide's draws: choose one with an exact density, such as a "
                 f"flow with an inverse"

@@ -17,22 +17,22 @@ from pyro_vae.parts import Dims, Guide, Likelihood, Prior
 
 @final
 class Conditional(ThreePartModel):
-    """p(t) p(x|t,y) with q(t|x,y): a label y in, a datum of that class out (Kingma et al. 2014; Sohn et al. 2015).
+    """p(t) p(x|t,y) with q(t|x,y), a model of the data x of a given class y (Kingma et al. 2014; Sohn et al. 2015).
 
-    The label is an input of both programs, ``model(x, y)`` and ``guide(x, y)``, and every bound is one on log p(x|y). The
-    decoder is given y as a one-hot vector beside t; the encoder as further channels of x, learned for each class, so that
-    images stay images: one channel, or for vectors, and images of fewer pixels than there are classes, as many as hold a
-    number a class.
+    The label is an input of both programs, ``model(x, y)`` and ``guide(x, y)``, and every bound is one on log p(x|y).
+    The decoder receives y as a one-hot vector beside t. The encoder receives y as further channels of x, which are
+    learned for each class, so that images stay images. One channel is added if it has at least as many pixels as there
+    are classes. As many channels as are needed for one number per class are added to smaller images and to vectors.
 
     Args:
-        dims: the sizes, with the number of classes, filled in by the program.
+        dims: the sizes and the number of classes, filled in by the program.
         prior: p(t), filled in by the program.
         guide: q(t|x,y), filled in by the program.
         likelihood: p(x|t,y), filled in by the program.
 
     Raises:
-        ValueError: data without labels 0, 1, ..., more classes than data, or a prior that is made of the guide, which here
-            needs a label.
+        ValueError: the data have no labels 0, 1, ..., there are more classes than data, or the prior is made of the
+            guide, which here needs a label.
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("x", "y")
@@ -59,17 +59,17 @@ class Conditional(ThreePartModel):
         check_prior(self.prior)
 
     def model(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-        """p(t) p(x|t,y).
+        """Draws t and x from p(t) p(x|t,y), where x is observed if it is given.
 
         Args:
-            x: observed data ``(B, *x_shape)``; None draws one for each label.
+            x: observed data ``(B, *x_shape)``. If it is None, one datum is drawn for each label.
             y: labels ``(B,)``, whole numbers.
 
         Returns:
             x, of shape ``(B, *x_shape)``, or ``(K, B, *x_shape)`` inside a plate of particles.
 
         Raises:
-            ValueError: no labels.
+            ValueError: no labels are given.
         """
         y = _required(y)
         self.register("prior", self.prior)
@@ -82,7 +82,7 @@ class Conditional(ThreePartModel):
         return sample
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """q(t|x,y).
+        """Draws t from q(t|x,y).
 
         Args:
             x: data ``(B, *x_shape)``.
@@ -92,7 +92,7 @@ class Conditional(ThreePartModel):
             t, of shape ``(B, d)`` or ``(K, B, d)``.
 
         Raises:
-            ValueError: no labels.
+            ValueError: no labels are given.
         """
         y = _required(y)
         self.register("guide", self.posterior)

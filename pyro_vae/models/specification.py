@@ -1,4 +1,4 @@
-"""A model that is still to be told its sizes: which parts, put together how, with how many latents."""
+"""The choice of a model before its sizes are known: its parts, its class and the dimension of its latent."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ ModelFactory = Callable[[Dims, PriorFactory, GuideFactory, LikelihoodFactory], M
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which model is trained, before its sizes are known.
+    """The choice of the model that is trained, before its sizes are known.
 
     Args:
         prior: The prior p(t).
         guide: The guide q(t|x,φ), with its network, the encoder.
-        likelihood: The likelihood p(x|t,w), with its network, the decoder. By default the one that fits the data: Bernoulli
-            for binary pixels, Binomial for counts, Normal with a learned scale for other numbers.
-        model: A model of another kind than p(t) p(x|t,w): TwoLayer and Ladder have two stochastic layers, Conditional is a model
-            of data given their labels. By default the VAE of prior, guide and likelihood.
+        likelihood: The likelihood p(x|t,w), with its network, the decoder. The default is the one that fits the data:
+            Bernoulli for binary pixels, Binomial for counts, Normal with a learned scale for other numbers.
+        model: A model of another kind than p(t) p(x|t,w): TwoLayer and Ladder have two stochastic layers, Conditional
+            is a model of data given their labels. The default is the VAE of prior, guide and likelihood.
         latent: d, the dimension of the latent t.
     """
 
@@ -43,13 +43,14 @@ class ModelSpec:
     latent: int = 8
 
     def build(self, data: Splits, seed: int) -> Model:
-        """The model for these data, on the CPU, with the first weights that the seed decides.
+        """Builds the model for these data, on the CPU, with first weights that depend on the seed alone.
 
         Raises:
             ValueError: a part cannot be built for these data, or the parts do not fit each other.
         """
         likelihood = self.likelihood or default_likelihood(data.support)
-        with seeded(torch.device("cpu"), seed, "first weights"):  # the same first weights, wherever training runs
+        # The first weights are the same wherever training runs.
+        with seeded(torch.device("cpu"), seed, "first weights"):
             return assemble(data.dims(self.latent), self.prior, self.guide, likelihood, self.model)
 
 
@@ -60,7 +61,10 @@ def assemble(
     likelihood: LikelihoodFactory,
     model: ModelFactory | None = None,
 ) -> Model:
-    """The model of these sizes: a `VAE` of the three parts, or another class, which is told what makes them."""
+    """Builds a model of these sizes: a `VAE` of the three parts, or a model of another class.
+
+    Another class is given the functions that make the parts, since it may need parts of other sizes.
+    """
     if model is None:
         return VAE(prior(dims), guide(dims), likelihood(dims))
     return model(dims, prior, guide, likelihood)

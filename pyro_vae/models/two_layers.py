@@ -1,4 +1,4 @@
-"""Models with two stochastic layers, ``t2`` above ``t``: the same generative model with two guides."""
+"""Models with two stochastic layers, ``t2`` above ``t``: one generative model in two classes with different guides."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from pyro_vae.parts import Dims, Distribution, Guide, Likelihood, Prior
 
 
 class _TwoLayers(ThreePartModel):
-    """p(t2) p(t|t2) p(x|t), with a guide that is still to be written.
+    """p(t2) p(t|t2) p(x|t), with a guide that a subclass defines.
 
-    The site ``"t"``, of dimension d, is next to the data, and ``"t2"`` above it. p(t|t2), here `down`, is built like a guide,
-    since it maps a vector to a distribution too; it belongs to w.
+    The site ``"t"``, of dimension d, is next to the data, and ``"t2"`` is above it. The attribute `down` is p(t|t2). It
+    is built like a guide, since it also maps a vector to a distribution, but its parameters belong to w.
     """
 
     def __init__(
@@ -41,11 +41,11 @@ class _TwoLayers(ThreePartModel):
 
     @final
     def model(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
-        """p(t2) p(t|t2) p(x|t).
+        """Draws t2, t and x from p(t2) p(t|t2) p(x|t), where x is observed if it is given.
 
         Args:
-            x: observed data ``(B, *x_shape)``; None draws x.
-            n: how many data are drawn where x is None.
+            x: observed data ``(B, *x_shape)``. If it is None, x is drawn.
+            n: the number of data that are drawn if x is None.
 
         Returns:
             x, of shape ``(B, *x_shape)``, or ``(K, B, *x_shape)`` inside a plate of particles.
@@ -63,19 +63,20 @@ class _TwoLayers(ThreePartModel):
 class TwoLayer(_TwoLayers):
     """p(t2) p(t|t2) p(x|t) with q(t|x) q(t2|t), the two-layer model of Burda et al. 2016 (section 5).
 
-    The site ``"t"``, of dimension d, is next to the data, and ``"t2"`` above it. The guide and the likelihood are q(t|x) and
-    p(x|t), and the prior is p(t2). p(t|t2) belongs to w, q(t2|t) to φ.
+    The site ``"t"``, of dimension d, is next to the data, and ``"t2"`` is above it. The guide and the likelihood are
+    q(t|x) and p(x|t), and the prior is p(t2). The parameters of p(t|t2) belong to w, those of q(t2|t) to φ.
 
     Args:
         dims: the sizes, filled in by the program.
         prior: p(t2), filled in by the program.
         guide: q(t|x), filled in by the program.
         likelihood: p(x|t), filled in by the program.
-        top: dimension of t2.
-        between: the class of p(t|t2) and of q(t2|t): any guide that needs no data, since one maps a vector to a distribution.
+        top: the dimension of t2.
+        between: the class of p(t|t2) and of q(t2|t). It may be any guide that needs no data, since a guide maps a
+            vector to a distribution.
 
     Raises:
-        ValueError: a dimension below 1, or a prior that is made of the guide, whose latent is not t2.
+        ValueError: a dimension is below 1, or the prior is made of the guide, whose latent is not t2.
     """
 
     def __init__(
@@ -91,13 +92,13 @@ class TwoLayer(_TwoLayers):
         self.up = between(Dims(top, (dims.latent,)))
 
     def guide(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """q(t|x) q(t2|t), with one pass of the encoder for each datum.
+        """Draws t and t2 from q(t|x) q(t2|t), with one pass of the encoder for each datum.
 
         Args:
             x: data ``(B, *x_shape)``.
 
         Returns:
-            t and t2, of shapes ``(B, d)`` and ``(B, top)``, or with K leading.
+            t and t2, of shapes ``(B, d)`` and ``(B, top)``, or of shapes ``(K, B, d)`` and ``(K, B, top)``.
         """
         self.register("guide", self.posterior)
         self.register("up", self.up)
@@ -111,25 +112,26 @@ class TwoLayer(_TwoLayers):
 class Ladder(_TwoLayers):
     """p(t2) p(t|t2) p(x|t) with q(t2|x) q(t|t2,x), in the order of the model (Sønderby et al. 2016, section 2.2).
 
-    q(t|t2,x) is the product of the model's own p(t|t2) and of what the encoder says, N(m̂(x), diag ŝ²), normalized: precisions
-    add, and means are weighted by them (their equations 16 to 18). In a linear-Gaussian model that is the posterior. The way up
-    is deterministic: q(t2|x) is a Gaussian by a network of m̂ and log ŝ. Theirs has batch normalization, which would make the
-    bound of one datum depend on the others; here is none.
+    q(t|t2,x) is the normalized product of the model's own p(t|t2) and of the Gaussian N(m̂(x), diag ŝ²) that the
+    encoder returns: precisions add, and means are weighted by the precisions (their equations 16 to 18). This product
+    is the posterior in a linear-Gaussian model. The way up is deterministic: q(t2|x) is a Gaussian that a network
+    computes from m̂ and log ŝ. The authors use batch normalization, which would make the bound of one datum depend on
+    the others. This model has none.
 
-    The site ``"t"``, of dimension d, is next to the data, and ``"t2"`` above it. The guide gives m̂ and ŝ, the likelihood is
-    p(x|t), the prior p(t2).
+    The site ``"t"``, of dimension d, is next to the data, and ``"t2"`` is above it. The guide gives m̂ and ŝ, the
+    likelihood is p(x|t), and the prior is p(t2).
 
     Args:
         dims: the sizes, filled in by the program.
         prior: p(t2), filled in by the program.
-        guide: of m̂ and ŝ, filled in by the program: `DiagonalNormal` with any network.
+        guide: the guide that gives m̂ and ŝ, filled in by the program. It is a `DiagonalNormal` with any network.
         likelihood: p(x|t), filled in by the program.
-        top: dimension of t2.
-        network: of p(t|t2), and of the way up.
+        top: the dimension of t2.
+        network: the class of the networks of p(t|t2) and of the way up, q(t2|x).
 
     Raises:
-        ValueError: a dimension below 1, a prior that is made of the guide, whose latent is not t2, or a guide that is no
-            `DiagonalNormal`, since only two diagonal Gaussians have a product of the same kind.
+        ValueError: a dimension is below 1, the prior is made of the guide, whose latent is not t2, or the guide is not
+            a `DiagonalNormal`, since only two diagonal Gaussians have a product of the same kind.
     """
 
     def __init__(
@@ -150,13 +152,13 @@ class Ladder(_TwoLayers):
         self.up = DiagonalNormal(Dims(top, (2 * dims.latent,)), network)
 
     def guide(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """q(t2|x) q(t|t2,x), with one pass of the encoder for each datum.
+        """Draws t2 and t from q(t2|x) q(t|t2,x), with one pass of the encoder for each datum.
 
         Args:
             x: data ``(B, *x_shape)``.
 
         Returns:
-            t2 and t, of shapes ``(B, top)`` and ``(B, d)``, or with K leading.
+            t2 and t, of shapes ``(B, top)`` and ``(B, d)``, or of shapes ``(K, B, top)`` and ``(K, B, d)``.
         """
         self.register("guide", self.posterior)
         self.register("up", self.up)
@@ -168,16 +170,15 @@ class Ladder(_TwoLayers):
 
 
 def _moments(normal: Distribution) -> tuple[Tensor, Tensor]:
-    """Location and scale of independent Gaussians."""
+    """Returns the location and the scale of independent Gaussians."""
     each: Any = normal
     return each.base_dist.loc, each.base_dist.scale
 
 
 def _product(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Distribution:
-    """The normalized product of two densities of independent Gaussians."""
+    """Returns the normalized product of two densities of independent Gaussians."""
     (loc1, scale1), (loc2, scale2) = one, other
-    both = torch.hypot(
-        scale1, scale2
-    )  # shares of precision without a precision, which overflows where a scale is small
+    # The shares of the precisions are computed without the precisions, which overflow where a scale is small.
+    both = torch.hypot(scale1, scale2)
     loc = loc1 * (scale2 / both) ** 2 + loc2 * (scale1 / both) ** 2
     return dist.Normal(loc, scale1 * (scale2 / both)).to_event(1)

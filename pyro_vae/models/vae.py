@@ -24,7 +24,7 @@ class VAE(ThreePartModel):
 
     Raises:
         ValueError: the parts were built for different sizes, or the prior has no density.
-        TypeError: an argument is not the part that its place takes.
+        TypeError: an argument is not the kind of part that it must be.
     """
 
     def __init__(self, prior: Prior, guide: Guide, likelihood: Likelihood) -> None:
@@ -40,11 +40,11 @@ class VAE(ThreePartModel):
         check_prior(prior)
 
     def model(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
-        """p(t) p(x|t,w): t ~ p(t), x ~ p(x|t,w).
+        """Draws t ~ p(t) and x ~ p(x|t,w), where x is observed if it is given.
 
         Args:
-            x: observed data ``(B, *x_shape)``. Without them x is drawn.
-            n: how many data are drawn where x is None.
+            x: observed data ``(B, *x_shape)``. If it is None, x is drawn.
+            n: the number of data that are drawn if x is None.
 
         Returns:
             x, of shape ``(B, *x_shape)``, or ``(K, B, *x_shape)`` inside a plate of particles.
@@ -57,7 +57,9 @@ class VAE(ThreePartModel):
         return sample
 
     def guide(self, x: Tensor) -> Tensor:
-        """q(t|x,φ): one t for each datum, and K of them inside a plate of particles, with one pass of the encoder.
+        """Draws one t ~ q(t|x,φ) for each datum, or K of them inside a plate of particles.
+
+        The encoder runs once for each datum in both cases.
 
         Args:
             x: data ``(B, *x_shape)``.

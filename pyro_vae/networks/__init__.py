@@ -1,11 +1,11 @@
-"""Networks: the deterministic maps inside guides and likelihoods. Each takes any leading dimensions.
+"""Networks: the deterministic maps inside guides and likelihoods. Each accepts any leading dimensions.
 
 =============== ====================================================== ======================================
 network         layers                                                 maps
 =============== ====================================================== ======================================
-`MLP`           affine, with a nonlinearity between                    any shape to any
-`GatedMLP`      affine ⊙ sigmoid(affine)                               any shape to any
-`Convolutional` strided convolutions, with residual blocks if wanted   an image to any shape, or back
+`MLP`           affine layers, with a nonlinearity between them        any shape to any shape
+`GatedMLP`      affine ⊙ sigmoid(affine)                               any shape to any shape
+`Convolutional` strided convolutions, with residual blocks if wanted   an image to any shape, or the reverse
 `Backbone`      a classifier of torchvision                            an image to any shape
 =============== ====================================================== ======================================
 """

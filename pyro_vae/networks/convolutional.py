@@ -17,18 +17,19 @@ from pyro_vae.parts import Network, Shape
 class Convolutional(Network):
     """An encoder, from an image (C, H, W) to any shape, or a decoder, from any other shape to an image.
 
-    Each stage halves the image, sizes rounded up, and a decoder undoes that exactly. There is no batch normalization: it would
-    make the bound of one datum depend on the others.
+    Each stage of an encoder halves height and width, rounded up, and a decoder restores exactly the same sizes. There
+    is no batch normalization, because it would make the bound of one datum depend on the other data.
 
     Args:
-        in_shape: shape of one input; the other dimensions lead.
-        out_shape: shape of one output.
-        channels: of each stage, from the image inwards.
-        blocks: residual blocks after each halving, each two convolutions behind nonlinearities (He et al. 2016); 0 for none.
+        in_shape: the shape of one input, without leading dimensions.
+        out_shape: the shape of one output, without leading dimensions.
+        channels: the number of channels of each stage, from the image inwards.
+        blocks: the number of residual blocks after each halving, 0 for none. Each block has two convolutions, with a
+            nonlinearity before each (He et al. 2016).
         activation: the class of the nonlinearity.
 
     Raises:
-        ValueError: neither shape is an image, no stage, or an image too small to be halved that often.
+        ValueError: neither shape is an image, there is no stage, or the image is too small to be halved that often.
     """
 
     def __init__(
@@ -78,15 +79,17 @@ class Convolutional(Network):
 class Backbone(Network):
     """A classifier of torchvision as an encoder, with a new last layer.
 
-    Its batch normalizations, which would make the bound of one datum depend on the others, become group normalizations, or,
-    with weights, keep the statistics that they came with. Images are scaled up to a size that the classifier can take.
+    Batch normalization would make the bound of one datum depend on the other data. It is therefore replaced by
+    group normalization or, if trained weights are loaded, it always uses the statistics that come with them. Images are
+    scaled up to a size that the classifier can take.
 
     Args:
-        in_shape: shape of one image (C, H, W); the other dimensions lead.
-        out_shape: shape of one output.
-        name: of a model that ``torchvision.models.get_model`` knows, for example resnet18.
-        weights: trained weights by their name there, for example DEFAULT, which are downloaded; none trains from scratch.
-        size: height and width to which smaller images are scaled.
+        in_shape: the shape of one image (C, H, W), without leading dimensions.
+        out_shape: the shape of one output, without leading dimensions.
+        name: the name of a model that ``torchvision.models.get_model`` knows, for example resnet18.
+        weights: the name of that model's trained weights, for example DEFAULT, which are downloaded; without a name,
+            the model is trained from scratch.
+        size: the height and width to which smaller images are scaled.
 
     Raises:
         ValueError: the input is no image, or the name or the weights are unknown.
@@ -95,7 +98,7 @@ class Backbone(Network):
     def __init__(
         self, in_shape: Shape, out_shape: Shape, name: str = "resnet18", weights: str | None = None, size: int = 64
     ) -> None:
-        from torchvision import models, ops  # noqa: PLC0415  (a second of import that only this network needs)
+        from torchvision import models, ops  # noqa: PLC0415  (the import takes a second; only this network needs it)
 
         super().__init__(in_shape, out_shape)
         if len(in_shape) != 3:
@@ -132,7 +135,7 @@ class Backbone(Network):
 
 
 class _Residual(nn.Module):
-    """h + conv(act(conv(act(h)))) (He et al. 2016b, figure 1)."""
+    """The residual block h + conv(act(conv(act(h)))) (He et al. 2016b, figure 1)."""
 
     def __init__(self, channels: int, activation: type[nn.Module]) -> None:
         super().__init__()
@@ -144,12 +147,12 @@ class _Residual(nn.Module):
         )
 
     def forward(self, h: Tensor) -> Tensor:
-        """Keeps the shape."""
+        """Returns a tensor of the same shape."""
         return h + self.layers(h)
 
 
 def _halved(shape: Shape, times: int) -> list[tuple[int, int]]:
-    """Height and width before each halving and after the last."""
+    """Returns height and width before each halving and after the last one."""
     sizes = [(shape[1], shape[2])]
     for _ in range(times):
         if max(sizes[-1]) < 2:
@@ -161,7 +164,7 @@ def _halved(shape: Shape, times: int) -> list[tuple[int, int]]:
 
 
 def _per_image(function: Callable[[Tensor], Tensor], inputs: Tensor, in_shape: Shape, out_shape: Shape) -> Tensor:
-    """Leading dimensions as one, and back."""
+    """Flattens the leading dimensions into one, calls the function, and restores them."""
     lead = inputs.shape[: inputs.dim() - len(in_shape)]
     outputs: Tensor = function(inputs.reshape(-1, *in_shape))
     return outputs.reshape(*lead, *out_shape)

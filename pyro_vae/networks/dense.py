@@ -13,24 +13,25 @@ from torch.nn.functional import glu
 from pyro_vae.parts import Network, Shape
 
 NetworkFactory = Callable[[Shape, Shape], Network]
-"""What a guide or a likelihood is given: it knows the shapes itself and builds its network from them."""
+"""A function from an input and an output shape to a network. Guides and likelihoods call it with their own shapes."""
 
 
 @final
 class MLP(Network):
-    """A multilayer perceptron; without hidden layers, an affine map.
+    """A multilayer perceptron, which is an affine map if it has no hidden layers.
 
     Args:
-        in_shape: shape of one input; the other dimensions lead.
-        out_shape: shape of one output.
-        hidden: width of each hidden layer; [] makes the map affine.
+        in_shape: the shape of one input, without leading dimensions.
+        out_shape: the shape of one output, without leading dimensions.
+        hidden: the width of each hidden layer; [] makes the map affine.
         activation: the class of the nonlinearity between layers, for example torch.nn.Softplus.
-        init: fills each weight matrix in place, for example torch.nn.init.kaiming_normal_. Biases start at zero; a
-            likelihood adds the training mean to its output (see `pyro_vae.likelihoods`). None leaves weights and biases as
-            `torch.nn.Linear` makes them, about half as large as the default's.
+        init: a function that fills each weight matrix in place, for example torch.nn.init.kaiming_normal_. Biases then
+            start at zero; a likelihood adds the training mean to its network's output (see `pyro_vae.likelihoods`).
+            None leaves weights and biases as `torch.nn.Linear` makes them, with weights about half as large as the
+            default's.
 
     Raises:
-        ValueError: a hidden layer of no width.
+        ValueError: a hidden width is below 1.
     """
 
     def __init__(
@@ -67,12 +68,12 @@ class GatedMLP(Network):
     """A multilayer perceptron of gated layers h = (A x + a) ⊙ sigmoid(B x + b) (Tomczak and Welling 2018, section 4.1).
 
     Args:
-        in_shape: shape of one input; the other dimensions lead.
-        out_shape: shape of one output.
-        hidden: width of each hidden layer.
+        in_shape: the shape of one input, without leading dimensions.
+        out_shape: the shape of one output, without leading dimensions.
+        hidden: the width of each hidden layer.
 
     Raises:
-        ValueError: a hidden layer of no width.
+        ValueError: a hidden width is below 1.
     """
 
     def __init__(self, in_shape: Shape, out_shape: Shape, hidden: Sequence[int] = (300, 300)) -> None:
@@ -97,5 +98,5 @@ class GatedMLP(Network):
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Number of trained numbers in a module."""
+    """Returns how many numbers of a module are trained."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)

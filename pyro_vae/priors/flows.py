@@ -1,7 +1,7 @@
 """Priors that are flows with an exact density: t = f(z), z ~ N(0, I), scored by z = f⁻¹(t).
 
-All start near N(0, I). The masked autoregressive ones score in one pass and draw coordinate by coordinate; coupling layers do
-both in one or two.
+All start near N(0, I). The masked autoregressive flows score in one pass and draw coordinate by coordinate; coupling
+layers do both in one or two passes.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from pyro_vae.parts import Dims, Distribution, Prior
 
 @final
 class MaskedAutoregressiveFlow(Prior):
-    """Masked autoregressive flow: z_j is affine in t_j, with shift and scale from t_<j (Papamakarios et al. 2017).
+    """A masked autoregressive flow: z_j is affine in t_j, with shift and scale from t_<j (Papamakarios et al. 2017).
 
     Args:
         dims: the sizes, filled in by the program.
-        transforms: how many autoregressive transforms follow each other.
-        hidden: width of each hidden layer of their networks.
+        transforms: the number of autoregressive transforms, which follow each other.
+        hidden: the width of each hidden layer of the transforms' networks.
 
     Raises:
-        ValueError: no transform, or a hidden layer of no width.
+        ValueError: there is no transform, no hidden layer, or a hidden width below 1.
     """
 
     loc: Tensor
@@ -44,15 +44,15 @@ class MaskedAutoregressiveFlow(Prior):
 
 @final
 class CouplingFlow(Prior):
-    """Affine coupling layers: one half of z is affine in that of t, given the other half (Dinh et al. 2017).
+    """Affine coupling layers: one half of z is affine in the same half of t, given the other half (Dinh et al. 2017).
 
     Args:
         dims: the sizes, filled in by the program.
-        transforms: how many coupling layers follow each other.
-        hidden: width of each hidden layer of their networks.
+        transforms: the number of coupling layers, which follow each other.
+        hidden: the width of each hidden layer of the transforms' networks.
 
     Raises:
-        ValueError: no transform, or a hidden layer of no width.
+        ValueError: there is no transform, no hidden layer, or a hidden width below 1.
     """
 
     loc: Tensor
@@ -73,12 +73,12 @@ class SplineFlow(Prior):
 
     Args:
         dims: the sizes, filled in by the program.
-        transforms: how many autoregressive transforms follow each other.
-        hidden: width of each hidden layer of their networks.
-        bins: of each spline.
+        transforms: the number of autoregressive transforms, which follow each other.
+        hidden: the width of each hidden layer of the transforms' networks.
+        bins: the number of bins of each spline.
 
     Raises:
-        ValueError: no transform, a hidden layer of no width, or fewer than two bins.
+        ValueError: there is no transform, no hidden layer, a hidden width below 1, or fewer than two bins.
     """
 
     loc: Tensor
@@ -94,5 +94,5 @@ class SplineFlow(Prior):
 
 
 def _flow(loc: Tensor, flow: nn.Module) -> Distribution:
-    """The distribution of f(z), where the networks give f⁻¹."""
+    """Returns the distribution of f(z), for networks that compute f⁻¹."""
     return FlowDistribution(dist.Normal(loc, torch.ones_like(loc)).to_event(1), flow(None).inv)

@@ -1,4 +1,4 @@
-"""Priors that are mixtures: of Gaussians, of posteriors of pseudo-inputs, of Gaussians around encoded training data."""
+"""Priors that are mixtures: of Gaussians, posteriors of pseudo-inputs, or Gaussians around encoded training data."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pyro_vae.parts import Dims, Distribution, Prior, placed
 
 @final
 class MixtureOfNormals(Prior):
-    """p(t) = Σ_c π_c N(a_c, diag b_c²), all learned.
+    """p(t) = Σ_c π_c N(a_c, diag b_c²), where π, a and b are learned.
 
     Args:
         dims: the sizes, filled in by the program.
-        components: number of Gaussians.
-        spread: standard deviation of their means at the start; their scales start at 1.
+        components: the number of Gaussians.
+        spread: the standard deviation of the initial means a_c of the Gaussians; the scales b_c start at 1.
 
     Raises:
-        ValueError: no component, or a negative spread.
+        ValueError: there is no component, or the spread is negative.
     """
 
     def __init__(self, dims: Dims, components: int = 10, spread: float = 1.0) -> None:
@@ -40,19 +40,21 @@ class MixtureOfNormals(Prior):
 
 @final
 class VampPrior(Prior):
-    """p(t) = 1/K Σ_k q(t|u_k,φ): the guide's posteriors of learned pseudo-inputs u_k (Tomczak and Welling 2018, equation 9).
+    """p(t) = 1/K Σ_k q(t|u_k,φ), the mixture of the guide's posteriors of learned pseudo-inputs u_k.
 
-    The guide is that of the VAE, and its parameters stay the guide's. Pseudo-inputs stay in the range of the training data.
+    It is from Tomczak and Welling 2018 (equation 9). The guide is the one of the VAE, and its parameters still belong
+    to the guide. The pseudo-inputs are kept in the range of the training data.
 
     Args:
         dims: the sizes, and the training data if there are any, filled in by the program.
-        components: K.
-        init: noise starts them at 5 % of the range, with a standard deviation of 1 % (their paper's protocol); data starts them
-            at training data drawn at random, or, if K is the number of these, at all of them.
-        learn: learn the pseudo-inputs; otherwise they stay where they start.
+        components: K, the number of pseudo-inputs.
+        init: how the pseudo-inputs start. With noise, they start at 5 % of the range, with a standard deviation of 1 %
+            (the protocol of the paper). With data, they start at K training data drawn at random, or at all of them if
+            there are K.
+        learn: whether the pseudo-inputs are learned; otherwise they stay as they start.
 
     Raises:
-        ValueError: no component; data at the start, and no training data, or fewer than K.
+        ValueError: there is no component, or init is data and there are no training data or fewer than K.
     """
 
     low: Tensor
@@ -79,25 +81,27 @@ class VampPrior(Prior):
             self.register_buffer("inputs", inputs)
 
     def forward(self) -> Distribution:
-        """Returns the mixture: one pass of the guide over K pseudo-inputs."""
+        """Returns the mixture, by one pass of the guide over the K pseudo-inputs."""
         inputs = self.inputs.clamp(self.low, self.high)
         return _mixture(inputs.new_zeros(len(inputs)), self.parts.guide(inputs))
 
 
 @final
 class ExemplarPrior(Prior):
-    """p(t) = 1/M Σ_j N(t; m(x_j), σ² I): Gaussians around the guide's means of training data (Norouzi et al. 2020, equation 4).
+    """p(t) = 1/M Σ_j N(t; m(x_j), σ² I), a mixture of M Gaussians around the guide's means of training data.
 
-    The guide is that of the VAE; σ is learned, one number. In training each use draws a few of the exemplars anew. Their paper
-    leaves a datum's own exemplar out; here it is among those drawn with a chance of ``drawn`` over the number of training data.
+    It is from Norouzi et al. 2020 (equation 4). The guide is the one of the VAE, and σ is one learned number. In
+    training, each use of the prior draws ``drawn`` of the exemplars at random. The paper leaves out the exemplar of the
+    datum itself; here it is among the drawn exemplars with a probability of ``drawn`` over the number of training data.
 
     Args:
         dims: the sizes and the training data, filled in by the program.
-        exemplars: how many training data are kept, drawn at random; all are used in evaluation.
-        drawn: how many of them a training step uses.
+        exemplars: the number of training data that are kept as exemplars, drawn at random; evaluation uses all of them.
+        drawn: the number of exemplars that a training step uses.
 
     Raises:
-        ValueError: no exemplar, or more than training data; ``drawn`` not in 1..exemplars; when called: a guide without a mean.
+        ValueError: there is no exemplar, or there are more exemplars than training data; ``drawn`` is not in
+            1..exemplars; or, when the prior is called, the guide has no mean in closed form.
     """
 
     inputs: Tensor
@@ -112,7 +116,7 @@ class ExemplarPrior(Prior):
         self.log_scale = nn.Parameter(torch.zeros(()))
 
     def forward(self) -> Distribution:
-        """Returns the mixture: one pass of the guide over the exemplars."""
+        """Returns the mixture, by one pass of the guide over the exemplars."""
         inputs = self.inputs
         if self.training:
             inputs = inputs[torch.randint(len(inputs), (self.drawn,), device=inputs.device)]
@@ -135,7 +139,7 @@ def _check_components(name: str, number: int) -> None:
 
 
 def _some_data(dims: Dims, number: int, what: str) -> Tensor:
-    """Training data drawn at random, in their order, on the default device."""
+    """Returns training data drawn at random, in their original order, on the default device."""
     if dims.train is None:
         raise ValueError(f"{what}: needs the training data: make dims by splits.dims(latent), or Dims(train=...)")
     if number > len(dims.train):

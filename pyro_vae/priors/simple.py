@@ -1,4 +1,4 @@
-"""Priors of one piece: coordinates are independent."""
+"""Priors whose coordinates are independent."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ class Normal(Prior):
 
 @final
 class Laplace(Prior):
-    """p(t) = ∏ Laplace(t_j; 0, scale): sparser latents than the normal's.
+    """p(t) = ∏ Laplace(t_j; 0, scale), which makes latents sparser than a normal distribution does.
 
     Args:
         dims: the sizes, filled in by the program.
-        scale: of each coordinate; √2 times it is the standard deviation.
+        scale: the scale of each coordinate's distribution; the standard deviation is √2 times the scale.
 
     Raises:
-        ValueError: a scale that is not positive.
+        ValueError: the scale is not positive.
     """
 
     loc: Tensor
@@ -75,15 +75,15 @@ class Laplace(Prior):
 
 @final
 class StudentT(Prior):
-    """p(t) = ∏ StudentT(t_j; df, 0, scale): heavier tails than the normal's.
+    """p(t) = ∏ StudentT(t_j; df, 0, scale), which has heavier tails than a normal distribution.
 
     Args:
         dims: the sizes, filled in by the program.
-        df: degrees of freedom; 1 is the Cauchy distribution.
-        scale: of each coordinate.
+        df: the degrees of freedom; 1 gives the Cauchy distribution.
+        scale: the scale of each coordinate's distribution.
 
     Raises:
-        ValueError: degrees of freedom or a scale that are not positive.
+        ValueError: the degrees of freedom or the scale are not positive.
     """
 
     loc: Tensor
@@ -96,6 +96,6 @@ class StudentT(Prior):
         self.register_buffer("loc", torch.zeros(dims.latent), persistent=False)
 
     def forward(self) -> Distribution:
-        """Returns the product of Student's distributions."""
+        """Returns the product of Student's t-distributions."""
         df, scale = torch.full_like(self.loc, self.df), torch.full_like(self.loc, self.scale)
         return dist.StudentT(df, self.loc, scale).to_event(1)

@@ -16,7 +16,7 @@ from helpers import GUIDES, LIKELIHOODS, NETWORKS, PRIORS
 
 from pyro_vae import load
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 QUICK = ["--epochs", "2", "--test_particles", "5", "--guide.network.hidden", "[8]"]
 STUDENT = """
     import pyro.distributions as dist

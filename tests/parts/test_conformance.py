@@ -110,9 +110,7 @@ parts: an estimator sees only (K, B) numbers, and a part only its own values."""
 def test_gradient_reaches_every_parameter(cls, estimator):
     vae = vae_of(cls)
     with refusing_unknown_kl(estimator):
-        estimate, found = estimator(K=4).gradients(
-            vae.model, vae.guide, list(vae.parameters()), data_for(cls, vae, 6)
-        )
+        estimate, found = estimator(K=4).gradients(vae.model, vae.guide, list(vae.parameters()), data_for(cls, vae, 6))
     assert estimate.bound.shape == estimate.surrogate.shape == (6,)
     assert all(gradient.isfinite().all() and gradient.abs().sum() > 0 for gradient in found)
 

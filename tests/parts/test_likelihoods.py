@@ -159,8 +159,8 @@ def test_the_optimal_scale_moves_once_a_step():
     cases += [(optimal(), AnalyticKL(), {"objective": Objective(noise=False)})]
     for vae, estimator, options in cases:
         vae.likelihood.batches.zero_()
-        split, leaves = Split(torch.rand(6, 1, 4, 4)), list(vae.parameters())
-        update = Update(vae, estimator, options.get("objective", Objective()), split, Adam(leaves), {"both": leaves})
+        columns, leaves = Split(torch.rand(6, 1, 4, 4)).columns(), list(vae.parameters())
+        update = Update(vae, estimator, options.get("objective", Objective()), columns, Adam(leaves), {"both": leaves})
         with library_path():
             update(torch.arange(6), 1.0, "both")
         assert vae.likelihood.batches == 1

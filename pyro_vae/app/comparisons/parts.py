@@ -99,7 +99,9 @@ def compare_parts(
     cells = ComparisonFolder(out, "parts", config, {*(f"{kind}s" for kind in KINDS), "seeds"})
     first = splits.test.first(test_images)
     parts = (priors, guides, likelihoods or (), estimators)
-    made: list[list[tuple[str, Any]]] = [list(zip(names, of_kind, strict=True)) for names, of_kind in zip(named, parts, strict=True)]
+    made: list[list[tuple[str, Any]]] = [
+        list(zip(names, of_kind, strict=True)) for names, of_kind in zip(named, parts, strict=True)
+    ]
     specs = {
         (kind, name): spec
         for kind, names in zip(KINDS, named, strict=True)

@@ -1,0 +1,194 @@
+"""Schedules move at the right moments, optimizers have named groups, and what cannot work is refused before training."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+import pytest
+import torch
+from oracles import LinearGaussian
+from torch.distributions import constraints
+from torch.optim import LBFGS, SGD, Adam, Optimizer, SparseAdam
+from torch.optim.lr_scheduler import (
+    CyclicLR,
+    ExponentialLR,
+    LambdaLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    StepLR,
+)
+
+from pyro_vae import TrainingPlan, fit
+from pyro_vae.data import Split, Splits
+from pyro_vae.training import Callback
+
+
+def oracle_and_splits(size: int = 40) -> tuple[LinearGaussian, Splits]:
+    oracle = LinearGaussian.random()
+    return oracle, Splits(*(Split(oracle.data(size, seed)) for seed in (1, 2, 3)), constraints.real)
+
+
+class Watched(SGD):
+    """Notes the rates of both groups, and the momentum, at each step."""
+
+    def __init__(self, params, lr=1e-3, momentum=0.0):
+        super().__init__(params, lr=lr, momentum=momentum)
+        self.rates: list[tuple[float, ...]] = []
+
+    def step(self, closure=None):
+        self.rates.append(tuple(float(group["lr"]) for group in self.param_groups))
+        return super().step(closure)
+
+
+def rates_of(schedule, epochs: int = 3, **options) -> list[tuple[float, ...]]:
+    """The learning rates of w and φ at each of four steps an epoch."""
+    oracle, data = oracle_and_splits()
+    made: list[Watched] = []
+
+    def optimizer(groups):
+        made.append(Watched(groups, lr=0.001))
+        return made[-1]
+
+    list(fit(oracle.vae, data, epochs=epochs, batch_size=10, optimizer=optimizer, schedule=schedule, **options))
+    return made[-1].rates
+
+
+def stepped(schedule, steps: int, after: list[int]) -> list[float]:
+    """What PyTorch's own schedule gives if it is moved on after these steps."""
+    optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.001)
+    scheduler, rates = schedule(optimizer), []
+    for step in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if step in after:
+            scheduler.step()
+    return rates
+
+
+BY_EPOCH, BY_STEP = [3, 7, 11], list(range(12))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "by", "after"),
+    [
+        (partial(StepLR, step_size=1), "auto", BY_EPOCH),
+        (partial(ExponentialLR, gamma=0.9), "auto", BY_EPOCH),
+        (partial(ExponentialLR, gamma=0.9), "step", BY_STEP),
+        (partial(OneCycleLR, max_lr=0.01, total_steps=12), "auto", BY_STEP),
+        (partial(OneCycleLR, max_lr=0.01, total_steps=4), "epoch", BY_EPOCH),
+        (partial(CyclicLR, base_lr=0.001, max_lr=0.01, step_size_up=3, cycle_momentum=False), "auto", BY_STEP),
+    ],
+)
+def test_schedules_move_by_the_epoch_or_by_the_step(schedule, by, after):
+    schedule = partial(schedule, cycle_momentum=False) if schedule.func is OneCycleLR else schedule
+    assert [w for w, _ in rates_of(schedule, schedule_by=by)] == pytest.approx(stepped(schedule, 12, after))
+
+
+def test_a_plateau_is_one_of_the_validation_bound():
+    """Told minus the bound: a bound that never rises by the threshold cuts the rate after each epoch but the first."""
+    told = []
+
+    class Told(ReduceLROnPlateau):
+        def step(self, metrics, epoch=None):
+            told.append(metrics)
+            super().step(metrics, epoch)
+
+    schedule = partial(Told, factor=0.5, patience=0, threshold=1e6, threshold_mode="abs")
+    rates = rates_of(schedule, epochs=4)
+    assert [rates[4 * epoch][0] for epoch in range(4)] == [0.001, 0.001, 0.0005, 0.00025]
+    oracle, data = oracle_and_splits()
+    records = list(
+        fit(oracle.vae, data, epochs=4, batch_size=10, optimizer=partial(Watched, lr=0.001), schedule=schedule)
+    )
+    assert told[4:] == [-record.valid.bound for record in records]
+
+
+def test_groups_have_names_and_rates_of_their_own():
+    seen: list[Optimizer] = []
+
+    def schedule(optimizer):
+        seen.append(optimizer)
+        return LambdaLR(optimizer, lambda epoch: 0.5**epoch)
+
+    rates = rates_of(schedule, epochs=2, lr_phi=0.01)
+    assert rates[0] == pytest.approx((0.001, 0.01))
+    assert rates[-1] == pytest.approx((0.0005, 0.005))
+    assert [group["name"] for group in seen[0].param_groups] == ["w", "phi"]
+
+
+@pytest.mark.parametrize("compile", ["on", "off"])
+def test_a_rate_of_zero_keeps_one_side_still(compile, traced):
+    oracle, data = oracle_and_splits()
+    phi, w = ([p.detach().clone() for p in each.parameters()] for each in (oracle.vae.posterior, oracle.vae.likelihood))
+    list(fit(oracle.vae, data, epochs=2, batch_size=10, lr_phi=0.0, compile=compile))
+    assert all(torch.equal(p, was) for p, was in zip(oracle.vae.posterior.parameters(), phi, strict=True))
+    assert not any(torch.equal(p, was) for p, was in zip(oracle.vae.likelihood.parameters(), w, strict=True))
+
+
+def test_a_schedule_that_moves_more_than_the_rate_is_the_same_compiled(traced, caplog):
+    """OneCycleLR moves β₁ too, which a compiled graph holds as a constant: such steps run eagerly, and one line says so."""
+    ends = []
+    for compile in ("on", "off"):
+        oracle, data = oracle_and_splits()
+        schedule = partial(OneCycleLR, max_lr=0.05, total_steps=24)
+        with caplog.at_level(logging.WARNING, "pyro_vae"):
+            list(fit(oracle.vae, data, epochs=6, batch_size=10, schedule=schedule, compile=compile))
+        ends.append(torch.cat([p.detach().flatten() for p in oracle.vae.parameters()]))
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-6)
+    said = [record.getMessage() for record in caplog.records if record.name == "pyro_vae"]
+    assert said == ["Steps run eagerly where the schedule moves another option of the optimizer than its learning rate"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": LBFGS}, "optimizer: LBFGS evaluates the loss itself"),
+        ({"optimizer": partial(Adam, lr=-1.0)}, "Invalid learning rate"),
+        ({"lr_phi": -1.0}, "lr_phi: expected a learning rate of at least 0, got -1"),
+        ({"schedule": partial(OneCycleLR, max_lr=0.1, total_steps=5)}, "ends after total_steps = 5 steps.* takes 8"),
+        (
+            {"schedule": ReduceLROnPlateau, "schedule_by": "step"},
+            "schedule_by: ReduceLROnPlateau watches the validation loss",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_at_once(options, message):
+    oracle, data = oracle_and_splits()
+    with pytest.raises(ValueError, match=message):
+        fit(oracle.vae, data, epochs=2, batch_size=10, **options)
+
+
+def test_an_optimizer_of_sparse_gradients_is_refused_at_the_first_step():
+    oracle, data = oracle_and_splits()
+    with pytest.raises(
+        ValueError, match="optimizer: SparseAdam cannot take this step: SparseAdam does not support dense"
+    ):
+        next(fit(oracle.vae, data, epochs=2, batch_size=10, optimizer=SparseAdam))
+
+
+def test_an_unknown_option_names_those_that_there_are():
+    oracle, data = oracle_and_splits()
+    with pytest.raises(TypeError, match=r"unknown options \['epoch'\]; a training plan has batch_size, callbacks"):
+        fit(oracle.vae, data, epoch=2)
+
+
+def test_options_take_the_place_of_the_plans():
+    oracle, data = oracle_and_splits()
+    plan = TrainingPlan(epochs=3, batch_size=10)
+    assert len(list(fit(oracle.vae, data, plan, epochs=1))) == 1
+    assert plan.epochs == 3
+
+
+def test_callbacks_are_told_of_each_epoch_with_its_weights():
+    told = []
+
+    class Mine(Callback):
+        def on_epoch(self, record, programs):
+            told.append((record, programs.likelihood.log_scale.item()))
+
+    oracle, data = oracle_and_splits()
+    seen = []
+    for record in fit(oracle.vae, data, epochs=3, batch_size=10, callbacks=[Mine()]):
+        seen.append((record, oracle.vae.likelihood.log_scale.item()))
+    assert told == seen
