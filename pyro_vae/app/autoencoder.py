@@ -8,10 +8,8 @@ With both it is the variational autoencoder, with neither the plain autoencoder:
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,15 +17,16 @@ import yaml
 from rich.console import Console
 
 from pyro_vae import figures
-from pyro_vae.app.comparisons.folder import ComparisonFolder, check_numbers, file_name, run_config
+from pyro_vae.app.comparisons.folder import ComparisonFolder, run_config
 from pyro_vae.app.comparisons.run import run_command
-from pyro_vae.app.console import StopRequest, pick_device, progress_bar
-from pyro_vae.data import Data, Digits, Split, Splits
+from pyro_vae.app.console import StopRequest, progress_bar
+from pyro_vae.app.setting import Setting
+from pyro_vae.data import Split, Splits
 from pyro_vae.description import path_of
 from pyro_vae.estimators import ELBO, AnalyticKL, Objective
 from pyro_vae.evaluate import encode, evaluate_bound, log_px, mean, reconstruct, sample
 from pyro_vae.models import ModelSpec
-from pyro_vae.runs import Run, load
+from pyro_vae.runs import load
 from pyro_vae.scopes import seeded
 from pyro_vae.training import Progress, TrainingPlan, fit
 
@@ -45,11 +44,7 @@ CASES = {
 def autoencoder(
     spec: ModelSpec,
     plan: TrainingPlan,
-    data: Data = Digits(),
-    test_particles: int = 1000,
-    test_images: int = 1000,
-    device: str = "auto",
-    out: Path | None = None,
+    setting: Setting,
     *,
     splits: Splits,
     config: str,
@@ -61,26 +56,18 @@ def autoencoder(
     Args:
         spec: The model.
         plan: How it is trained, the same for all four.
-        data: The data set.
-        test_particles: K of the estimate of log p(x).
-        test_images: How many test data the table and the figure are made of, counted from the first.
-        device: auto (CUDA where there is one), cpu, cuda or cuda:<number>.
-        out: The folder of the four runs, the table and the figure. By default runs/cases-<a number for the options>.
+        setting: On which data, where, and how the end is judged.
         splits: The data, loaded.
         config: The resolved options.
     """
-    check_numbers([test_particles], "test_particles", 1)
-    check_numbers([test_images], "test_images", 18)
-    where = pick_device(device)
-    splits = splits.to(where)
-    cells = ComparisonFolder(out, "cases", config, set())
-    first = splits.test.first(test_images)
+    first, where = setting.test(splits, least=18), setting.place
+    splits, first = splits.to(where), first.to(where)
+    cells = ComparisonFolder(setting.out, "cases", config, set())
     rows, columns = [], {}
     with progress_bar(console) as bar, StopRequest() as stop:
         task = bar.add_task("", total=len(CASES))
         for i, (name, objective) in enumerate(CASES.items()):
             estimator = AnalyticKL() if objective.beta and not objective.noise else ELBO()
-            folder = cells.folder / "runs" / file_name(name)
             if (cell := cells.get(name)) is None:
 
                 def on_step(now: Progress, i: int = i, name: str = name) -> None:
@@ -92,30 +79,30 @@ def autoencoder(
                 model = spec.build(splits, plan.seed).to(where)
                 case = replace(plan, estimator=estimator, objective=objective)
                 records = fit(model, splits, case, on_step=on_step)
-                shutil.rmtree(folder, ignore_errors=True)  # what a cut left of this case
                 one = {"estimator": {"class_path": path_of(type(estimator))}, "objective": vars(objective)}
-                run = Run(folder, run_config(yaml.safe_load(config), set(), one))
+                run = cells.new_run(run_config(yaml.safe_load(config), set(), one), name)
                 for record in records:
                     run.record(record, model)
                     stop.check()
-                cell = {"terms": _terms(model, first, objective, plan.batch_size, test_particles)}
+                cell = {"terms": _terms(model, first, objective, plan.batch_size, setting.test_particles)}
                 cells.put(cell, name)
             bar.update(task, completed=i + 1)
             rows.append({"trained with": name, **cell["terms"]})
-            vae: Any = load(folder).to(where)
+            vae: Any = load(cells.run_folder(name)).to(where)
             with objective.sampling():
                 drawn, t = reconstruct(vae, first.x[:18]), encode(vae, first.x)["t"]
             with torch.no_grad(), seeded(where, plan.seed, "prior"):
                 t_prior = vae.prior().sample((1000,))
             columns[name] = figures.Case(first.x[:18], drawn, sample(vae, first.x, 36), t, t_prior)
-    title = f"{type(data).__name__}, d = {spec.latent}, {plan.epochs} epochs, first {len(first)} test images; nats per datum"
+    title = f"{setting.name}, d = {spec.latent}, {plan.epochs} epochs, first {len(first)} test images; nats per datum"
     console.print(cells.table("cases", title, list(rows[0]), rows))
     console.print(
         f"log p(x|t): reconstruction, with the noise of its training; with noise: at t ~ q(t|x,φ) in any case;\n"
-        f"log p(x): as a generative model, by importance sampling from q with K = {test_particles} (a lower bound)."
+        f"log p(x): as a generative model, by importance sampling from q with K = {setting.test_particles} (a lower bound)."
     )
-    labels = None if splits.test.labels is None else splits.test.labels[:test_images]
-    cells.figure("cases", figures.cases(columns, labels, float(splits.train.x.max()), title.split(",", maxsplit=1)[0]))
+    cells.figure(
+        "cases", figures.cases(columns, first.labels, float(splits.train.x.max()), title.split(",", maxsplit=1)[0])
+    )
     console.print(f"Table, figure and run folders: {cells.folder}", soft_wrap=True)
 
 

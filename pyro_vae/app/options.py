@@ -1,7 +1,7 @@
 """The command line of a function: its arguments become options, its docstring their help.
 
-An argument that is a `ModelSpec` or a `TrainingPlan` stands for all fields of that class, as options without a prefix:
-``--prior``, ``--epochs``. They are described once, where the class is.
+An argument that is a `ModelSpec`, a `TrainingPlan` or a `Setting` stands for all fields of that class, as options without a
+prefix: ``--prior``, ``--epochs``. They are described once, where the class is.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from typing import Any, ClassVar, NoReturn, get_args, get_type_hints
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from pyro_vae.app.console import fail
+from pyro_vae.app.setting import Setting
 from pyro_vae.data import Splits
 from pyro_vae.description import describe, path_of
 from pyro_vae.likelihoods import default_likelihood
 from pyro_vae.models import ModelSpec
 from pyro_vae.training import TrainingPlan
 
-SPECIFICATIONS = (ModelSpec, TrainingPlan)
+SPECIFICATIONS = (ModelSpec, TrainingPlan, Setting)
 """Classes whose fields are options."""
 FILLED_IN = frozenset({"splits", "config"})
 """Arguments of commands that are no options: the data that were loaded, and the resolved options as YAML."""
@@ -92,7 +93,7 @@ class Options:
     def __init__(self, function: Callable[..., None], arguments: list[str], left_out: Set[str] = frozenset()) -> None:
         if (here := str(Path.cwd())) not in sys.path:
             sys.path.insert(0, here)  # classes from files in the current folder are in reach
-        self.function = function
+        self.function, self.left_out = function, left_out
         owners: list[Callable[..., Any]] = [function, *_specifications(function).values()]
         Parser.slots = {name: hint for owner in owners for name, hint in get_type_hints(owner).items()}
         self.parser = Parser.of(function, left_out)
@@ -108,7 +109,9 @@ class Options:
         print_config = given.pop("print_config", False)
         for name, value in defaults.items():
             described = describe(value)
-            default = described if isinstance(described, dict) else {"class_path": path_of(_class_of(value))}
+            default: dict[str, Any] = (
+                described if isinstance(described, dict) else {"class_path": path_of(_class_of(value))}
+            )
             chosen = given.setdefault(name, default)
             if resolve_name(chosen["class_path"]) is _class_of(
                 value
@@ -139,7 +142,7 @@ class Options:
         return made
 
     def with_data(self) -> tuple[dict[str, Any], Splits]:
-        """The function's arguments, and its data, loaded. A likelihood that was not chosen becomes the one that fits the data."""
+        """The function's arguments, and its data, loaded. Without a choice the likelihood is the one that fits the data."""
         splits: Splits = self.parser.instantiate(Namespace(data=self.values.data)).data.load()
         slot = "likelihoods" if "likelihoods" in self.values else "likelihood"
         if self.values[slot] is None:
@@ -213,7 +216,7 @@ def _known(slot: Any) -> list[str]:
 
 
 def choose(commands: Mapping[str, Callable[..., Any]], arguments: list[str], what: str) -> tuple[str, list[str]]:
-    """The command that the first word names, and the other words. Help and wrong words end the program with the list of them."""
+    """The command that the first word names, and the other words. Help, or a wrong word, ends the program with their list."""
     name = arguments[0] if arguments else "nothing"
     listed = "\n".join(f"  {each:<20}{doc.splitlines()[0]}" for each, f in commands.items() if (doc := f.__doc__))
     if name in ("-h", "--help"):

@@ -21,9 +21,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pyro_vae.app.console import StopRequest, failing_clearly, pick_device, progress_bar
+from pyro_vae.app.console import StopRequest, failing_clearly, progress_bar
 from pyro_vae.app.options import Options
-from pyro_vae.data import Data, Digits, Splits
+from pyro_vae.app.setting import Setting
+from pyro_vae.data import Splits
 from pyro_vae.models import Model, ModelSpec
 from pyro_vae.networks import count_parameters
 from pyro_vae.reports import (
@@ -49,13 +50,9 @@ HEADER = f"{'epoch':<13}{'train':>11}{'validation':>11}{'reconstruction':>16}{'K
 def train(
     spec: ModelSpec,
     plan: TrainingPlan,
-    data: Data = Digits(),
+    setting: Setting,
     metrics: Sequence[Callable[[], Metric]] = (TestBound, LogLikelihood),
     figures: Sequence[Callable[[], Picture]] = (LearningCurves, Reconstructions, Samples, Latents, Plane, Traversals),
-    test_particles: int = 1000,
-    test_images: int = 1000,
-    device: str = "auto",
-    out: Path | None = None,
     *,
     splits: Splits,
     config: str,
@@ -65,21 +62,14 @@ def train(
     Args:
         spec: The model.
         plan: How it is trained.
-        data: The data set.
+        setting: On which data, where, and how the end is judged.
         metrics: What is measured at the end, on the test data.
         figures: What is drawn at the end.
-        test_particles: K of the final estimate of log p(x) by importance sampling.
-        test_images: How many test data it is taken over, counted from the first.
-        device: auto (CUDA where there is one), cpu, cuda or cuda:<number>.
-        out: The run folder. By default runs/<data>-<date>-<time>.
         splits: The data, loaded.
         config: The resolved options, for the run folder.
     """
-    if test_particles < 1 or test_images < 1:
-        raise ValueError(
-            f"expected at least 1 of test_particles and test_images, got {test_particles} and {test_images}"
-        )
-    where = pick_device(device)
+    setting.test(splits, least=1)
+    where = setting.place
     splits = splits.to(where)
     model = spec.build(splits, plan.seed).to(where)
 
@@ -92,8 +82,8 @@ def train(
             bar.update(task, description=text, total=now.steps, completed=now.step, live=now.bound)
 
         training = fit(model, splits, plan, on_step=on_step)
-        run = Run(out or Path("runs") / f"{type(data).__name__}-{datetime.now():%Y%m%d-%H%M%S}", config)
-        introduce(model, data, splits, where)
+        run = Run(setting.out or Path("runs") / f"{setting.name}-{datetime.now():%Y%m%d-%H%M%S}", config)
+        introduce(model, setting.name, splits, where)
         start = time.perf_counter()
         records = follow(training, model, run, plan.epochs, stop)
         trained_for = time.perf_counter() - start
@@ -106,7 +96,7 @@ def train(
         if interrupted:
             model = load(run.folder).to(where)
             console.print(f"Evaluating the weights of epoch {len(records)}; Ctrl-C again skips this.")
-        trained = Trained(model, splits, plan, records, test_particles, test_images)
+        trained = Trained(model, splits, plan, records, setting.test_particles, setting.test_images)
         report(run, trained, [make() for make in metrics], trained_for)
         for make in figures:
             for name, figure in make().draw(trained).items():
@@ -119,12 +109,12 @@ def train(
         raise SystemExit(130)
 
 
-def introduce(model: Model, data: Data, splits: Splits, device: torch.device) -> None:
+def introduce(model: Model, data: str, splits: Splits, device: torch.device) -> None:
     """Says what is trained on what."""
     parts = [getattr(model, name) for name in ("prior", "posterior", "likelihood") if hasattr(model, name)]
     named = ", ".join(type(part).__name__ for part in parts)
     sizes = f"{len(splits.train)} train, {len(splits.valid)} validation, {len(splits.test)} test"
-    console.print(f"{type(data).__name__}: {sizes}, each {'×'.join(map(str, splits.x_shape))}")
+    console.print(f"{data}: {sizes}, each {'×'.join(map(str, splits.x_shape))}")
     console.print(
         f"{type(model).__name__}{': ' if named else ''}{named}; d = {model.dims.latent}, {count_parameters(model):,} "
         f"parameters, on {device}"

@@ -11,7 +11,8 @@ from pyro_vae.training.records import Epoch
 class Callback(ABC):
     """An object that is told of each epoch, for example to log it or to look at the weights.
 
-    On the command line: ``--callbacks "[my_file.Mine]"``, with options as ``{class_path: my_file.Mine, init_args: {every: 5}}``.
+    On the command line it is ``--callbacks "[my_file.Mine]"``; with options, an element of the list is
+    ``{class_path: my_file.Mine, init_args: {every: 5}}``.
     """
 
     @abstractmethod

@@ -1,9 +1,10 @@
 """The training step as one compiled graph.
 
-The programs are traced once, handlers, estimator, derivatives, optimizer and sums together, into one graph of tensor operations,
-which Inductor compiles. What changes from step to step is a tensor input: parameters, the optimizer's and the estimator's state,
-the batch's indices, the weight of the KL, the learning rates. Random numbers are drawn by the same generator in the same order
-as on the eager path, so that both agree within rounding; that is checked on one batch before the graph is used.
+The programs are traced once, handlers, estimator, derivatives, optimizer and sums together, into one graph of tensor
+operations, which Inductor compiles. What changes from step to step is a tensor input: parameters, the optimizer's and the
+estimator's state, the batch's indices, the weight of the KL, the learning rates. Random numbers are drawn by the same generator
+in the same order as on the eager path, so that both agree within rounding; that is checked on one batch before the graph is
+used.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ def make_optimizer(
     closure = signature(probe.step).parameters.get("closure")
     if closure is not None and closure.default is Parameter.empty:
         raise ValueError(
-            f"optimizer: {type(probe).__name__} evaluates the loss itself, several times in a step (its step takes a closure). A "
-            f"bound has other random numbers at each evaluation: choose a stochastic optimizer, such as Adam"
+            f"optimizer: {type(probe).__name__} evaluates the loss itself, several times in a step (its step takes a "
+            f"closure). A bound has other random numbers at each evaluation: choose a stochastic optimizer, such as Adam"
         )
     groups: list[dict[str, Any]] = [{"params": list(w), "name": "w"}, {"params": list(phi), "name": "phi"}]
     if lr_phi is not None:

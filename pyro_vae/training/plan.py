@@ -38,7 +38,8 @@ class TrainingPlan:
             eagerly, and a line says why.
         precision: fp32, or bf16: the networks' matrix products in bfloat16, all else in float32. What is reported at the end is
             evaluated in float32.
-        seed: The seed of the first weights, the order of the data and the noise. The division of the data does not depend on it.
+        seed: The seed of the first weights, the order of the data and the noise. The division of the data has a seed of its
+            own.
         callbacks: Objects that are told of each epoch.
 
     Raises:

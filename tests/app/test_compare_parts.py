@@ -112,7 +112,7 @@ WRONG = {
     "option": (["--priors", "[{class_path: VampPrior, init_args: {parts: 5}}]"], "parts"),
     "K": (["--K", "0"], "K: expected different numbers of at least 1"),
     "seeds": (["--seeds", "[]"], "seeds: expected different numbers"),
-    "images": (["--test_images", "1"], "test_images: expected different numbers of at least 2"),
+    "images": (["--test_images", "1"], "test_images: expected at least 2, got 1"),
     "data": (["--likelihoods", "[Bernoulli]"], "nothing can be compared here"),
     "components": (
         ["--priors", "[{class_path: VampPrior, init_args: {components: 0}}]"],

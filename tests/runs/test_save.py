@@ -119,7 +119,7 @@ def test_what_cannot_be_written_down_is_named(tmp_path):
 
     vae = VAE(
         StandardNormal(DIMS),
-        DiagonalNormal(DIMS, lambda a, b: MLP(a, b)),
+        DiagonalNormal(DIMS, lambda *shapes: MLP(*shapes, hidden=[3])),
         Bernoulli(DIMS, partial(MLP, activation=Local)),
     )
     with pytest.raises(

@@ -18,7 +18,7 @@ from pyro_vae.app.comparisons.training import LEFT_OUT, training
 from pyro_vae.app.options import choose
 
 JOBS: dict[str, tuple[Callable[..., None], frozenset[str]]] = {
-    "gradients": (gradients, frozenset()),
+    "gradients": (gradients, frozenset({"test_particles", "test_images"})),
     "training": (training, LEFT_OUT),
 }
 

@@ -1,4 +1,4 @@
-"""The folder of a comparison: finished cells, which a second run goes on from, tables and figures; names of what is compared."""
+"""The folder of a comparison: finished cells, tables and figures; and the names of what is compared."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from inspect import signature
 from pathlib import Path
@@ -19,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pyro_vae.estimators import Estimator
+from pyro_vae.runs import Run
 
 EstimatorFactory = Callable[[int], Estimator]
 
@@ -70,6 +72,16 @@ class ComparisonFolder:
         unfinished = path.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(cell))
         unfinished.replace(path)
+
+    def run_folder(self, *key: object) -> Path:
+        """The run folder of a cell."""
+        return self.folder / "runs" / file_name(*key)
+
+    def new_run(self, config: str, *key: object) -> Run:
+        """An empty run folder for a cell. What a cut left of the cell is removed."""
+        folder = self.run_folder(*key)
+        shutil.rmtree(folder, ignore_errors=True)
+        return Run(folder, config)
 
     def table(self, name: str, title: str, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> Table:
         """Writes rows as ``<name>.csv`` (every key) and ``<name>.md`` (the columns), and returns the latter for the screen."""

@@ -13,8 +13,9 @@ import yaml
 
 from pyro_vae import figures
 from pyro_vae.app.comparisons.folder import ComparisonFolder, EstimatorFactory, check_numbers, labels, left_out
-from pyro_vae.app.console import StopRequest, pick_device, progress_bar, wide_console
-from pyro_vae.data import Data, Digits, Splits, columns_for
+from pyro_vae.app.console import StopRequest, progress_bar, wide_console
+from pyro_vae.app.setting import Setting
+from pyro_vae.data import Columns, Splits, columns_for
 from pyro_vae.estimators import IWAE, STL, VIMCO, DReG
 from pyro_vae.evaluate import SIDES, Draws, Interval, Moments, draw_gradients, fit_line, moments
 from pyro_vae.models import Model, ModelSpec
@@ -27,6 +28,7 @@ console = wide_console()
 
 def gradients(
     spec: ModelSpec,
+    setting: Setting,
     estimators: Sequence[EstimatorFactory] = (IWAE, DReG, STL, VIMCO),
     particles: Sequence[int] = (1, 3, 10, 30, 100),
     draws: int = 1000,
@@ -35,10 +37,7 @@ def gradients(
     batch: int = 10,
     fit_from: int = 10,
     run: Path | None = None,
-    data: Data = Digits(),
     seed: int = 0,
-    device: str = "auto",
-    out: Path | None = None,
     *,
     splits: Splits,
     config: str,
@@ -47,6 +46,7 @@ def gradients(
 
     Args:
         spec: The model that is initialized, where no run is given.
+        setting: On which data, for a run those that it was trained on, and where.
         estimators: The estimators, each called with K.
         particles: The numbers of particles K.
         draws: N, how many gradients are drawn for each estimator and K: a multiple of 20.
@@ -56,10 +56,7 @@ def gradients(
         batch: How many of the first training data the gradient is taken over.
         fit_from: The smallest K that the slopes of log SNR against log K are fitted to.
         run: A run folder: its trained VAE is the frozen state. By default a model of the parts that are given, as initialized.
-        data: The data set; for a run the one that it was trained on.
         seed: Of the first weights and of all draws.
-        device: auto (CUDA where there is one), cpu, cuda or cuda:<number>.
-        out: The folder of the cells, tables and figures. By default runs/gradients-<a number for the options>.
         splits: The data, loaded.
         config: The resolved options.
     """
@@ -67,19 +64,11 @@ def gradients(
     names, (reference_name,) = labels(described["estimators"], "estimators"), labels([described["reference"]], "")
     _check_known(same_mean, names)
     check_numbers(particles, "particles", 1)
-    where = pick_device(device)
+    where = setting.place
     splits = splits.to(where)
-    if run:
-        programs = _of_run(run, splits).to(where)
-    else:
-        programs = spec.build(splits, seed).to(where)
-        check_support(programs, splits)
-    if not 1 <= batch <= len(splits.train):
-        raise ValueError(f"batch: expected between 1 and the {len(splits.train)} training data, got {batch}")
-    with seeded(where, seed, "batch"):
-        columns = columns_for(programs, splits.train)
-        taken = replace(columns, tensors=columns.take(slice(0, batch)), dynamic=False)
-    cells = ComparisonFolder(out, "gradients", config, {"estimators", "particles", "same_mean", "fit_from"})
+    programs = (_of_run(run, splits) if run else spec.build(splits, seed)).to(where)
+    taken = _first(programs, splits, batch, seed)
+    cells = ComparisonFolder(setting.out, "gradients", config, {"estimators", "particles", "same_mean", "fit_from"})
 
     made = dict(zip(names, estimators, strict=True))
     skipped: dict[str, str] = {}
@@ -120,9 +109,19 @@ def gradients(
     left_out(console, skipped, bool(done))
     done = {(name, K): done[name, K] for name in made for K in sorted(particles) if (name, K) in done}
     report_gradients(
-        cells, done, reference_name, same_mean, fit_from, f"{type(data).__name__}, N = {draws} draws, batch of {batch}"
+        cells, done, reference_name, same_mean, fit_from, f"{setting.name}, N = {draws} draws, batch of {batch}"
     )
     console.print(f"Tables, figures and cells: {cells.folder}", soft_wrap=True)
+
+
+def _first(programs: Model, splits: Splits, size: int, seed: int) -> Columns:
+    """The first training data, as the model is called with them; pixels that are drawn anew at each use are drawn once."""
+    if not 1 <= size <= len(splits.train):
+        raise ValueError(f"batch: expected between 1 and the {len(splits.train)} training data, got {size}")
+    check_support(programs, splits)
+    columns = columns_for(programs, splits.train)
+    with seeded(columns.x.device, seed, "batch"):
+        return replace(columns, tensors=columns.take(slice(0, size)), dynamic=False)
 
 
 def _check_known(same_mean: Sequence[str], names: Sequence[str]) -> None:

@@ -8,11 +8,9 @@ Each combination is a run folder. Finished ones are kept: the same command goes 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,15 +22,15 @@ from pyro_vae.app.comparisons.folder import (
     ComparisonFolder,
     EstimatorFactory,
     check_numbers,
-    file_name,
     labels,
     left_out,
     run_config,
 )
 from pyro_vae.app.comparisons.run import run_command
-from pyro_vae.app.console import StopRequest, pick_device, progress_bar, wide_console
+from pyro_vae.app.console import StopRequest, progress_bar, wide_console
+from pyro_vae.app.setting import Setting
 from pyro_vae.compilation import Compile
-from pyro_vae.data import Data, Digits, Split, Splits
+from pyro_vae.data import Split, Splits
 from pyro_vae.estimators import ELBO, Estimator
 from pyro_vae.evaluate import DivergedError, active_units, encode, evaluate_bound, log_px, mean, sample
 from pyro_vae.guides import DiagonalNormal
@@ -53,17 +51,13 @@ LEFT_OUT = frozenset({"prior", "guide", "likelihood", "model", "estimator", "see
 def compare_parts(
     spec: ModelSpec,
     plan: TrainingPlan,
+    setting: Setting,
     priors: Sequence[PriorFactory] = (StandardNormal, MixtureOfNormals, VampPrior),
     guides: Sequence[GuideFactory] = (DiagonalNormal,),
     likelihoods: Sequence[LikelihoodFactory] | None = None,
     estimators: Sequence[EstimatorFactory] = (ELBO,),
     K: int = 1,
     seeds: Sequence[int] = (0,),
-    data: Data = Digits(),
-    test_particles: int = 1000,
-    test_images: int = 1000,
-    device: str = "auto",
-    out: Path | None = None,
     *,
     splits: Splits,
     config: str,
@@ -75,29 +69,23 @@ def compare_parts(
     Args:
         spec: The model's latent size.
         plan: How each is trained.
+        setting: On which data, where, and how the end is judged.
         priors: The priors p(t).
         guides: The guides q(t|x,φ).
         likelihoods: The likelihoods p(x|t,w). By default the one that fits the data.
         estimators: The estimators, each called with K.
         K: Number of particles of the estimators.
         seeds: One training for each, of the first weights, the order of the data and the noise.
-        data: The data set.
-        test_particles: K of the evaluation of log p(x), the same for all.
-        test_images: How many test data everything is evaluated on, counted from the first.
-        device: auto (CUDA where there is one), cpu, cuda or cuda:<number>.
-        out: The folder of runs, tables and figures. By default runs/parts-<a number for the options>.
         splits: The data, loaded.
         config: The resolved options.
     """
     described = yaml.safe_load(config)
     named = [labels(described[f"{kind}s"], f"{kind}s") for kind in KINDS]
-    for option, numbers, least in (("seeds", seeds, 0), ("K", [K], 1), ("test_particles", [test_particles], 1)):
+    for option, numbers, least in (("seeds", seeds, 0), ("K", [K], 1)):
         check_numbers(numbers, option, least)
-    check_numbers([test_images], "test_images", 2)
-    where = pick_device(device)
-    splits = splits.to(where)
-    cells = ComparisonFolder(out, "parts", config, {*(f"{kind}s" for kind in KINDS), "seeds"})
-    first = splits.test.first(test_images)
+    first, where = setting.test(splits, least=2), setting.place
+    splits, first = splits.to(where), first.to(where)
+    cells = ComparisonFolder(setting.out, "parts", config, {*(f"{kind}s" for kind in KINDS), "seeds"})
     parts = (priors, guides, likelihoods or (), estimators)
     made: list[list[tuple[str, Any]]] = [
         list(zip(names, of_kind, strict=True)) for names, of_kind in zip(named, parts, strict=True)
@@ -126,31 +114,29 @@ def compare_parts(
 
             bar.update(task, completed=before, description=what)
             cell = cells.get(*key)
-            folder = cells.folder / "runs" / file_name(*key)
             if cell is None:
                 try:
                     prior, guide, likelihood, make = (part for _, part in chosen)
                     one = replace(spec, prior=prior, guide=guide, likelihood=likelihood)
                     model, estimator = one.build(splits, seed).to(where), make(K)
                     records = fit(model, splits, replace(plan, estimator=estimator, seed=seed), on_step=on_step)
-                    shutil.rmtree(folder, ignore_errors=True)  # what a cut left of this cell
-                    run = Run(folder, _config_of(described, specs, names, K, seed))
+                    run = cells.new_run(_config_of(described, specs, names, K, seed), *key)
                     cell = {"seconds": _followed(records, model, run, stop)}
                 except (ValueError, DivergedError) as error:
                     skipped[f"{what}, seed {seed}"] = str(error).split("\n", 1)[0]
                     continue
-                cell |= evaluated(model, estimator, first, test_particles, plan.compile)
+                cell |= evaluated(model, estimator, first, setting.test_particles, plan.compile)
                 reached = mean(torch.tensor(cell["log_px"]))
-                run.result({"log_px": {**reached._asdict(), "K": test_particles}})
+                run.result({"log_px": {**reached._asdict(), "K": setting.test_particles}})
                 cells.put(cell, *key)
                 console.print(f"{what}, seed {seed}: log p(x) = {reached} nats after {cell['seconds']:.0f} s")
-            done.setdefault(names, []).append({**cell, "folder": str(folder)})
+            done.setdefault(names, []).append({**cell, "folder": str(cells.run_folder(*key))})
     left_out(console, skipped, bool(done))
     report(
         cells,
         done,
         named,
-        f"{type(data).__name__}, d = {spec.latent}, {plan.epochs} epochs, {len(first)} test images",
+        f"{setting.name}, d = {spec.latent}, {plan.epochs} epochs, {len(first)} test images",
         skipped,
     )
     draw(cells, done, named, first, splits)

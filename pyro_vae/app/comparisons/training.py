@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +15,13 @@ from pyro_vae.app.comparisons.folder import (
     EstimatorFactory,
     check_numbers,
     class_and_options,
-    file_name,
     labels,
     left_out,
     run_config,
 )
-from pyro_vae.app.console import StopRequest, pick_device, progress_bar, wide_console
-from pyro_vae.data import Data, Digits, Split, Splits
+from pyro_vae.app.console import StopRequest, progress_bar, wide_console
+from pyro_vae.app.setting import Setting
+from pyro_vae.data import Split, Splits
 from pyro_vae.estimators import ELBO, IWAE, DReG
 from pyro_vae.evaluate import interval, log_px, mean
 from pyro_vae.models import Model, ModelSpec
@@ -38,15 +36,11 @@ LEFT_OUT = frozenset({"estimator", "seed", "callbacks"})
 def training(
     spec: ModelSpec,
     plan: TrainingPlan,
+    setting: Setting,
     estimators: Sequence[EstimatorFactory] = (ELBO, IWAE, DReG),
     particles: Sequence[int] = (5,),
     seeds: Sequence[int] = (0, 1, 2),
     evaluate_every: int = 3,
-    data: Data = Digits(),
-    test_particles: int = 1000,
-    test_images: int = 1000,
-    device: str = "auto",
-    out: Path | None = None,
     *,
     splits: Splits,
     config: str,
@@ -58,15 +52,11 @@ def training(
     Args:
         spec: The model.
         plan: How it is trained.
+        setting: On which data, where, and how the end is judged.
         estimators: The estimators, each called with K.
         particles: The numbers of particles K.
         seeds: One training for each, of the first weights, the order of the data and the noise.
         evaluate_every: Epochs between two evaluations; the last epoch is evaluated in any case.
-        data: The data set.
-        test_particles: K of the evaluation of log p(x), the same for all.
-        test_images: How many test data it is taken over, counted from the first.
-        device: auto (CUDA where there is one), cpu, cuda or cuda:<number>.
-        out: The folder of the cells, tables and figures. By default runs/training-<a number for the options>.
         splits: The data, loaded.
         config: The resolved options.
     """
@@ -74,13 +64,10 @@ def training(
     names = labels(described["estimators"], "estimators")
     check_numbers(particles, "particles", 1)
     check_numbers(seeds, "seeds", 0)
-    for option, value in (("evaluate_every", evaluate_every), ("test_particles", test_particles)):
-        check_numbers([value], option, 1)
-    check_numbers([test_images], "test_images", 2)
-    where = pick_device(device)
-    splits = splits.to(where)
-    cells = ComparisonFolder(out, "training", config, {"estimators", "particles", "seeds"})
-    first = splits.test.first(test_images)
+    check_numbers([evaluate_every], "evaluate_every", 1)
+    first, where = setting.test(splits, least=2), setting.place
+    splits, first = splits.to(where), first.to(where)
+    cells = ComparisonFolder(setting.out, "training", config, {"estimators", "particles", "seeds"})
     steps = plan.steps(len(splits.train))
 
     skipped: dict[str, str] = {}
@@ -112,12 +99,11 @@ def training(
                     before += (20 + K) * plan.epochs * steps
                     bar.update(task, completed=before)
                     continue
-                folder = cells.folder / "runs" / file_name(*key)
-                shutil.rmtree(folder, ignore_errors=True)  # what a cut left of this cell
                 path, chosen = class_and_options(described_estimator)
                 one = {"estimator": {"class_path": path, "init_args": {**chosen, "K": K}}, "seed": seed}
-                run = Run(folder, run_config(described, {"estimators", "particles", "seeds", "evaluate_every"}, one))
-                cell = _follow(records, model, run, first, test_particles, evaluate_every, steps, stop)
+                own = {"estimators", "particles", "seeds", "evaluate_every"}
+                run = cells.new_run(run_config(described, own, one), *key)
+                cell = _follow(records, model, run, first, setting.test_particles, evaluate_every, steps, stop)
                 cells.put(cell, *key)
                 reached = f"log p(x) = {cell['log_px'][-1]:.2f} nats after {cell['seconds'][-1]:.0f} s"
                 console.print(f"{name}, K = {K}, seed {seed}: {reached}")
@@ -125,7 +111,7 @@ def training(
             bar.update(task, completed=before)
             done.setdefault((name, K), []).append(cell)
     left_out(console, skipped, bool(done))
-    what = f"{type(data).__name__}, {len(seeds)} seeds, K = {test_particles} on {len(first)} test images"
+    what = f"{setting.name}, {len(seeds)} seeds, K = {setting.test_particles} on {len(first)} test images"
     report_training(cells, done, what)
     console.print(f"Tables, figures and cells, each with its run folder: {cells.folder}", soft_wrap=True)
 

@@ -1,0 +1,63 @@
+"""What every command is told beside the model and the plan: which data, where, and how the end is judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pyro_vae.app.console import pick_device
+from pyro_vae.data import Data, Digits, Split, Splits
+
+
+@dataclass(frozen=True)
+class Setting:
+    """On which data, where, and how the end is judged.
+
+    Args:
+        data: The data set.
+        test_particles: K of the final estimate of log p(x) by importance sampling.
+        test_images: How many test data it is taken over, counted from the first.
+        device: auto (CUDA where there is one), cpu, cuda or cuda:<number>.
+        out: The folder of the results. By default it lies in runs/. That of a run is named after the data and the time, that of
+            a comparison after its options, so that the same command goes on where it was cut off.
+    """
+
+    data: Data = Digits()  # noqa: RUF009  (it cannot change)
+    test_particles: int = 1000
+    test_images: int = 1000
+    device: str = "auto"
+    out: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the data set."""
+        return type(self.data).__name__
+
+    @property
+    def place(self) -> torch.device:
+        """The device.
+
+        Raises:
+            ValueError: there is no such device here.
+        """
+        return pick_device(self.device)
+
+    def test(self, splits: Splits, least: int) -> Split:
+        """The test data that the end is judged on.
+
+        Args:
+            splits: the data, loaded.
+            least: the smallest number of test data that can be judged on.
+
+        Raises:
+            ValueError: there are to be fewer test data than that, or no particle.
+        """
+        for name, value, smallest in (
+            ("test_particles", self.test_particles, 1),
+            ("test_images", self.test_images, least),
+        ):
+            if value < smallest:
+                raise ValueError(f"{name}: expected at least {smallest}, got {value}")
+        return splits.test.first(self.test_images)
