@@ -6,7 +6,7 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: train test lint format types check clean
+.PHONY: train test quick lint format types check wheel clean
 
 train: .venv/installed
 	$(BIN)/python experiments/train.py $(ARGS)
@@ -14,6 +14,10 @@ train: .venv/installed
 # A process a core, up to four, of one thread each.
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+
+# The same without the slowest: whole compilations by Inductor, and long trainings.
+quick: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 -m "not slow"
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -27,6 +31,10 @@ types: .venv/installed-dev
 	$(BIN)/mypy
 
 check: lint types test
+
+# Builds the wheel and uses it in an empty environment, as a pip user would.
+wheel:
+	.ci/wheel
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,30 @@ def test_places_exist():
         for name in re.findall(r"`([\w./]+)`", names):
             last = name.split("/")[-1].split(".")[-1] if not name.endswith(".py") else ""
             assert re.search(rf"(class|def) {last}\b", text) or not last, f"{name} in {file}"
+
+
+def commands() -> list[list[str]]:
+    """Every command of the README for `pyro-vae`, ``make train`` included, as its words."""
+    found = []
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL):
+        for line in block.splitlines():
+            words = shlex.split(line)
+            if words[:2] == ["make", "train"]:
+                options = shlex.split(words[2].removeprefix("ARGS=")) if len(words) > 2 else []
+                found.append(["train", *options])
+            elif words[:1] == [".venv/bin/pyro-vae"]:
+                found.append(words[1:])
+    return found
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_the_options_of_every_command_exist(words, script, tmp_path):
+    for example in EXAMPLES:
+        if found := re.search(rf"^class (\w+)\(({'|'.join(FILES)})\)", example, re.MULTILINE):
+            with (tmp_path / f"{FILES[found[2]]}.py").open("a") as file:
+                file.write(example)
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    script_of = {"train": "train", "compare-estimators": "compare_estimators", "compare-parts": "compare_parts"}
+    name = script_of.get(words[0], "autoencoder_vs_vae")
+    code, _, err = script(name, *words[1:], *([] if "--help" in words else ["--print_config"]))
+    assert (code, err) == (0, "")

@@ -53,7 +53,7 @@ def read(metrics: Path) -> list[dict]:
 
 def test_the_main_job(train, tmp_path, start_script):
     process = start_script("train", *QUICK, "--out", "run")
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate()
     assert (process.returncode, err) == (0, "")
     for expected in (
         "1300 train, 200 validation, 297 test",
@@ -266,12 +266,10 @@ def test_ctrl_c_keeps_what_was_reached(tmp_path, start_script):
     process = start_script("train", "--epochs", "100000", "--test_particles", "5", "--out", "run")
     try:
         metrics = tmp_path / "run" / "metrics.jsonl"
-        deadline = time.monotonic() + 120
-        while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 3):
-            assert time.monotonic() < deadline
+        while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) >= 3):
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate()
     finally:
         process.kill()
     assert process.returncode == 130

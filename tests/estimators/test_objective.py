@@ -44,15 +44,15 @@ def test_mean_gradient_of_every_objective(name, objective):
 def test_a_running_average_never_contains_the_draws_that_it_is_used_with():
     """One datum and one particle a step, and no memory: an average that held them would leave no gradient by φ at all."""
     oracle = LinearGaussian.random(d=1, n=2)
-    x, runs = oracle.data(1), 2500
+    x, runs = oracle.data(1), 1200
     _, expected = exact_gradients(elbo, oracle, x, 2.0)
     estimator = ScoreFunction(1, control="running", decay=0.0)
     _, found = independent_gradients(estimator, oracle, x, runs=runs, copies=1, objective=Objective(beta=2.0))
     phi = [i for i, (name, _) in enumerate(oracle.vae.named_parameters()) if name.startswith("posterior")]
     for i in phi:
         within(found[i], expected[i])
-    largest = max(phi, key=lambda i: expected[i].abs().max())
-    assert (found[largest].std(0) / runs**0.5).max() < 0.2 * expected[largest].abs().max()
+    # The errors are small enough to tell this gradient from none, by 4.5 of them in one coordinate at least.
+    assert max((expected[i].abs() / found[i].std(0) * runs**0.5).max() for i in phi) > 4.5
 
 
 def test_the_state_moves_once_a_step_and_only_there():

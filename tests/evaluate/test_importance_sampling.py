@@ -86,6 +86,7 @@ def test_the_whole_evaluation_on_the_meta_device():
         assert image.device.type == "meta"
 
 
+@pytest.mark.slow
 def test_compiled_chunks_are_the_eager_ones():
     """Also where K is no multiple of the chunk and the last batch is smaller."""
     oracle = LinearGaussian.random()
@@ -94,6 +95,7 @@ def test_compiled_chunks_are_the_eager_ones():
     torch.testing.assert_close(*found, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_compiled_chunks_draw_dynamic_pixels_as_eager_ones_do():
     vae, split = vae_of(Bernoulli), Split(torch.rand(12, 1, 4, 4), dynamic=True)
     found = [ev.log_px(vae, split, 7, batch_size=5, compile=compile) for compile in ("on", "off")]

@@ -164,6 +164,7 @@ def test_programs_declare_what_they_are_called_with():
         columns_for(small(), Split(BITS, Y[:5]))
 
 
+@pytest.mark.slow
 def test_a_digit_of_the_class_that_was_asked_for():
     """Of 40 samples a class of Digits, after 30 epochs, at least 95 % are nearest to the mean image of their class."""
     torch.manual_seed(0)

@@ -20,6 +20,7 @@ from pyro_vae.priors import StandardNormal
 
 
 @pytest.mark.parametrize("learn_scale", [True, "optimal"])
+@pytest.mark.slow
 def test_linear_vae_reaches_the_maximum_likelihood_of_ppca(learn_scale, digits):
     x = digits.train.x.flatten(1).double() / 16
     best = PCA(5).fit(x.numpy()).score(x.numpy())

@@ -83,6 +83,7 @@ def diagonal_gap(oracle: LinearGaussian, x: torch.Tensor) -> float:
         (InverseAutoregressive, {"network": affine, "hidden": [16]}, True),
     ],
 )
+@pytest.mark.slow
 def test_what_a_guide_can_reach_on_a_correlated_posterior(guide, options, closes):
     """The gap is 0 to 0.01 nat where the family holds the posterior, and otherwise the diagonal's, to 0.02."""
     oracle, x = correlated(guide, **options)
@@ -231,6 +232,7 @@ def test_refining_leaves_no_gradient_in_the_model():
     assert q.base_dist.base_dist.loc.requires_grad
 
 
+@pytest.mark.slow
 def test_per_datum_finds_each_posterior_and_knows_no_other_data():
     oracle, x = correlated(PerDatum)
     trained(oracle, x)

@@ -57,6 +57,7 @@ def test_the_state_of_an_estimator_is_an_input_of_the_graph(traced):
 
 @compiler
 @pytest.mark.parametrize("estimator", [ELBO(), DReG(3), ScoreFunction(3, control="leave-one-out")])
+@pytest.mark.slow
 def test_a_graph_in_full(estimator):
     oracle = LinearGaussian.random()
     agree(update_of(oracle.vae, oracle.data(6), estimator), tolerance=1e-6)
@@ -97,6 +98,7 @@ def test_every_part(prior, guide, likelihood, traced):
     ("prior", "guide", "likelihood"),
     [(VampPrior, DiagonalNormal, Bernoulli), (MaskedAutoregressiveFlow, InverseAutoregressive, DiscretizedLogistic)],
 )
+@pytest.mark.slow
 def test_parts_in_full(prior, guide, likelihood):
     check_parts(prior, guide, likelihood)
 
@@ -198,6 +200,7 @@ def oracle_splits(oracle, size=50):
 @pytest.mark.parametrize(
     "options", [{}, {"e_steps": 3, "m_steps": 2}, {"clip_norm": 1.0, "objective": Objective(warm_up=3)}]
 )
+@pytest.mark.slow
 def test_a_compiled_training_ends_where_the_eager_one_does(options):
     """Seven batches of 8, one of 2 that is not compiled, in four epochs."""
     ends = []
@@ -210,6 +213,7 @@ def test_a_compiled_training_ends_where_the_eager_one_does(options):
     assert ends[0][1] == pytest.approx(ends[1][1], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_compiled_training_is_reproducible():
     ends = []
     for _ in range(2):
@@ -323,6 +327,7 @@ def test_auto_compiles_where_it_pays(monkeypatch):
 
 
 @compiler
+@pytest.mark.slow
 def test_log1p_is_accurate_in_the_graph():
     """Its rule against float64 over the whole range: a few units in the last place."""
     u = torch.cat([torch.logspace(-30, 30, 2000), -torch.logspace(-30, -0.01, 2000), torch.zeros(1)])
