@@ -96,8 +96,8 @@ def describe(value: Any) -> Any:
     for kinds, plain in _PLAIN:
         if isinstance(value, kinds):
             return plain(value)
-    if isinstance(value, partial) and (made := _made_by(value)):
-        return _made(made, value.keywords)
+    if isinstance(value, partial) and (called := called_by(value)):
+        return _made(called, value.keywords)
     if isinstance(value, type | FunctionType) and _is_importable(value):
         return _made(value, {}) if isinstance(value, type) and issubclass(value, Described) else path_of(value)
     return Undescribed(repr(value))
@@ -120,17 +120,20 @@ def _made(made: type | FunctionType, given: Mapping[str, Any]) -> dict[str, Any]
     return {"class_path": path_of(made), "init_args": describe(given)}
 
 
-def _made_by(factory: partial[Any]) -> type | FunctionType | None:
-    """Returns the class or function that a partial calls, if its other arguments are all named.
+def called_by(factory: Any) -> type | FunctionType | None:
+    """The class or function behind a factory: itself, or what a partial calls whose other arguments are all named.
 
-    A partial of jsonargparse calls a function of its own, and the class is an argument. Then the class is returned.
+    jsonargparse makes objects by functions of its own, which are given the class: then it is the class. It is None where there
+    is no such class or function, or where it has no import path.
     """
-    inside = getattr(factory.func, "__module__", "").partition(".")[0] == "jsonargparse"
-    called = [each for each in factory.args if isinstance(each, type)] if inside else [factory.func]
-    if len(called) != 1 or not (inside or not factory.args):
-        return None
-    (made,) = called
-    return made if isinstance(made, type | FunctionType) and _is_importable(made) else None
+    if not isinstance(factory, partial):
+        called = [factory]
+    elif getattr(factory.func, "__module__", "").partition(".")[0] == "jsonargparse":
+        called = [each for each in factory.args if isinstance(each, type)]
+    else:
+        called = [] if factory.args else [factory.func]
+    found = called[0] if len(called) == 1 else None
+    return found if isinstance(found, type | FunctionType) and _is_importable(found) else None
 
 
 def undescribed(description: Any, where: str = "") -> list[str]:

@@ -120,6 +120,6 @@ def _terms(vae: Any, first: Split, objective: Objective, batch_size: int, K: int
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Trains one model with or without noise and with or without the KL: what makes a VAE of an autoencoder."""
-    run_command(autoencoder, arguments, LEFT_OUT)
+    run_command(autoencoder, arguments, LEFT_OUT, prog)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 from pyro_vae.app import autoencoder, train
 from pyro_vae.app.comparisons import estimators, parts
-from pyro_vae.app.options import choose
+from pyro_vae.app.options import choose, program
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+COMMANDS: dict[str, Callable[[Sequence[str], str], None]] = {
     "train": train.main,
     "compare-estimators": estimators.main,
     "compare-parts": parts.main,
@@ -20,5 +20,5 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command that the first word names; the others are its options."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    name, rest = choose(COMMANDS, words, "command")
-    COMMANDS[name](rest)
+    name, rest = choose(COMMANDS, words, "command", program())
+    COMMANDS[name](rest, f"{program()} {name}")

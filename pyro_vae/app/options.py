@@ -41,16 +41,20 @@ class Parser(ArgumentParser):
 
     slots: ClassVar[dict[str, Any]] = {}
     """The class that each option takes, for what an error suggests."""
+    called: ClassVar[str] = ""
+    """How the command is called; the parsers inside, of classes, do not know it."""
 
     @classmethod
-    def of(cls, function: Callable[..., None], left_out: Set[str]) -> Parser:
+    def of(cls, function: Callable[..., None], left_out: Set[str], prog: str) -> Parser:
         """The parser of a function's arguments.
 
         Args:
             function: what is called with the options.
             left_out: fields of its specifications that are no options of it.
+            prog: how the command is called, for messages.
         """
-        parser = cls(prog=program(), print_config=None)
+        cls.called = prog
+        parser = cls(prog=prog, print_config=None)
         parser.add_argument("--config", action="config", help="A YAML file of options; those after it overrule it.")
         parser.add_argument("--print_config", action="store_true", help="Print all options as such a file and exit.")
         specifications = _specifications(function)
@@ -77,8 +81,9 @@ class Parser(ArgumentParser):
                 message += f" (known: {', '.join(known)})"
         no_list = r"Expected a <class '(?:list|collections.abc.Sequence)'>.\s+Got value: (\S+)"
         message = re.sub(no_list, r"expected a list, such as '[\1]'", message)
+        message = re.sub(r'Parser key "([\w.]+)"', r"--\1", message)
         message = re.sub(r"\s*\n\s*", " ", message).strip()
-        fail(f"{message}\nFor all options: {program()} --help", status=2)
+        fail(f"{message}\nFor all options: {self.called} --help", status=2)
 
 
 class Options:
@@ -88,15 +93,22 @@ class Options:
         function: the command.
         arguments: the words of the command line.
         left_out: fields of its specifications that are no options of it.
+        prog: how the command is called, for messages; by default the name of this program.
     """
 
-    def __init__(self, function: Callable[..., None], arguments: list[str], left_out: Set[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        function: Callable[..., None],
+        arguments: list[str],
+        left_out: Set[str] = frozenset(),
+        prog: str | None = None,
+    ) -> None:
         if (here := str(Path.cwd())) not in sys.path:
             sys.path.insert(0, here)  # classes from files in the current folder are in reach
         self.function, self.left_out = function, left_out
         owners: list[Callable[..., Any]] = [function, *_specifications(function).values()]
         Parser.slots = {name: hint for owner in owners for name, hint in get_type_hints(owner).items()}
-        self.parser = Parser.of(function, left_out)
+        self.parser = Parser.of(function, left_out, prog or program())
         defaults = {
             name: parameter.default
             for owner in owners
@@ -158,6 +170,8 @@ class Options:
 def program() -> str:
     """How this program was called, for messages."""
     name = Path(sys.argv[0]).name
+    if name == "__main__.py":
+        return "python -m pyro_vae"
     return f"python {sys.argv[0]}" if name.endswith(".py") else name
 
 
@@ -215,12 +229,21 @@ def _known(slot: Any) -> list[str]:
     return sorted(names)
 
 
-def choose(commands: Mapping[str, Callable[..., Any]], arguments: list[str], what: str) -> tuple[str, list[str]]:
-    """The command that the first word names, and the other words. Help, or a wrong word, ends the program with their list."""
+def choose(
+    commands: Mapping[str, Callable[..., Any]], arguments: list[str], what: str, prog: str
+) -> tuple[str, list[str]]:
+    """The command that the first word names, and the other words. Help, or a wrong word, ends the program with their list.
+
+    Args:
+        commands: what can be chosen, each with its docstring.
+        arguments: the words.
+        what: what the commands are called.
+        prog: how this program is called, for messages.
+    """
     name = arguments[0] if arguments else "nothing"
     listed = "\n".join(f"  {each:<20}{doc.splitlines()[0]}" for each, f in commands.items() if (doc := f.__doc__))
     if name in ("-h", "--help"):
-        print(f"usage: {program()} {what.upper()} [options]\n\n{what}s:\n{listed}\n\nEach has its own --help.")
+        print(f"usage: {prog} {what.upper()} [options]\n\n{what}s:\n{listed}\n\nEach has its own --help.")
         sys.exit(0)
     if name not in commands:
         fail(f"expected one of the {what}s {', '.join(commands)} as the first word, got {name}\n{listed}", status=2)

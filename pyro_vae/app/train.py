@@ -159,13 +159,14 @@ def report(run: Run, trained: Trained, metrics: Sequence[Metric], trained_for: f
                 table.add_row(*row)
             values |= measured.values
             run.result(values)
-    console.print(table)
+    if table.rows:
+        console.print(table)
     console.print(f"± is the standard error over images. Training took {trained_for:.0f} s.")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Trains a variational autoencoder and reports what it reached."""
-    options = Options(train, sys.argv[1:] if arguments is None else list(arguments))
+    options = Options(train, sys.argv[1:] if arguments is None else list(arguments), prog=prog)
     with failing_clearly():
         made, splits = options.with_data()
         train(**made, splits=splits, config=options.as_yaml())

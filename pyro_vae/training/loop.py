@@ -95,8 +95,8 @@ class Training(Iterator[Epoch]):
                 self.names = names_of(estimate)
         self.phases = {"both": [*w, *phi], "E": phi, "M": w}
         self.optimizer = make_optimizer(plan.optimizer, w, phi, plan.lr_phi)
-        scheduler = plan.schedule(self.optimizer) if plan.schedule else None
-        self.schedule = MovingSchedule(scheduler, plan.schedule_by, plan.epochs * self.steps)
+        steps = plan.epochs * self.steps
+        self.schedule = MovingSchedule(plan.schedule, self.optimizer, plan.schedule_by, plan.epochs, steps)
         self._records = self._run()
 
     def __next__(self) -> Epoch:

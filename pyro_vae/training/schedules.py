@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from inspect import signature
+from typing import Any, Literal
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
+from pyro_vae.description import called_by
 from pyro_vae.evaluate import Terms
 
 ScheduleFactory = Callable[[Optimizer], LRScheduler]
@@ -36,30 +38,39 @@ class BurdaSchedule(LambdaLR):
 class MovingSchedule:
     """A schedule that is moved on at the right moments.
 
+    A schedule that has to know how long training is, and was not told (an option ``total_steps``), is told.
+
     Args:
-        scheduler: PyTorch's schedule; None keeps the rate constant.
-        by: when it moves. "auto" asks the schedule's own attribute ``moves_by``; without one, schedules that PyTorch documents
-            as moving after each batch (OneCycleLR, CyclicLR) move by the step, and all others by the epoch.
+        factory: makes PyTorch's schedule; None keeps the rate constant.
+        optimizer: the optimizer whose rates move.
+        by: when it moves. "auto" asks the schedule's class for an attribute ``moves_by``; without one, schedules that PyTorch
+            documents as moving after each batch (OneCycleLR, CyclicLR) move by the step, and all others by the epoch.
+        epochs: number of epochs that lie ahead.
         steps: number of steps that lie ahead.
 
     Raises:
-        ValueError: the schedule ends before training does, or waits for validation data within an epoch.
+        ValueError: the schedule's options are wrong, it ends before training does, or it waits for validation data within an
+            epoch.
     """
 
-    def __init__(self, scheduler: LRScheduler | None, by: MovesBy, steps: int) -> None:
-        self.scheduler = scheduler
+    def __init__(
+        self, factory: ScheduleFactory | None, optimizer: Optimizer, by: MovesBy, epochs: int, steps: int
+    ) -> None:
+        kind: Any = called_by(factory)
+        of_steps = isinstance(kind, type) and issubclass(kind, CyclicLR | OneCycleLR)
         if by == "auto":
-            by = getattr(scheduler, "moves_by", "step" if isinstance(scheduler, CyclicLR | OneCycleLR) else "epoch")
-        self.by_step = by == "step"
-        name, total = type(scheduler).__name__, getattr(scheduler, "total_steps", None)
-        if self.by_step and isinstance(scheduler, ReduceLROnPlateau):
+            by = getattr(kind, "moves_by", "step" if of_steps else "epoch")
+        self.by_step, moves = by == "step", steps if by == "step" else epochs
+        self.scheduler = _made(factory, kind, optimizer, moves) if factory else None
+        name, total = type(self.scheduler).__name__, getattr(self.scheduler, "total_steps", None)
+        if self.by_step and isinstance(self.scheduler, ReduceLROnPlateau):
             raise ValueError(
                 f"schedule_by: {name} watches the validation loss, which comes once an epoch: choose epoch"
             )
-        if self.by_step and total is not None and total < steps:
+        if total is not None and total < moves:
             raise ValueError(
-                f"schedule: {name} ends after total_steps = {total} steps, and training takes {steps}: give it "
-                f"--schedule.total_steps {steps}"
+                f"schedule: {name} ends after total_steps = {total}, and it is moved {moves} times: leave total_steps out, or "
+                f"give at least {moves}"
             )
 
     def after_step(self) -> None:
@@ -73,3 +84,14 @@ class MovingSchedule:
             self.scheduler.step(-valid.bound)
         elif self.scheduler and not self.by_step:
             self.scheduler.step()
+
+
+def _made(factory: Callable[..., LRScheduler], kind: Any, optimizer: Optimizer, moves: int) -> LRScheduler:
+    """The schedule, told how often it will be moved if it asks for that and was not told."""
+    given = getattr(factory, "keywords", {})
+    asks = kind is not None and "total_steps" in signature(kind).parameters
+    told = any(given.get(name) is not None for name in ("total_steps", "epochs"))
+    try:
+        return factory(optimizer, total_steps=moves) if asks and not told else factory(optimizer)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"schedule: {error}") from error

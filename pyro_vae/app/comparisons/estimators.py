@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pyro_vae.app.comparisons.gradients import gradients
 from pyro_vae.app.comparisons.run import run_command
 from pyro_vae.app.comparisons.training import LEFT_OUT, training
-from pyro_vae.app.options import choose
+from pyro_vae.app.options import choose, program
 
 JOBS: dict[str, tuple[Callable[..., None], frozenset[str]]] = {
     "gradients": (gradients, frozenset({"test_particles", "test_images"})),
@@ -23,9 +23,10 @@ JOBS: dict[str, tuple[Callable[..., None], frozenset[str]]] = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Compares estimators: their gradients at a frozen state, or what training ends in."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    name, rest = choose({name: job for name, (job, _) in JOBS.items()}, words, "job")
+    called = prog or program()
+    name, rest = choose({name: job for name, (job, _) in JOBS.items()}, words, "job", called)
     job, left_out = JOBS[name]
-    run_command(job, rest, left_out)
+    run_command(job, rest, left_out, f"{called} {name}")

@@ -254,6 +254,6 @@ def _config_of(
     return run_config(described, {*(f"{kind}s" for kind in KINDS), "K", "seeds"}, one | {"seed": seed})
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Compares parts: trains a model for each prior, guide, likelihood and estimator."""
-    run_command(compare_parts, arguments, LEFT_OUT)
+    run_command(compare_parts, arguments, LEFT_OUT, prog)

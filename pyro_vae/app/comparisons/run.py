@@ -13,15 +13,18 @@ from pyro_vae.app.options import Options
 console = Console(highlight=False)
 
 
-def run_command(command: Callable[..., None], arguments: Sequence[str] | None, left_out: Set[str]) -> None:
+def run_command(
+    command: Callable[..., None], arguments: Sequence[str] | None, left_out: Set[str], prog: str | None
+) -> None:
     """Reads the options of a comparison and runs it.
 
     Args:
         command: the comparison.
         arguments: the words of its command line; by default those of this process.
         left_out: fields of its specifications that are no options of it.
+        prog: how the command is called, for messages.
     """
-    options = Options(command, sys.argv[1:] if arguments is None else list(arguments), left_out)
+    options = Options(command, sys.argv[1:] if arguments is None else list(arguments), left_out, prog)
     with failing_clearly():
         made, splits = options.with_data()
         try:
