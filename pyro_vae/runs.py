@@ -83,8 +83,8 @@ class Run:
         """
         self._keep_weights(model, epoch.epoch, estimator or {})
         row = asdict(epoch)
-        for part in ("train", "valid"):
-            row[part] = getattr(epoch, part)._asdict()
+        for split in ("train", "valid"):
+            row[split] = getattr(epoch, split)._asdict()
         with (self.folder / _METRICS).open("a") as file:
             file.write(json.dumps(row) + "\n")
 

@@ -195,11 +195,11 @@ def _hold_out(split: Split, size: int, name: str, seed: int) -> tuple[Split, Spl
         raise ValueError(f"{name}: expected between 1 and {len(split) - 1} of {len(split)} data, got {size}")
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
 
-    def part(index: Tensor) -> Split:
+    def chosen(index: Tensor) -> Split:
         index = index.sort().values
         return Split(split.x[index], None if split.labels is None else split.labels[index])
 
-    return part(order[:-size]), part(order[-size:])
+    return chosen(order[:-size]), chosen(order[-size:])
 
 
 def _as_probabilities(split: Split, support: Constraint) -> Split:

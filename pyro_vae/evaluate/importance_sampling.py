@@ -95,8 +95,8 @@ def log_px(
             total = batch[0].new_full((B,), -torch.inf, dtype=torch.float64)
             for start in range(0, K, most):
                 whole = K - start >= most and min(batch_size, N) == B
-                part = full(*batch) if whole else log_sum(*batch, k=min(most, K - start))
-                total = torch.logaddexp(total, part)
+                more = full(*batch) if whole else log_sum(*batch, k=min(most, K - start))
+                total = torch.logaddexp(total, more)
             estimates.append(total - log(K))
     return torch.cat(estimates)
 

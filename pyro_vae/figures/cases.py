@@ -32,7 +32,7 @@ def cases(columns: Mapping[str, Case], labels: Tensor | None, vmax: float, title
     figure = new_figure(3 * len(columns) + 0.4, 8.2, title)
     axes = figure.subplots(3, len(columns), squeeze=False, height_ratios=[1, 1, 1.2])
     for j, (name, case) in enumerate(columns.items()):
-        tiles(axes[0, j], [part[i : i + 6] for i in (0, 6, 12) for part in (case.x, case.reconstructions)], vmax)
+        tiles(axes[0, j], [images[i : i + 6] for i in (0, 6, 12) for images in (case.x, case.reconstructions)], vmax)
         tiles(axes[1, j], [case.samples[i : i + 6] for i in range(0, 36, 6)], vmax)
         axes[0, j].set_title(name, fontsize=10)
         for of_images in axes[:2, j]:

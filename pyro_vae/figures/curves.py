@@ -23,7 +23,7 @@ def learning_curves(records: Sequence[Epoch], title: str = "") -> Figure:
         ("bound on log p(x)", "reconstruction  E log p(x|t)", "KL  E log q(t|x) − log p(t)"),
         strict=True,
     ):
-        curves = [[getattr(getattr(record, part), name) for record in records] for part in ("train", "valid")]
+        curves = [[getattr(getattr(record, split), name) for record in records] for split in ("train", "valid")]
         marker = "o" if len(records) < 15 else ""
         axes.plot(epochs, curves[0], color="C0", marker=marker, ms=3, label="train")
         axes.plot(epochs, curves[1], color="C1", marker=marker, ms=3, label="validation")

@@ -30,8 +30,8 @@ def snr(lines: Mapping[str, Mapping[str, SNRLine]], title: str = "") -> Figure:
     Each side of the parameters has a panel, in which each estimator has a color.
     """
     figure = new_figure(11, 4.6, title)
-    for axes, (part, of_part) in zip(figure.subplots(1, len(lines)), lines.items(), strict=True):
-        for i, (name, (K, ratios, line, fit_from)) in enumerate(of_part.items()):
+    for axes, (side, of_side) in zip(figure.subplots(1, len(lines)), lines.items(), strict=True):
+        for i, (name, (K, ratios, line, fit_from)) in enumerate(of_side.items()):
             seen = [(k, ratio) for k, ratio in zip(K, ratios, strict=True) if isfinite(ratio.value)]
             at, value = np.array([k for k, _ in seen]), np.array([interval for _, interval in seen]).reshape(-1, 3)
             slope = f": slope {line.slope.value:+.2f} [{line.slope.low:+.2f}, {line.slope.high:+.2f}]"
@@ -40,7 +40,7 @@ def snr(lines: Mapping[str, Mapping[str, SNRLine]], title: str = "") -> Figure:
                 fitted = at[at >= fit_from]
                 ends = np.array([fitted.min(), fitted.max()])
                 axes.plot(ends, np.exp(line.intercept) * ends**line.slope.value, color=f"C{i}", lw=1)
-        logarithmic(axes, f"gradient by {PARAMETERS[part]}")
+        logarithmic(axes, f"gradient by {PARAMETERS[side]}")
         axes.set_ylabel("signal-to-noise ratio of one draw")
         legend(axes)
     return figure
@@ -52,10 +52,10 @@ def cost(rows: Mapping[str, Mapping[str, tuple[Sequence[int], np.ndarray]]], tit
     Each side of the parameters has a panel, in which each estimator has a color.
     """
     figure = new_figure(11, 4.4, title)
-    for axes, (part, of_part) in zip(figure.subplots(1, len(rows)), rows.items(), strict=True):
-        for i, (name, (K, value)) in enumerate(of_part.items()):
+    for axes, (side, of_side) in zip(figure.subplots(1, len(rows)), rows.items(), strict=True):
+        for i, (name, (K, value)) in enumerate(of_side.items()):
             error_bars(axes, np.array(K), value, i, name, joined=True)
-        logarithmic(axes, f"gradient by {PARAMETERS[part]}")
+        logarithmic(axes, f"gradient by {PARAMETERS[side]}")
         axes.set_ylabel("variance × milliseconds: less is better")
         legend(axes)
     return figure

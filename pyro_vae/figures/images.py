@@ -18,7 +18,7 @@ def reconstructions(x: Tensor, means: Tensor, title: str = "") -> Figure:
     """Draws inputs ``(N, *x_shape)`` above their reconstructions, up to 12 in a line."""
     per_line = min(12, len(x))
     lines = ceil(len(x) / per_line)
-    rows = [part[i * per_line : (i + 1) * per_line] for i in range(lines) for part in (x, means)]
+    rows = [images[i * per_line : (i + 1) * per_line] for i in range(lines) for images in (x, means)]
     return grid(rows, row_labels=["x", "E[x′|t]"] * lines, vmax=float(x.max()), title=title)
 
 

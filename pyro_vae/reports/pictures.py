@@ -105,7 +105,8 @@ class Traversals(Picture):
         first = trained.test(_SHOWN)
         draws = [encode(trained.model, first, seed=seed) for seed in range(10)]
         means = {site: torch.stack([draw[site] for draw in draws]).mean(0) for site in _moving(draws[0])}
-        if first.y is not None or not means or sum(t[0].numel() for t in means.values()) <= 2:
+        sizes = [t[0].numel() for t in means.values()]
+        if first.y is not None or sizes in ([], [2]):
             return {}
         flat = torch.cat([t.reshape(len(t), -1) for t in means.values()], 1)
         places = [(site, j) for site, t in means.items() for j in range(t[0].numel())]

@@ -112,7 +112,7 @@ class ComparisonFolder:
 
 def file_name(*key: object) -> str:
     """A name for a cell's file or folder."""
-    name = re.sub(r"[^\w.,=()+-]", "_", "-".join(str(part) for part in key))
+    name = re.sub(r"[^\w.,=()+-]", "_", "-".join(str(each) for each in key))
     return name if len(name) <= 120 else f"{name[:110]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 

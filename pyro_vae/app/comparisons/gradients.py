@@ -74,7 +74,7 @@ def gradients(
     skipped: dict[str, str] = {}
     done: dict[tuple[str, int], dict[str, Any]] = {}
     with progress_bar(console) as bar, StopRequest() as stop:
-        # A draw costs about as much as a fixed part and K particles do: the time left is told by that.
+        # A draw costs about as much as a constant and K particles do: the time left is told by that.
         total = sum((len(made) + (reference_name not in made)) * draws * (20 + K) for K in particles)
         task = bar.add_task("", total=total)
 
