@@ -35,11 +35,11 @@ class Described:
     """A base class whose objects remember the options that they were made with.
 
     Attributes:
-        options: the arguments of the constructor by name, as plain data. Those that a program fills in (sizes, shapes,
+        made_with: the arguments of the constructor by name, as plain data. Those that a program fills in (sizes, shapes,
             and modules that are described by themselves) are left out.
     """
 
-    options: dict[str, Any]
+    made_with: dict[str, Any]
     filled_in: frozenset[str] = frozenset({"dims", "in_shape", "out_shape"})
     """Names of the arguments that a program fills in, and that are therefore no options."""
 
@@ -51,7 +51,7 @@ class Described:
 
     def described(self) -> dict[str, Any]:
         """Returns the class and the options of this object."""
-        return {"class_path": path_of(type(self)), "init_args": self.options}
+        return {"class_path": path_of(type(self)), "init_args": self.made_with}
 
 
 def _remembering(init: Callable[..., None]) -> Callable[..., None]:
@@ -60,12 +60,12 @@ def _remembering(init: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(init)
     def remember(self: Described, *args: Any, **kwargs: Any) -> None:
-        if "options" not in vars(self):
+        if "made_with" not in vars(self):
             try:
                 given = parameters.bind(self, *args, **kwargs).arguments
             except TypeError:  # the call is wrong, and the constructor itself tells how
                 given = {}
-            vars(self)["options"] = _options(type(self), init, given)
+            vars(self)["made_with"] = _options(type(self), init, given)
         init(self, *args, **kwargs)
 
     return remember

@@ -132,9 +132,9 @@ def describe_model(model: Model) -> dict[str, Any]:
     slots: dict[str, Any] = {}
     for slot, attribute in _SLOTS.items():
         part = getattr(model, attribute, None)
-        slots[slot] = model.options.get(slot) if part is None else part.described()
+        slots[slot] = model.made_with.get(slot) if part is None else part.described()
     if not isinstance(model, VAE):
-        own = {name: value for name, value in model.options.items() if name not in _SLOTS}
+        own = {name: value for name, value in model.made_with.items() if name not in _SLOTS}
         slots["model"] = {**model.described(), "init_args": own}
     return slots
 

@@ -93,6 +93,11 @@ class Training(Iterator[Epoch]):
             with torch.no_grad(), library_path():
                 estimate = self.estimator.estimate(programs.model, programs.guide, *batch, objective=plan.objective)
                 self.names = names_of(estimate)
+        if plan.e_steps and not (w and phi):
+            side = "guide" if w else "model"
+            raise ValueError(
+                f"e_steps and m_steps: the {side} uses no parameters, so that steps on it alone move nothing"
+            )
         self.phases = {"both": [*w, *phi], "E": phi, "M": w}
         self.optimizer = make_optimizer(plan.optimizer, w, phi, plan.lr_phi)
         steps = plan.epochs * self.steps
