@@ -192,3 +192,20 @@ def test_damaged_mnist(mnist_root, tmp_path):
     (raw / "train-images-idx3-ubyte").write_bytes(b"junk")
     with pytest.raises(OSError, match="could be neither read"):
         MNIST(tmp_path).load()
+
+
+@pytest.mark.parametrize("inputs", [("x", "y"), ("y", "x")])
+def test_pixels_are_drawn_anew_and_labels_are_not(inputs):
+    """Wherever x stands among the inputs of the programs."""
+    x, y = torch.full((40, 4), 0.5), torch.arange(40) % 3
+    taken = Split(x, y, dynamic=True).columns(inputs).take(slice(0, 30))
+    by_name = dict(zip(inputs, taken, strict=True))
+    assert torch.equal(by_name["y"], y[:30])
+    assert set(by_name["x"].unique().tolist()) == {0.0, 1.0}
+
+
+def test_the_seed_divides_validation_from_training_data(mnist_root):
+    """Also where the test data come apart, which no seed changes."""
+    one, other = (MNIST(mnist_root, binarize="none", valid=50, split_seed=seed).load() for seed in (0, 1))
+    assert not torch.equal(one.valid.x, other.valid.x)
+    assert torch.equal(one.test.x, other.test.x)

@@ -55,6 +55,19 @@ def test_a_running_average_never_contains_the_draws_that_it_is_used_with():
     assert max((expected[i].abs() / found[i].std(0) * runs**0.5).max() for i in phi) > 4.5
 
 
+@pytest.mark.parametrize("objective", [Objective(beta=3.0), Objective(free_nats=100.0)])
+def test_a_running_average_is_of_the_weights_that_are_optimized(objective):
+    """With c in them, as in the surrogate that it is subtracted in, and not of those in the bound."""
+    oracle = LinearGaussian.random()
+    estimator, leaves = ScoreFunction(2, control="running"), list(oracle.vae.parameters())
+    estimate, _ = estimator.gradients(oracle.vae.model, oracle.vae.guide, leaves, oracle.data(3), objective=objective)
+    estimator.after_step(estimate)
+    draws, c = estimate.particles, 0.0 if objective.free_nats else objective.beta
+    expected = (draws.log_lik + c * (draws.log_prior - draws.log_q)).mean()
+    assert estimator.state["average"].item() == pytest.approx(expected.item(), rel=1e-6)
+    assert estimator.state["average"].item() != pytest.approx(estimate.bound.mean().item(), rel=1e-3)
+
+
 def test_the_state_moves_once_a_step_and_only_there():
     oracle = LinearGaussian.random()
     estimator, leaves = ScoreFunction(1, control="running"), list(oracle.vae.parameters())

@@ -16,7 +16,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 from pyro_vae import Dims, load
 from pyro_vae.data import Split
 from pyro_vae.estimators import ELBO, IWAE, STL, AnalyticKL, DReG, Objective, ScoreFunction, Stock
-from pyro_vae.evaluate import log_px
+from pyro_vae.evaluate import encode, log_px, variance_of_means
 from pyro_vae.guides import DiagonalNormal, FullRankNormal
 from pyro_vae.likelihoods import Bernoulli, Normal
 from pyro_vae.models import Ladder, TwoLayer
@@ -296,6 +296,14 @@ def test_stock_pyro_trains_all_of_it(make):
     svi = pyro.infer.SVI(model.model, model.guide, pyro.optim.Adam({"lr": 0.01}), pyro.infer.Trace_ELBO())
     svi.step(BITS)
     assert all((p != was).any() for p, was in zip(model.parameters(), before, strict=True))
+
+
+@both
+def test_the_use_of_all_latents_is_that_of_each_in_the_guides_order(make):
+    model = small(make)
+    each = [variance_of_means(model, BITS, site) for site in encode(model, BITS)]
+    assert sorted(map(len, each)) == [2, 3]
+    torch.testing.assert_close(variance_of_means(model, BITS), torch.cat(each), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("cls", [TwoLayer, Ladder])

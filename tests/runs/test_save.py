@@ -16,6 +16,7 @@ import torch
 import yaml
 from app_additions import MODEL, PRIOR
 from helpers import BITS, DIMS, GUIDES, LIKELIHOODS, NETWORK, PRIORS, build, data_for, vae_of
+from safetensors.torch import load_file
 from torch import nn
 
 from pyro_vae import VAE, Dims, fit, load, save
@@ -26,7 +27,7 @@ from pyro_vae.likelihoods import Bernoulli, Normal
 from pyro_vae.models import Conditional, Ladder, TwoLayer
 from pyro_vae.networks import MLP, Convolutional
 from pyro_vae.priors import ExemplarPrior, StandardNormal, VampPrior
-from pyro_vae.runs import Run
+from pyro_vae.runs import Run, describe_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -194,14 +195,13 @@ def test_a_trained_model_reaches_a_worker_process(tmp_path):
 
 
 def test_the_state_of_an_estimator_is_kept_beside_the_weights(tmp_path):
-    from safetensors.torch import load_file
-
     vae, split = vae_of(StandardNormal), Split(BITS)
     data = Digits().load()._replace(train=split, valid=split, test=split)
     training = fit(vae, data, epochs=2, batch_size=5, estimator=ScoreFunction(control="running"))
-    run = Run(tmp_path / "run", yaml.safe_dump({}))
+    run = Run(tmp_path / "run", yaml.safe_dump(describe_model(vae)))
     for record in training:
         run.record(record, vae, training.estimator.state)
     kept = load_file(tmp_path / "run" / "model.safetensors")
     assert kept["training/estimator/steps"] == 8
     assert kept["training/estimator/average"] == training.estimator.state["average"]
+    same_bound(vae, load(tmp_path / "run"), BITS[:4])

@@ -1,0 +1,78 @@
+"""Pictures of a trained model show what they say, for one latent and for several, of any name and shape."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from oracles import LinearGaussian
+from torch import nn
+from torch.distributions import constraints
+
+from pyro_vae import TrainingPlan, figures, fit
+from pyro_vae.data import Split, Splits
+from pyro_vae.evaluate import variance_of_means
+from pyro_vae.reports import (
+    Latents,
+    LearningCurves,
+    LogLikelihood,
+    Plane,
+    Reconstructions,
+    Samples,
+    TestBound,
+    Trained,
+    Traversals,
+)
+
+
+def test_a_traversal_moves_the_coordinate_that_it_names(monkeypatch):
+    """By one unit of t_j the mean of x moves along column j of W; the most used coordinate comes first."""
+    drawn = {}
+
+    def traversals(means, names, ticks, *_):
+        drawn.update(means=means, names=names, ticks=torch.tensor(ticks, dtype=means.dtype))
+
+    monkeypatch.setattr(figures, "traversals", traversals)
+    oracle = LinearGaussian.random(d=3)
+    split = Split(oracle.data(200))
+    Traversals().draw(Trained(oracle.vae, Splits(split, split, split, constraints.real), TrainingPlan(), []))
+    used = variance_of_means(oracle.vae, split).argsort(descending=True).tolist()
+    assert drawn["names"] == [figures.coordinate("t", j) for j in used]
+    for j, line in zip(used, drawn["means"].split(len(drawn["ticks"])), strict=True):
+        moved = drawn["ticks"] - drawn["ticks"][0]
+        torch.testing.assert_close(line - line[0], torch.outer(moved, oracle.W[:, j]).detach())
+
+
+class OneNumber(nn.Module):
+    """A program of one's own: its latent is a number, its sites are named z and pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(64, 2), nn.Linear(1, 64)
+
+    def model(self, x):
+        pyro.module("decoder", self.decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            logits = self.decoder(z.unsqueeze(-1)).unflatten(-1, (1, 8, 8))
+            pyro.sample("pixels", dist.Binomial(16, logits=logits).to_event(3), obs=x)
+
+    def guide(self, x):
+        pyro.module("encoder", self.encoder)
+        loc, log_scale = self.encoder(x.flatten(1) / 16).unbind(-1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()))
+
+
+@pytest.mark.parametrize("size", [2, 5, 60])
+def test_every_picture_and_metric_of_a_program_of_ones_own(size, digits):
+    torch.manual_seed(0)
+    model, data = OneNumber(), digits._replace(test=digits.test.first(size))
+    plan = TrainingPlan(epochs=1)
+    trained = Trained(model, data, plan, list(fit(model, data, plan)), test_particles=5, test_images=size)
+    names = [name for picture in (LearningCurves, Reconstructions, Samples, Latents, Plane, Traversals)
+             for name in picture().draw(trained)]  # fmt: skip
+    assert names == ["learning_curves", "reconstructions", "samples", "latents", "traversals"]
+    assert [row.quantity.split()[0] for row in TestBound().measure(trained).rows] == ["ELBO", "reconstruction", "KL"]
+    assert LogLikelihood().measure(trained).values["log_px"]["n"] == size
