@@ -78,6 +78,9 @@ def _options(cls: type[Described], init: Callable[..., None], given: Mapping[str
     """
     options: dict[str, Any] = {}
     for name, parameter in list(signature(init).parameters.items())[1:]:  # without self
+        if parameter.kind is Parameter.VAR_KEYWORD:
+            options |= {key: describe(each) for key, each in given.get(name, {}).items()}
+            continue
         value = given.get(name, parameter.default)
         if name in cls.filled_in or value is Parameter.empty or isinstance(value, torch.nn.Module):
             continue
@@ -104,8 +107,8 @@ def describe(value: Any) -> Any:
 
 
 _PLAIN: list[tuple[Any, Callable[[Any], Any]]] = [
+    (np.generic, lambda value: value.item()),  # first, since NumPy's numbers are Python's too
     ((type(None), bool, int, float, str), lambda value: value),
-    (np.generic, lambda value: value.item()),
     (Path, str),
     ((list, tuple), lambda value: [describe(each) for each in value]),
     (Mapping, lambda value: {str(key): describe(each) for key, each in value.items()}),

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -31,10 +31,11 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from pyro_vae._version import version as own_version
-from pyro_vae.description import undescribed
+from pyro_vae.description import Described, undescribed
 from pyro_vae.models import VAE, Model
 from pyro_vae.models.specification import assemble
 from pyro_vae.parts import Dims
+from pyro_vae.scopes import seeded
 from pyro_vae.training import Epoch
 
 if TYPE_CHECKING:  # a second of import that only figures need
@@ -116,14 +117,23 @@ def save(model: Model, folder: str | os.PathLike[str]) -> None:
 
     Raises:
         FileExistsError: the folder exists: nothing is ever overwritten.
-        ValueError: an option of a part cannot be written down, such as a lambda; the message names it.
+        TypeError: this is no `Model`.
+        ValueError: an option of a part cannot be written down, such as a lambda, or `load` could not build the model again; the
+            message says why. Nothing is written then.
     """
+    if not isinstance(model, Model):
+        raise TypeError(f"model: expected a Model of pyro_vae, such as a VAE, got {type(model).__name__}")
     config = describe_model(model)
     if places := undescribed(config):
         raise ValueError(
             f"this model cannot be saved: {'; '.join(places)} has no import path. Use a class or a function of a module, or "
             f"functools.partial of one"
         )
+    try:  # what could not be loaded is not saved
+        sizes = model.dims.without_data()
+        _fill(_empty(_dims(**vars(sizes) | {"data": sizes.train_size}), config), model.state_dict())
+    except (ValueError, TypeError, RuntimeError, KeyError) as error:
+        raise ValueError(f"this model cannot be saved, since it could not be loaded again: {error}") from error
     Run(Path(folder), yaml.safe_dump(config, sort_keys=False))._keep_weights(model, None, {})
 
 
@@ -132,7 +142,7 @@ def describe_model(model: Model) -> dict[str, Any]:
     slots: dict[str, Any] = {}
     for slot, attribute in _SLOTS.items():
         part = getattr(model, attribute, None)
-        slots[slot] = model.made_with.get(slot) if part is None else part.described()
+        slots[slot] = part.described() if isinstance(part, Described) else model.made_with.get(slot)
     if not isinstance(model, VAE):
         own = {name: value for name, value in model.made_with.items() if name not in _SLOTS}
         slots["model"] = {**model.described(), "init_args": own}
@@ -165,18 +175,47 @@ def load(folder: str | os.PathLike[str]) -> Model:
         config = yaml.safe_load((path / _CONFIG).read_text())
         if not isinstance(config, dict) or not config.keys() >= set(_SLOTS):
             raise ValueError(f"no configuration of a run: it has not all of the keys {', '.join(_SLOTS)}")
-        model = build(dims, {name: config[name] for name in (*_SLOTS, "model") if name in config})
+        slots = {name: config[name] for name in (*_SLOTS, "model") if name in config}
+        model = _empty(dims, slots)
     with _blamed(path / _WEIGHTS):
-        model.load_state_dict(state, assign=True)
-        state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        if empty := [name for name, value in state.items() if value.is_meta]:
-            raise ValueError(f"{', '.join(empty)} is made of training data and is not among the weights")
+        _fill(model, state)
     return model.eval()
+
+
+def _empty(dims: Dims, slots: dict[str, Any]) -> Model:
+    """A model from the descriptions of its slots, without its weights.
+
+    Raises:
+        ValueError: it cannot be built from them.
+    """
+    try:
+        with seeded(torch.device("cpu"), "rebuilt"):
+            return build(dims, slots)
+    except RuntimeError as error:
+        if "meta tensor" not in str(error):
+            raise
+        raise ValueError(
+            "a part reads values of the training data while it is built, which are not saved: it should keep what it needs of "
+            "them as a parameter or a buffer"
+        ) from error
+
+
+def _fill(model: Model, state: dict[str, Tensor]) -> None:
+    """Gives a model its weights.
+
+    Raises:
+        RuntimeError: these are not its weights.
+        ValueError: a tensor that was made of training data is not among them.
+    """
+    model.load_state_dict(state, assign=True)
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    if empty := [name for name, value in tensors.items() if value.is_meta]:
+        raise ValueError(f"{', '.join(empty)} is made of training data and is not among the weights")
 
 
 def _dims(
     latent: int,
-    x_shape: list[int],
+    x_shape: Sequence[int],
     data: int | None = None,
     classes: int | None = None,
     x_scale: float = 1.0,

@@ -281,8 +281,10 @@ def observed(
     with library_path():
         program = poutine.condition(poutine.uncondition(model), data=dict(values or {}))
         trace = poutine.trace(program).get_trace(*args)
-    sites = _sample_sites(trace).items()
-    return {name: site["fn"] for name, site in sites if site["infer"].get("was_observed")}
+    sites = _sample_sites(trace)
+    if unknown := set(values or {}) - sites.keys():
+        raise ValueError(f"the model has no latents {sorted(unknown)}; its sites are {sorted(sites)}")
+    return {name: site["fn"] for name, site in sites.items() if site["infer"].get("was_observed")}
 
 
 def draw_latents(guide: Program, *args: Any) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 
 def wide_console() -> Console:
-    """The screen; where there is none, room for every column."""
+    """Returns the screen. Where the output goes to a file, it is wide enough for every column."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=max(100, console.width))
 

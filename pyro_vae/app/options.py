@@ -81,9 +81,13 @@ class Parser(ArgumentParser):
                 message += f" (known: {', '.join(known)})"
         no_list = r"Expected a <class '(?:list|collections.abc.Sequence)'>.\s+Got value: (\S+)"
         message = re.sub(no_list, r"expected a list, such as '[\1]'", message)
-        message = re.sub(r'Parser key "([\w.]+)"', r"--\1", message)
+        message = re.sub(r'Parser key "([\w.]+)"', lambda key: self._named(key[1]), message)
         message = re.sub(r"\s*\n\s*", " ", message).strip()
         fail(f"{message}\nFor all options: {self.called} --help", status=2)
+
+    def _named(self, key: str) -> str:
+        """An option as it is given; the parsers inside, of classes, name theirs without what stands before."""
+        return f"--{key}" if key.partition(".")[0] in self.slots else f"option {key!r} of a class"
 
 
 class Options:

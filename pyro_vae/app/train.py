@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -44,6 +44,7 @@ from pyro_vae.runs import Run, load
 from pyro_vae.training import Epoch, Progress, Training, TrainingPlan, fit
 
 console = Console(highlight=False)
+Made = TypeVar("Made")
 HEADER = f"{'epoch':<13}{'train':>11}{'validation':>11}{'reconstruction':>16}{'KL':>9}{'seconds':>9}"
 
 
@@ -72,6 +73,7 @@ def train(
     where = setting.place
     splits = splits.to(where)
     model = spec.build(splits, plan.seed).to(where)
+    measured, drawn = made("metrics", metrics), made("figures", figures)  # before training: a wrong one costs nothing
 
     with progress_bar(console) as bar, StopRequest() as stop:
         task = bar.add_task("")
@@ -97,16 +99,36 @@ def train(
             model = load(run.folder).to(where)
             console.print(f"Evaluating the weights of epoch {len(records)}; Ctrl-C again skips this.")
         trained = Trained(model, splits, plan, records, setting.test_particles, setting.test_images)
-        report(run, trained, [make() for make in metrics], trained_for)
-        for make in figures:
-            for name, figure in make().draw(trained).items():
-                run.figure(name, figure)
+        report(run, trained, measured, trained_for)
+        for picture in drawn:
+            draw(run, trained, picture)
     except KeyboardInterrupt:
         interrupted = True
     contents = f"configuration, metrics, weights, {run.folder / 'figures'}/*.png"
     console.print(f"Run folder: {run.folder}   ({contents})", soft_wrap=True)
     if interrupted:
         raise SystemExit(130)
+
+
+def made(option: str, classes: Sequence[Callable[[], Made]]) -> list[Made]:
+    """The objects of a list of classes.
+
+    Raises:
+        ValueError: one cannot be made.
+    """
+    try:
+        return [make() for make in classes]
+    except TypeError as error:
+        raise ValueError(f"{option}: {error}") from error
+
+
+def draw(run: Run, trained: Trained, picture: Picture) -> None:
+    """Keeps the figures of a picture. One that fails is told, and costs neither the others nor what is saved already."""
+    try:
+        for name, figure in picture.draw(trained).items():
+            run.figure(name, figure)
+    except Exception as error:  # a picture may be a user's own, which raises anything
+        console.print(f"Left out: figure {type(picture).__name__}: {type(error).__name__}: {error}", markup=False)
 
 
 def introduce(model: Model, data: str, splits: Splits, device: torch.device) -> None:
@@ -161,7 +183,8 @@ def report(run: Run, trained: Trained, metrics: Sequence[Metric], trained_for: f
             run.result(values)
     if table.rows:
         console.print(table)
-    console.print(f"± is the standard error over images. Training took {trained_for:.0f} s.")
+        console.print("± is the standard error over images.", end=" ")
+    console.print(f"Training took {trained_for:.0f} s.")
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:

@@ -26,7 +26,7 @@ class Columns:
     dynamic: bool = False
 
     def __len__(self) -> int:
-        """N."""
+        """The number N of data."""
         return len(self.tensors[0])
 
     @property

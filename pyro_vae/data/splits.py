@@ -42,7 +42,7 @@ class Split:
     dynamic: bool = False
 
     def __len__(self) -> int:
-        """N."""
+        """The number N of data."""
         return len(self.x)
 
     def to(self, device: torch.device) -> Split:
@@ -81,9 +81,9 @@ class Splits(NamedTuple):
     """Train, validation and test data of one data set.
 
     Attributes:
-        train: what is fitted.
-        valid: what is watched.
-        test: what is reported.
+        train: the data that a model is fitted to.
+        valid: the data that it is watched on while it is trained.
+        test: the data that the end is reported on.
         support: the values that a datum may take.
     """
 

@@ -14,7 +14,7 @@ Pixels = Literal["dynamic", "fixed", "none", "levels"]
 """What becomes of 256 gray levels: binarized (see `pyro_vae.data.splits.Binarize`), kept in [0, 1], or kept as 0..255."""
 
 
-class MNISTFormat(Data):
+class _MNISTFormat(Data):
     """A data set in the format of MNIST: 60,000 training and 10,000 test images, 28×28 gray pixels in [0, 1].
 
     Args:
@@ -68,14 +68,14 @@ class MNISTFormat(Data):
 
 
 @final
-class MNIST(MNISTFormat):
+class MNIST(_MNISTFormat):
     """MNIST: 60,000 training and 10,000 test images of digits, 28×28 pixels in [0, 1]."""
 
     _name = "MNIST"
 
 
 @final
-class FashionMNIST(MNISTFormat):
+class FashionMNIST(_MNISTFormat):
     """Fashion-MNIST: 60,000 training and 10,000 test images of clothes, 28×28 pixels in [0, 1]."""
 
     _name = "FashionMNIST"

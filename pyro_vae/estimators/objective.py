@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,11 +62,10 @@ class Objective:
             weight = weight * (kl > self.free_nats).to(kl.dtype)
         return replace(draws, kl_weight=weight)
 
-    @contextmanager
-    def sampling(self) -> Iterator[None]:
-        """Sets latents to the means of their distributions within this context if ``noise`` is off."""
-        with nullcontext() if self.noise else _Means():
-            yield
+    def sampling(self) -> AbstractContextManager[Any]:
+        """Returns a context within which latents are the means of their distributions if ``noise`` is off."""
+        means: AbstractContextManager[Any] = _Means()
+        return nullcontext() if self.noise else means
 
 
 class _Means(Messenger):

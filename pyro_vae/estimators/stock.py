@@ -82,6 +82,21 @@ class Stock(Estimator):
         bound = torch.full_like(draws.log_w[0], -loss / size)
         return Estimate(bound, bound, draws, draws), found
 
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """Returns Pyro's own differentiable loss.
+
+        Raises:
+            ValueError: the class has none, as RenyiELBO and TraceGraph_ELBO have none; ``loss_and_grads`` works for all.
+        """
+        if not torch.is_grad_enabled():
+            return torch.tensor(float(self.elbo.loss(model, guide, *args, **kwargs)))
+        if not hasattr(self.elbo, "differentiable_loss"):
+            raise ValueError(
+                f"Stock: {type(self.elbo).__name__} has no differentiable loss in Pyro; use loss_and_grads"
+            )
+        loss: Tensor = self.elbo.differentiable_loss(model, guide, *args, **kwargs)
+        return loss
+
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """Returns Pyro's own loss, and adds its gradient to that of the parameters."""
         return float(self.elbo.loss_and_grads(model, guide, *args, **kwargs))

@@ -22,7 +22,7 @@ from pyro_vae.traces import Programs, library_path, particles
 
 _CHUNK = 2**20
 """The size of the largest temporary tensor, particles × data × pixels. It is small enough for a processor's cache."""
-_PARTS = 4
+_TOGETHER = 4
 """The number of chunks in one compiled graph, which share what does not depend on particles: encoder and prior."""
 _AUTO_WORK = 2**31
 """The least work, particles × data × pixels, for which a compiled chunk saves more time than compiling takes."""
@@ -73,7 +73,7 @@ def log_px(
     columns = columns_for(programs, data)
     N, pixels, device = len(columns), prod(columns.x.shape[1:]), columns.x.device
     chunk = max(1, _CHUNK // (min(batch_size, N) * pixels))
-    most = min(K, _PARTS * chunk)
+    most = min(K, _TOGETHER * chunk)
     model, guide = (in_precision(program, precision) for program in (programs.model, programs.guide))
 
     def log_sum(*batch: Tensor, k: int) -> Tensor:

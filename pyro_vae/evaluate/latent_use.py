@@ -47,7 +47,9 @@ def variance_of_means(
         for batch in columns.batches(1000):
             for half in halves:
                 half.append(
-                    torch.stack([_flat(draw_latents(programs.guide, *batch), site) for _ in range(draws)]).mean(0)
+                    torch.stack([_flat(draw_latents(programs.guide, *batch), site) for _ in range(draws)])
+                    .double()
+                    .mean(0)
                 )
     one, other = (torch.cat(half).double() for half in halves)
     return ((one - one.mean(0)) * (other - other.mean(0))).sum(0) / (len(one) - 1)

@@ -64,6 +64,8 @@ def decode(programs: Programs, latents: Mapping[str, Tensor], like: DataLike, *,
         like: data, of which only the shape of a datum and the device are used.
         y: labels ``(n,)``, for programs that take them.
     """
+    if not latents:
+        raise ValueError("latents: expected values of at least one site")
     columns = _in_shape(programs, like, len(next(iter(latents.values()))), y)
     with evaluating(programs, columns.x.device, "images"):
         return _mean(programs, columns.tensors, latents)

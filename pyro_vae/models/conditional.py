@@ -26,9 +26,9 @@ class Conditional(ThreePartModel):
 
     Args:
         dims: the sizes and the number of classes, filled in by the program.
-        prior: p(t), filled in by the program.
-        guide: q(t|x,y), filled in by the program.
-        likelihood: p(x|t,y), filled in by the program.
+        prior: p(t), made from the sizes.
+        guide: q(t|x,y), made from the sizes.
+        likelihood: p(x|t,y), made from the sizes.
 
     Raises:
         ValueError: the data have no labels 0, 1, ..., there are more classes than data, or the prior is made of the

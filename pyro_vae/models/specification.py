@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from pyro_vae.data import Splits
+from pyro_vae.description import called_by
 from pyro_vae.guides import DiagonalNormal
 from pyro_vae.likelihoods import default_likelihood
 from pyro_vae.models.base import Model
@@ -48,6 +49,8 @@ class ModelSpec:
         Raises:
             ValueError: a part cannot be built for these data, or the parts do not fit each other.
         """
+        if called_by(self.model) is VAE:
+            raise ValueError("model: the VAE of prior, guide and likelihood is the default: leave it out")
         likelihood = self.likelihood or default_likelihood(data.support)
         # The first weights are the same wherever training runs.
         with seeded(torch.device("cpu"), seed, "first weights"):

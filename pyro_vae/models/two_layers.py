@@ -68,9 +68,9 @@ class TwoLayer(_TwoLayers):
 
     Args:
         dims: the sizes, filled in by the program.
-        prior: p(t2), filled in by the program.
-        guide: q(t|x), filled in by the program.
-        likelihood: p(x|t), filled in by the program.
+        prior: p(t2), made from the sizes.
+        guide: q(t|x), made from the sizes.
+        likelihood: p(x|t), made from the sizes.
         top: the dimension of t2.
         between: the class of p(t|t2) and of q(t2|t). It may be any guide that needs no data, since a guide maps a
             vector to a distribution.
@@ -123,9 +123,9 @@ class Ladder(_TwoLayers):
 
     Args:
         dims: the sizes, filled in by the program.
-        prior: p(t2), filled in by the program.
-        guide: the guide that gives m̂ and ŝ, filled in by the program. It is a `DiagonalNormal` with any network.
-        likelihood: p(x|t), filled in by the program.
+        prior: p(t2), made from the sizes.
+        guide: the guide that gives m̂ and ŝ, made from the sizes. It is a `DiagonalNormal` with any network.
+        likelihood: p(x|t), made from the sizes.
         top: the dimension of t2.
         network: the class of the networks of p(t|t2) and of the way up, q(t2|x).
 

@@ -48,7 +48,7 @@ class CompiledStep:
 
     Args:
         update: the step.
-        batch_size: of the batches that are compiled.
+        batch_size: the number of data in a batch that is compiled; others run eagerly.
     """
 
     def __init__(self, update: Update, batch_size: int) -> None:
@@ -87,7 +87,7 @@ class Graph:
 
     Args:
         update: the step; its optimizer has a state.
-        index: of a batch.
+        index: the indices of a batch.
         phase: the phase.
 
     Raises:
@@ -103,7 +103,8 @@ class Graph:
             for name, value in update.optimizer.state[leaf].items()
             if isinstance(value, Tensor)
         ]
-        self._scalars: dict[float, Tensor] = {}
+        self._numbers: list[float] = []
+        self._scalars: list[Tensor] = []
         counts = {float(value) for _, name, value in self.state if name == "step"}
         rules = {torch.ops.aten._foreach_pow.ScalarAndTensor: _powers(shared=len(counts) == 1)}
         inputs = self._inputs(index, 1.0)
@@ -118,13 +119,15 @@ class Graph:
 
     def _inputs(self, index: Tensor, kl_weight: float) -> list[Tensor]:
         numbers = [kl_weight, *(float(group["lr"]) for group in self.update.optimizer.param_groups)]
-        for number in numbers:
-            if number not in self._scalars:
-                like = self.leaves[0]
-                self._scalars[number] = torch.tensor(number, dtype=like.dtype, device=index.device)
-        scalars = (self._scalars[number] for number in numbers)
+        if not self._scalars:
+            like = self.leaves[0]
+            self._scalars = [torch.tensor(number, dtype=like.dtype, device=index.device) for number in numbers]
+        for scalar, number, before in zip(self._scalars, numbers, self._numbers, strict=False):
+            if number != before:
+                scalar.fill_(number)
+        self._numbers = numbers
         states = [value for _, _, value in self.state]
-        return [*self.update.columns.tensors, index, *scalars, *states, *self.update.estimator.state.values()]
+        return [*self.update.columns.tensors, index, *self._scalars, *states, *self.update.estimator.state.values()]
 
     def _whole(self, swapped: Sequence[Tensor], held: Sequence[Tensor], *inputs: Tensor) -> list[Tensor]:
         n, groups, estimator = (

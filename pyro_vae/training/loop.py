@@ -91,7 +91,13 @@ class Training(Iterator[Epoch]):
             batch = self.train.take(slice(0, plan.batch_size))
             w, phi = (list(side.values()) for side in parameters(programs.model, programs.guide, *batch))
             with torch.no_grad(), library_path():
-                estimate = self.estimator.estimate(programs.model, programs.guide, *batch, objective=plan.objective)
+                estimate = self.estimator.estimate(
+                    programs.model,
+                    programs.guide,
+                    *batch,
+                    objective=plan.objective,
+                    kl_weight=plan.objective.weight(1),
+                )
                 self.names = names_of(estimate)
         if plan.e_steps and not (w and phi):
             side = "guide" if w else "model"
@@ -102,6 +108,16 @@ class Training(Iterator[Epoch]):
         self.optimizer = make_optimizer(plan.optimizer, w, phi, plan.lr_phi)
         steps = plan.epochs * self.steps
         self.schedule = MovingSchedule(plan.schedule, self.optimizer, plan.schedule_by, plan.epochs, steps)
+        for group in self.optimizer.param_groups:
+            if (
+                group["name"] == "phi"
+                and plan.lr_phi is not None
+                and group.get("initial_lr", plan.lr_phi) != plan.lr_phi
+            ):
+                name = type(self.schedule.scheduler).__name__
+                raise ValueError(
+                    f"lr_phi: {name} sets rates of its own: give it a list of two, for w and for φ, in its place"
+                )
         self._records = self._run()
 
     def __next__(self) -> Epoch:

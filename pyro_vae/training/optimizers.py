@@ -32,19 +32,38 @@ def make_optimizer(
         raise ValueError("model and guide use no parameters: nothing to train")
     if lr_phi is not None and not lr_phi >= 0:
         raise ValueError(f"lr_phi: expected a learning rate of at least 0, got {lr_phi}")
-    probe = factory([nn.Parameter(torch.zeros(1, 1))])
-    closure = signature(probe.step).parameters.get("closure")
-    if closure is not None and closure.default is Parameter.empty:
-        raise ValueError(
-            f"optimizer: {type(probe).__name__} evaluates the loss itself, several times in a step (its step takes a "
-            f"closure). A bound has other random numbers at each evaluation: choose a stochastic optimizer, such as Adam"
-        )
+    _try(factory)
     groups: list[dict[str, Any]] = [{"params": list(w), "name": "w"}, {"params": list(phi), "name": "phi"}]
     if lr_phi is not None:
         groups[1]["lr"] = lr_phi
-    optimizer = factory([group for group in groups if group["params"]])
+    try:
+        optimizer = factory([group for group in groups if group["params"]])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"optimizer: {error}") from error
     fuse(optimizer)
     return optimizer
+
+
+def _try(factory: OptimizerFactory) -> None:
+    """Tries an optimizer on a parameter of its own.
+
+    Raises:
+        ValueError: its options are wrong, or it needs what training does not give.
+    """
+    parameter = nn.Parameter(torch.zeros(1, 1))
+    try:
+        probe = factory([{"params": [parameter], "name": "w"}])
+        closure = signature(probe.step).parameters.get("closure")
+        if closure is not None and closure.default is Parameter.empty:
+            raise ValueError(
+                f"{type(probe).__name__} evaluates the loss itself, several times in a step (its step takes a closure). A "
+                f"bound has other random numbers at each evaluation: choose a stochastic optimizer, such as Adam"
+            )
+        if type(probe).__module__.startswith("torch."):  # one of a user may do more in a step than a step
+            parameter.grad = torch.zeros(1, 1)
+            probe.step()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"optimizer: {error}") from error
 
 
 def fuse(optimizer: Optimizer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 
@@ -64,6 +65,12 @@ class TrainingPlan:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
+        if not isinstance(self.estimator, Estimator):
+            raise ValueError(f"estimator: expected an Estimator, got {self.estimator!r}")
+        for name, kind in (("compile", Compile), ("precision", Precision), ("schedule_by", MovesBy)):
+            *others, last = get_args(kind)
+            if (given := getattr(self, name)) not in (*others, last):
+                raise ValueError(f"{name}: expected {', '.join(others)} or {last}, got {given!r}")
         if self.epochs < 1:
             raise ValueError(f"epochs: expected at least 1, got {self.epochs}")
         if min(self.e_steps, self.m_steps) < 0 or (self.e_steps > 0) != (self.m_steps > 0):

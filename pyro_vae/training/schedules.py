@@ -56,21 +56,20 @@ class MovingSchedule:
     def __init__(
         self, factory: ScheduleFactory | None, optimizer: Optimizer, by: MovesBy, epochs: int, steps: int
     ) -> None:
-        kind: Any = called_by(factory)
-        of_steps = isinstance(kind, type) and issubclass(kind, CyclicLR | OneCycleLR)
-        if by == "auto":
-            by = getattr(kind, "moves_by", "step" if of_steps else "epoch")
-        self.by_step, moves = by == "step", steps if by == "step" else epochs
-        self.scheduler = _made(factory, kind, optimizer, moves) if factory else None
+        kind = called_by(factory)
+        moves = {"epoch": epochs, "step": steps}
+        self.scheduler = _made(factory, kind, optimizer, moves[_moves_by(kind, by)]) if factory else None
+        by = _moves_by(type(self.scheduler), by)  # also of a schedule that a lambda made
+        self.by_step = by == "step"
         name, total = type(self.scheduler).__name__, getattr(self.scheduler, "total_steps", None)
         if self.by_step and isinstance(self.scheduler, ReduceLROnPlateau):
             raise ValueError(
                 f"schedule_by: {name} watches the validation loss, which comes once an epoch: choose epoch"
             )
-        if total is not None and total < moves:
+        if total is not None and total < moves[by]:
             raise ValueError(
-                f"schedule: {name} ends after total_steps = {total}, and it is moved {moves} times: leave total_steps out, or "
-                f"give at least {moves}"
+                f"schedule: {name} ends after total_steps = {total}, and it is moved {moves[by]} times: leave total_steps out, "
+                f"or give at least {moves[by]}"
             )
 
     def after_step(self) -> None:
@@ -86,6 +85,15 @@ class MovingSchedule:
             self.scheduler.step()
 
 
+def _moves_by(kind: Any, by: MovesBy) -> Literal["epoch", "step"]:
+    """When a schedule of a class moves."""
+    if by != "auto":
+        return by
+    of_steps = isinstance(kind, type) and issubclass(kind, CyclicLR | OneCycleLR)
+    found: Literal["epoch", "step"] = getattr(kind, "moves_by", "step" if of_steps else "epoch")
+    return found
+
+
 def _made(factory: Callable[..., LRScheduler], kind: Any, optimizer: Optimizer, moves: int) -> LRScheduler:
     """The schedule, told how often it will be moved if it asks for that and was not told."""
     given = getattr(factory, "keywords", {})
@@ -93,5 +101,5 @@ def _made(factory: Callable[..., LRScheduler], kind: Any, optimizer: Optimizer, 
     told = any(given.get(name) is not None for name in ("total_steps", "epochs"))
     try:
         return factory(optimizer, total_steps=moves) if asks and not told else factory(optimizer)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"schedule: {error}") from error
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise ValueError(f"schedule: {error or type(error).__name__}") from error

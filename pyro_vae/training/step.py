@@ -24,14 +24,14 @@ class Update:
     """Everything that a training step needs; called, it takes a step.
 
     Attributes:
-        programs: a Pyro model and guide.
-        estimator: whose gradients.
+        programs: the Pyro model and guide that are trained.
+        estimator: the estimator whose gradient is followed.
         objective: what is optimized.
         columns: the training data, which batches are indices into.
         optimizer: the optimizer of all parameters.
-        phases: which parameters move, by the name of the phase.
-        clip_norm: the largest norm of the gradient by those.
-        precision: of the networks' products.
+        phases: the parameters that move in each phase, by its name.
+        clip_norm: the largest norm of the gradient by the parameters that move; None clips nothing.
+        precision: the precision of the networks' matrix products.
     """
 
     programs: Programs
@@ -47,6 +47,7 @@ class Update:
         """One step, eagerly (see `Step`)."""
         leaves = self.phases[phase]
         found, gradients = self.gradients(self.columns.tensors, index, kl_weight, leaves)
+        self.optimizer.zero_grad(set_to_none=True)  # an estimator of Pyro's may have left gradients of the other side
         for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient
         try:
@@ -59,7 +60,7 @@ class Update:
     def gradients(
         self, tensors: Sequence[Tensor], index: Tensor, kl_weight: float | Tensor, leaves: Sequence[Tensor]
     ) -> tuple[Sums, list[Tensor]]:
-        """Sums over a batch, and the gradient downhill: that of minus the mean surrogate by the leaves, clipped.
+        """Returns sums over a batch, and the clipped gradient of minus the mean surrogate by the leaves.
 
         The estimator's state moves on.
         """

@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import (
 
 from pyro_vae import TrainingPlan, fit
 from pyro_vae.data import Split, Splits
+from pyro_vae.estimators import ELBO, Objective, Stock
 from pyro_vae.training import Callback
 
 
@@ -149,6 +150,9 @@ def test_a_schedule_that_moves_more_than_the_rate_is_the_same_compiled(traced, c
     [
         ({"schedule": OneCycleLR}, "schedule: .*max_lr"),
         ({"optimizer": LBFGS}, "optimizer: LBFGS evaluates the loss itself"),
+        ({"optimizer": SparseAdam}, "optimizer: SparseAdam does not support dense gradients"),
+        ({"lr_phi": 0.1, "schedule": partial(OneCycleLR, max_lr=0.1)}, "lr_phi: OneCycleLR sets rates of its own"),
+        ({"estimator": Stock(), "objective": Objective(warm_up=2)}, "no weight of the KL"),
         ({"optimizer": partial(Adam, lr=-1.0)}, "Invalid learning rate"),
         ({"lr_phi": -1.0}, "lr_phi: expected a learning rate of at least 0, got -1"),
         (
@@ -167,12 +171,17 @@ def test_what_cannot_work_is_refused_at_once(options, message):
         fit(oracle.vae, data, epochs=2, batch_size=10, **options)
 
 
-def test_an_optimizer_of_sparse_gradients_is_refused_at_the_first_step():
+def test_a_schedule_behind_a_lambda_moves_as_its_class_does():
+    made = partial(OneCycleLR, max_lr=0.01, total_steps=12, cycle_momentum=False)
+    assert rates_of(lambda optimizer: made(optimizer)) == rates_of(made)  # noqa: PLW0108
+
+
+@pytest.mark.parametrize("estimator", [ELBO(), Stock()])
+def test_a_phase_moves_one_side_alone(estimator):
     oracle, data = oracle_and_splits()
-    with pytest.raises(
-        ValueError, match="optimizer: SparseAdam cannot take this step: SparseAdam does not support dense"
-    ):
-        next(fit(oracle.vae, data, epochs=2, batch_size=10, optimizer=SparseAdam))
+    before = [p.detach().clone() for p in oracle.vae.likelihood.parameters()]
+    list(fit(oracle.vae, data, epochs=1, batch_size=10, e_steps=100, m_steps=1, estimator=estimator))
+    assert all(torch.equal(p, was) for p, was in zip(oracle.vae.likelihood.parameters(), before, strict=True))
 
 
 def test_an_unknown_option_names_those_that_there_are():

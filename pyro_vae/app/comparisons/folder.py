@@ -29,11 +29,11 @@ class ComparisonFolder:
     """The finished cells of a comparison, each in a file of its own: what is there is not computed again.
 
     Args:
-        folder: where they lie. None names a folder by the options: the same command goes on where it was, another one
-            begins anew.
-        name: what the folder's name begins with, if it is named here.
+        folder: the folder of the comparison. None names it after the options, so that the same command goes on where it was cut
+            off, and a command with other options begins anew.
+        name: the beginning of the folder's name, where the folder is named here.
         config: the resolved options, in YAML.
-        grid: names of the options that list the cells; with more of these, the same folder goes on.
+        grid: the names of the options that list the cells. A command with more of these goes on in the same folder.
 
     Raises:
         ValueError: the folder holds cells of other options.

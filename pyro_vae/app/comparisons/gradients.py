@@ -50,13 +50,14 @@ def gradients(
         estimators: The estimators, each called with K.
         particles: The numbers of particles K.
         draws: N, how many gradients are drawn for each estimator and K: a multiple of 20.
-        reference: Whose mean gradient at the same K the bias is measured against. IWAE's is without bias for L_K.
+        reference: The estimator whose mean gradient, at the same K, the bias is measured against. That of IWAE has no bias for
+            L_K.
         same_mean: Names of estimators whose gradients are known to have the reference's mean: their signal-to-noise ratio takes
             ‖mean‖ from the reference's draws, which tells it better where those have less noise.
         batch: How many of the first training data the gradient is taken over.
         fit_from: The smallest K that the slopes of log SNR against log K are fitted to.
         run: A run folder: its trained VAE is the frozen state. By default a model of the parts that are given, as initialized.
-        seed: Of the first weights and of all draws.
+        seed: The seed of the first weights and of all draws.
         splits: The data, loaded.
         config: The resolved options.
     """

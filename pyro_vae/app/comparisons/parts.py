@@ -75,7 +75,7 @@ def compare_parts(
         likelihoods: The likelihoods p(x|t,w). By default the one that fits the data.
         estimators: The estimators, each called with K.
         K: Number of particles of the estimators.
-        seeds: One training for each, of the first weights, the order of the data and the noise.
+        seeds: The seeds of the first weights, the order of the data and the noise; there is one training for each.
         splits: The data, loaded.
         config: The resolved options.
     """

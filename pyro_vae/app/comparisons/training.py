@@ -55,7 +55,7 @@ def training(
         setting: On which data, where, and how the end is judged.
         estimators: The estimators, each called with K.
         particles: The numbers of particles K.
-        seeds: One training for each, of the first weights, the order of the data and the noise.
+        seeds: The seeds of the first weights, the order of the data and the noise; there is one training for each.
         evaluate_every: Epochs between two evaluations; the last epoch is evaluated in any case.
         splits: The data, loaded.
         config: The resolved options.
