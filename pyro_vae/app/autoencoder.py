@@ -17,7 +17,7 @@ import yaml
 from rich.console import Console
 
 from pyro_vae import figures
-from pyro_vae.app.comparisons.folder import ComparisonFolder, run_config
+from pyro_vae.app.comparisons.folder import ComparisonFolder, keep_epochs, run_config
 from pyro_vae.app.comparisons.run import run_command
 from pyro_vae.app.console import StopRequest, progress_bar
 from pyro_vae.app.setting import Setting
@@ -81,9 +81,7 @@ def autoencoder(
                 records = fit(model, splits, case, on_step=on_step)
                 one = {"estimator": {"class_path": path_of(type(estimator))}, "objective": vars(objective)}
                 run = cells.new_run(run_config(yaml.safe_load(config), set(), one), name)
-                for record in records:
-                    run.record(record, model)
-                    stop.check()
+                keep_epochs(records, model, run, stop)
                 cell = {"terms": _terms(model, first, objective, plan.batch_size, setting.test_particles)}
                 cells.put(cell, name)
             bar.update(task, completed=i + 1)

@@ -109,7 +109,7 @@ class Options:
     ) -> None:
         if (here := str(Path.cwd())) not in sys.path:
             sys.path.insert(0, here)  # classes from files in the current folder are in reach
-        self.function, self.left_out = function, left_out
+        self.function = function
         owners: list[Callable[..., Any]] = [function, *_specifications(function).values()]
         Parser.slots = {name: hint for owner in owners for name, hint in get_type_hints(owner).items()}
         self.parser = Parser.of(function, left_out, prog or program())
@@ -124,14 +124,11 @@ class Options:
         given.pop("config", None)
         print_config = given.pop("print_config", False)
         for name, value in defaults.items():
-            described = describe(value)
-            default: dict[str, Any] = (
-                described if isinstance(described, dict) else {"class_path": path_of(_class_of(value))}
-            )
+            kind, described = _class_of(value), describe(value)
+            default: dict[str, Any] = described if isinstance(described, dict) else {"class_path": path_of(kind)}
             chosen = given.setdefault(name, default)
-            if resolve_name(chosen["class_path"]) is _class_of(
-                value
-            ):  # the default class keeps its default's other options
+            if resolve_name(chosen["class_path"]) is kind:
+                # The default class keeps the other options of its default.
                 chosen["init_args"] = {**default.get("init_args", {}), **chosen.get("init_args", {})}
         try:
             for owner in owners:

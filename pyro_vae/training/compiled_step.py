@@ -130,11 +130,8 @@ class Graph:
         return [*self.update.columns.tensors, index, *self._scalars, *states, *self.update.estimator.state.values()]
 
     def _whole(self, swapped: Sequence[Tensor], held: Sequence[Tensor], *inputs: Tensor) -> list[Tensor]:
-        n, groups, estimator = (
-            len(self.update.columns.tensors),
-            self.update.optimizer.param_groups,
-            self.update.estimator,
-        )
+        n, estimator = len(self.update.columns.tensors), self.update.estimator
+        groups = self.update.optimizer.param_groups
         index, kl_weight, *rest = inputs[n:]
         own, end = estimator.state, len(groups) + len(self.state)
         try:

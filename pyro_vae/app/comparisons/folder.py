@@ -19,8 +19,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from pyro_vae.app.console import StopRequest
 from pyro_vae.estimators import Estimator
+from pyro_vae.models import Model
 from pyro_vae.runs import Run
+from pyro_vae.training import Training
 
 EstimatorFactory = Callable[[int], Estimator]
 
@@ -108,6 +111,16 @@ class ComparisonFolder:
 
     def _path(self, *key: object) -> Path:
         return self.folder / "cells" / f"{file_name(*key)}.json"
+
+
+def keep_epochs(records: Training, model: Model, run: Run, stop: StopRequest) -> float:
+    """Trains to the end and keeps each epoch in the run folder; returns the seconds that training took."""
+    seconds = 0.0
+    for record in records:
+        seconds += record.seconds
+        run.record(record, model, records.estimator.state)
+        stop.check()
+    return seconds
 
 
 def file_name(*key: object) -> str:

@@ -22,6 +22,7 @@ from pyro_vae.app.comparisons.folder import (
     ComparisonFolder,
     EstimatorFactory,
     check_numbers,
+    keep_epochs,
     labels,
     left_out,
     run_config,
@@ -34,13 +35,13 @@ from pyro_vae.data import Split, Splits
 from pyro_vae.estimators import ELBO, Estimator
 from pyro_vae.evaluate import DivergedError, active_units, encode, evaluate_bound, log_px, mean, sample
 from pyro_vae.guides import DiagonalNormal
-from pyro_vae.models import Model, ModelSpec
+from pyro_vae.models import ModelSpec
 from pyro_vae.models.specification import GuideFactory, LikelihoodFactory, PriorFactory
 from pyro_vae.networks import count_parameters
 from pyro_vae.priors import MixtureOfNormals, StandardNormal, VampPrior
-from pyro_vae.runs import Run, load
+from pyro_vae.runs import load
 from pyro_vae.scopes import seeded
-from pyro_vae.training import Progress, Training, TrainingPlan, fit
+from pyro_vae.training import Progress, TrainingPlan, fit
 
 console = wide_console()
 KINDS = ("prior", "guide", "likelihood", "estimator")
@@ -121,7 +122,7 @@ def compare_parts(
                     model, estimator = one.build(splits, seed).to(where), make(K)
                     records = fit(model, splits, replace(plan, estimator=estimator, seed=seed), on_step=on_step)
                     run = cells.new_run(_config_of(described, specs, names, K, seed), *key)
-                    cell = {"seconds": _followed(records, model, run, stop)}
+                    cell = {"seconds": keep_epochs(records, model, run, stop)}
                 except (ValueError, DivergedError) as error:
                     skipped[f"{what}, seed {seed}"] = str(error).split("\n", 1)[0]
                     continue
@@ -141,16 +142,6 @@ def compare_parts(
     )
     draw(cells, done, named, first, splits)
     console.print(f"Tables, figures and cells, each a run folder: {cells.folder}", soft_wrap=True)
-
-
-def _followed(records: Training, model: Model, run: Run, stop: StopRequest) -> float:
-    """Trains to the end, keeping each epoch; returns the seconds that it took."""
-    seconds = 0.0
-    for record in records:
-        seconds += record.seconds
-        run.record(record, model, records.estimator.state)
-        stop.check()
-    return seconds
 
 
 def evaluated(vae: Any, estimator: Estimator, first: Split, K: int, compile: Compile) -> dict[str, Any]:
