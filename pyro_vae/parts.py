@@ -24,8 +24,9 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, final
 
 import torch
-from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.distributions.torch_distribution import TorchDistribution, TorchDistributionMixin
 from torch import Tensor, nn
+from torch.distributions.constraints import Constraint
 
 from pyro_vae.description import Described
 
@@ -49,6 +50,10 @@ class Dims:
         classes: the number of different labels, if the data have labels.
         x_scale: the largest absolute value of the training data, where that is above 1. Encoders divide x by it.
         train_size: N, which is kept where the training data are not kept.
+        standardized: whether parts see every number of x with its training mean subtracted and divided by its standard
+            deviation. Bounds stay densities of x itself (see `Units`). The mean `x_mean` is then 0.
+        x_units: the training mean and the standard deviation of every number of x, of shape ``(2, *x_shape)``, where
+            parts are built for standardized data.
     """
 
     latent: int
@@ -59,6 +64,8 @@ class Dims:
     classes: int | None = None
     x_scale: float = 1.0
     train_size: int | None = None
+    standardized: bool = False
+    x_units: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Checks that sizes are positive and that the mean has the shape of a datum.
@@ -74,6 +81,8 @@ class Dims:
             raise ValueError(f"x_mean: expected shape {self.x_shape}, got {tuple(self.x_mean.shape)}")
         if self.train is not None and self.train.shape[1:] != self.x_shape:
             raise ValueError(f"train: expected shape (N, *{self.x_shape}), got {tuple(self.train.shape)}")
+        if self.x_units is not None and self.x_units.shape != (2, *self.x_shape):
+            raise ValueError(f"x_units: expected shape {(2, *self.x_shape)}, got {tuple(self.x_units.shape)}")
 
     def without_data(self) -> Dims:
         """Returns the sizes alone.
@@ -81,7 +90,7 @@ class Dims:
         A part keeps only these, so that a copy of a VAE, or a file of it, holds no training data.
         """
         size = self.train_size if self.train is None else len(self.train)
-        return replace(self, x_mean=None, train=None, train_size=size)
+        return replace(self, x_mean=None, train=None, x_units=None, train_size=size)
 
 
 class Network(Described, nn.Module, ABC):
@@ -171,6 +180,107 @@ class DistributionPart(Described, nn.Module, ABC):
                 part._parts = parts
 
 
+class Units(nn.Module):
+    """The units in which parts see data: z = (x - m) / s, with the mean m and the standard deviation s of training data.
+
+    A guide is given z, and a likelihood describes z. What is reported is a density of x itself, since `Rescaled` contains
+    the Jacobian. Without standardized data this is x / x_scale for a guide, and x itself for a likelihood.
+
+    Args:
+        dims: the sizes. Where data are standardized and ``x_units`` is not known, a model is being loaded: the values
+            are then among the weights.
+    """
+
+    of_x: Tensor
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__()
+        self.standardized, self.x_scale = dims.standardized, dims.x_scale
+        if self.standardized:
+            units = (
+                torch.empty((2, *dims.x_shape), device="meta") if dims.x_units is None else placed(dims.x_units).clone()
+            )
+            self.register_buffer("of_x", units)
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """Returns x as networks see it."""
+        if self.standardized:
+            return (x - self.of_x[0]) / self.of_x[1]
+        return x if self.x_scale == 1 else x / self.x_scale  # this avoids a copy of x
+
+    def rescaled(self, distribution: Distribution) -> Distribution:
+        """Returns the distribution of x, given that of x in these units."""
+        return Rescaled(distribution, self.of_x) if self.standardized else distribution
+
+
+class Rescaled(TorchDistribution):
+    """The distribution of x = m + s ⊙ z, where z has a given distribution: log p(x) = log p(z) - Σ log s.
+
+    Args:
+        base: the distribution of z.
+        units: m and s, of shape ``(2, *event_shape)``.
+    """
+
+    arg_constraints: dict[str, Constraint] = {}  # noqa: RUF012  (as torch declares it)
+
+    def __init__(self, base: Any, units: Tensor) -> None:
+        self.base_dist, self.units, self.has_rsample = base, units, base.has_rsample
+        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> Constraint:
+        """The values of x that the distribution of z can score."""
+        return _RescaledSupport(self.base_dist.support, self.units)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Rescaled:
+        """Returns the same distribution for more data or particles."""
+        return Rescaled(self.base_dist.expand(batch_shape), self.units)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns the log density of x, in nats."""
+        log_prob: Tensor = self.base_dist.log_prob((value - self.units[0]) / self.units[1])
+        return log_prob - self.units[1].log().sum()
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws x as a function of the parameters."""
+        return self.units[0] + self.units[1] * self.base_dist.rsample(torch.Size(sample_shape))
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws x."""
+        return self.units[0] + self.units[1] * self.base_dist.sample(torch.Size(sample_shape))
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean m + s ⊙ E[z]."""
+        return self.units[0] + self.units[1] * self.base_dist.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance s² ⊙ Var[z]."""
+        return self.units[1] ** 2 * self.base_dist.variance
+
+
+class _RescaledSupport(Constraint):
+    """The values of x whose standardized value is in a support.
+
+    Args:
+        base: the support of the standardized values.
+        units: m and s.
+    """
+
+    def __init__(self, base: Constraint, units: Tensor) -> None:
+        self.base, self.units, self.event_dim = base, units, base.event_dim
+        self.is_discrete = base.is_discrete
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        """Returns whether each value is inside."""
+        return self.base.check((value - self.units[0]) / self.units[1])
+
+    def __repr__(self) -> str:
+        return f"that of standardized data, {self.base}"
+
+
 class Prior(DistributionPart):
     """p(t): ``prior()`` is a distribution of batch shape ``()`` and event shape ``(d,)``.
 
@@ -204,13 +314,17 @@ class Guide(DistributionPart):
         TypeError: ``forward`` returned an object that is not a Pyro distribution.
     """
 
+    def __init__(self, dims: Dims) -> None:
+        super().__init__(dims)
+        self.units = Units(dims)
+
     @final
     def scaled(self, x: Tensor) -> Tensor:
-        """Returns the data divided by ``dims.x_scale``.
+        """Returns the data as a network should see them: standardized, or divided by ``dims.x_scale``.
 
-        Training data are then within [-1, 1]. Levels 0..255 would be too large for a network.
+        Training data that are not standardized are then within [-1, 1]. Levels 0..255 would be too large for a network.
         """
-        return x if self.dims.x_scale == 1 else x / self.dims.x_scale  # this avoids a copy of x
+        return self.units.scaled(x)
 
     @abstractmethod
     def forward(self, x: Tensor) -> Distribution:
@@ -225,7 +339,8 @@ class Guide(DistributionPart):
 class Likelihood(DistributionPart):
     """p(x|t,w): ``likelihood(t)`` is a distribution over x.
 
-    Its batch shape is ``t.shape[:-1]`` and its event shape is ``x_shape``.
+    Its batch shape is ``t.shape[:-1]`` and its event shape is ``x_shape``. Where ``dims.standardized`` holds, ``forward``
+    describes standardized data, and what a call returns is the distribution of the data themselves.
 
     Args:
         dims: the sizes (see `Dims`).
@@ -235,6 +350,10 @@ class Likelihood(DistributionPart):
         TypeError: ``forward`` returned an object that is not a Pyro distribution.
     """
 
+    def __init__(self, dims: Dims) -> None:
+        super().__init__(dims)
+        self.units = Units(dims)
+
     @abstractmethod
     def forward(self, t: Tensor) -> Distribution:
         """Returns p(x|t,w) for t of shape ``(*batch, d)``."""
@@ -242,7 +361,7 @@ class Likelihood(DistributionPart):
     def __call__(self, t: Tensor) -> Distribution:
         """Calls ``forward``, and checks its input and what it returns."""
         batch_shape = leading_shape(t, (self.dims.latent,), f"t given to {type(self).__name__}")
-        return checked(super().__call__(t), batch_shape, self.dims.x_shape, self)
+        return self.units.rescaled(checked(super().__call__(t), batch_shape, self.dims.x_shape, self))
 
 
 def placed(tensor: Tensor) -> Tensor:

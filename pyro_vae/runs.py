@@ -100,6 +100,7 @@ class Run:
     def _keep_weights(self, model: Model, epoch: int | None, estimator: Mapping[str, Tensor]) -> None:
         dims = model.dims
         sizes = {"latent": dims.latent, "x_shape": dims.x_shape, "classes": dims.classes, "x_scale": dims.x_scale}
+        sizes["standardized"] = dims.standardized
         state = model.state_dict() | {_ESTIMATOR + name: value for name, value in estimator.items()}
         state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
         metadata = {"pyro_vae": json.dumps(sizes | {"data": dims.train_size, "epoch": epoch})}
@@ -219,11 +220,12 @@ def _dims(
     data: int | None = None,
     classes: int | None = None,
     x_scale: float = 1.0,
+    standardized: bool = False,
     **_: Any,
 ) -> Dims:
     """The sizes of a saved model. Its training data have a shape and no values: what parts took from them are weights."""
     train = None if data is None else torch.empty((data, *x_shape), device="meta")
-    return Dims(latent, tuple(x_shape), train=train, classes=classes, x_scale=x_scale)
+    return Dims(latent, tuple(x_shape), train=train, classes=classes, x_scale=x_scale, standardized=standardized)
 
 
 def build(dims: Dims, slots: dict[str, Any]) -> Model:

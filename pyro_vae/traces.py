@@ -16,6 +16,7 @@ import pyro
 import torch
 from jaxtyping import Float
 from pyro import poutine
+from pyro.distributions import Independent, MaskedDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.distributions.util import scale_and_mask
 from pyro.params.param_store import _MODULE_NAMESPACE_DIVIDER
@@ -285,6 +286,57 @@ def observed(
     if unknown := set(values or {}) - sites.keys():
         raise ValueError(f"the model has no latents {sorted(unknown)}; its sites are {sorted(sites)}")
     return {name: site["fn"] for name, site in sites.items() if site["infer"].get("was_observed")}
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """What a model observes at one of its sites.
+
+    Attributes:
+        distribution: the distribution at the site.
+        value: the observed value.
+        mask: the site's mask, or None.
+    """
+
+    distribution: Any
+    value: Tensor
+    mask: Any
+
+    @property
+    def masks(self) -> list[tuple[Tensor, torch.Size]]:
+        """The masks of the site and of its distribution that are tensors, each with the batch shape that it stands for."""
+        found, base = [(self.mask, self.distribution.batch_shape)], self.distribution
+        while isinstance(base, Independent | MaskedDistribution):
+            if isinstance(base, MaskedDistribution):
+                found.append((base._mask, base.batch_shape))
+            base = base.base_dist
+        return [(torch.as_tensor(mask), shape) for mask, shape in found if mask is not None]
+
+    def scored(self, value: Tensor) -> Tensor:
+        """Returns whether each number of a value at this site is in the support, or is masked and so not scored.
+
+        The result has the batch shape of the innermost distribution, which is the shape of the value unless its numbers
+        belong together.
+        """
+        base = self.distribution
+        while isinstance(base, Independent | MaskedDistribution):
+            base = base.base_dist
+        scored: Tensor = base.support.check(value)
+        for mask, shape in self.masks:
+            exists = mask.to(scored.device).expand(shape)
+            scored = scored | ~exists.reshape(*shape, *[1] * (scored.dim() - len(shape)))
+        return scored
+
+
+def observations(model: Program, *args: Any) -> dict[str, Observation]:
+    """Returns what the model observes when it is called with these arguments, by site. Latents are drawn from the prior."""
+    with library_path():
+        trace = poutine.trace(model).get_trace(*args)
+    return {
+        name: Observation(site["fn"], site["value"], site["mask"])
+        for name, site in _sample_sites(trace).items()
+        if site["is_observed"]
+    }
 
 
 def draw_latents(guide: Program, *args: Any) -> dict[str, Tensor]:

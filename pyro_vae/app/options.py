@@ -159,8 +159,9 @@ class Options:
         splits: Splits = self.parser.instantiate(Namespace(data=self.values.data)).data.load()
         slot = "likelihoods" if "likelihoods" in self.values else "likelihood"
         if self.values[slot] is None:
-            fitting = default_likelihood(splits.support)
+            fitting, reason = default_likelihood(splits.support, splits.train.x, splits.standardize)
             chosen: Any = fitting if isinstance(fitting, partial) else partial(fitting)
+            print(f"Likelihood: {chosen.func.__name__}, since {reason}. Another: --{slot} CLASS")
             described = {"class_path": path_of(chosen.func), "init_args": chosen.keywords}
             likelihood = {slot: described if slot == "likelihood" else [described]}
             self.values = self.parser.parse_object(likelihood, namespace=self.values)

@@ -85,12 +85,15 @@ class Splits(NamedTuple):
         valid: the data that it is watched on while it is trained.
         test: the data that the end is reported on.
         support: the values that a datum may take.
+        standardize: whether parts see standardized data (see `pyro_vae.parts.Units`). The data themselves, and every
+            number that is reported, stay in their own units.
     """
 
     train: Split
     valid: Split
     test: Split
     support: Constraint
+    standardize: bool = False
 
     @property
     def x_shape(self) -> Shape:
@@ -100,6 +103,10 @@ class Splits(NamedTuple):
     def dims(self, latent: int) -> Dims:
         """The sizes that parts are built for, with the training data and their mean."""
         x = self.train.x.cpu()
+        if self.standardize:
+            units = _units(x)
+            mean = torch.zeros_like(units[0])
+            return Dims(latent, self.x_shape, mean, x, classes=self.classes, standardized=True, x_units=units)
         scale = max(1.0, x.abs().max().item())
         return Dims(latent, self.x_shape, x.mean(0), x, self.train.dynamic, self.classes, scale)
 
@@ -113,7 +120,7 @@ class Splits(NamedTuple):
 
     def to(self, device: torch.device) -> Splits:
         """The same splits on another device."""
-        return Splits(self.train.to(device), self.valid.to(device), self.test.to(device), self.support)
+        return self._replace(train=self.train.to(device), valid=self.valid.to(device), test=self.test.to(device))
 
 
 class Data(Described, ABC):
@@ -152,6 +159,7 @@ def make_splits(
     binarize: Binarize = "none",
     split_seed: int = 0,
     support: Constraint | None = None,
+    standardize: bool | None = None,
 ) -> Splits:
     """Divides data into training, validation and test data, and binarizes them if that is wanted.
 
@@ -165,6 +173,8 @@ def make_splits(
             n); dynamic draws the training pixels anew at each use.
         split_seed: seed of the division.
         support: the values that a datum may take; by default the narrowest support that holds the data (see `support_of`).
+        standardize: whether parts see each number of x with its training mean subtracted and divided by its standard deviation.
+            By default they do where x is made of real numbers and is no image. What is reported stays a density of x.
 
     Raises:
         ValueError: there are fewer data than asked for, or values that are no probabilities are to be binarized.
@@ -174,11 +184,34 @@ def make_splits(
     support = support_of(data.x) if support is None else support
     train, held_out = (data, test) if isinstance(test, Split) else _hold_out(data, test, "test", split_seed)
     train, watched = _hold_out(train, valid, "valid", split_seed)
+    real = support is constraints.real and binarize == "none"
+    if standardize and not real:
+        raise ValueError(
+            "standardize: only real numbers are standardized, and these data are whole numbers, probabilities, or binarized: "
+            "leave it out"
+        )
     if binarize == "none":
-        return Splits(train, watched, held_out, support)
+        wanted = real and not is_image(data.x.shape[1:]) if standardize is None else standardize
+        return Splits(train, watched, held_out, support, wanted)
     train, watched, held_out = (_as_probabilities(split, support) for split in (train, watched, held_out))
     train = replace(train, dynamic=True) if binarize == "dynamic" else _binarized(train)
     return Splits(train, _binarized(watched), _binarized(held_out), constraints.boolean)
+
+
+def is_image(x_shape: Sequence[int]) -> bool:
+    """Whether data of this shape are images: ``(C, H, W)`` or ``(H, W)``, or volumes.
+
+    One dimension is a row of a table or a signal, and two with up to four lines are the channels of a signal.
+    """
+    return len(x_shape) > 2 or (len(x_shape) == 2 and not x_shape[0] <= 4 < x_shape[1])
+
+
+def _units(x: Tensor) -> Tensor:
+    """The mean and the standard deviation of each number of x, computed in float64. A constant has the unit 1."""
+    spread, mean = torch.std_mean(x.double(), 0, correction=0)
+    # What rounding alone makes of a constant is no spread.
+    constant = spread <= 1e-6 * mean.abs()
+    return torch.stack([mean, torch.where(constant, 1.0, spread)]).to(x.dtype)
 
 
 def support_of(x: Tensor) -> Constraint:

@@ -4,20 +4,72 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
+from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.likelihoods.binary import Bernoulli
-from pyro_vae.likelihoods.counts import Binomial
+from pyro_vae.likelihoods.counts import Binomial, NegativeBinomial
+from pyro_vae.likelihoods.levels import DiscretizedLogistic
 from pyro_vae.likelihoods.real import Normal
 from pyro_vae.parts import Dims, Likelihood
 
+_BYTE = 255
+_DISPERSED = 1.5
+"""Counts whose variance is larger than this many times their mean are too wide for a Poisson or a Binomial distribution."""
 
-def default_likelihood(support: Constraint) -> Callable[[Dims], Likelihood]:
-    """Returns a likelihood for a support: Bernoulli for {0, 1}, Binomial for counts, else Normal with learned σ."""
+
+class Choice(NamedTuple):
+    """A likelihood, and why it fits the data."""
+
+    likelihood: Callable[[Dims], Likelihood]
+    reason: str
+
+
+def default_likelihood(support: Constraint, x: Tensor | None = None, standardized: bool = False) -> Choice:
+    """Returns the likelihood that fits data.
+
+    ==================================================== ===========================================
+    data                                                 likelihood
+    ==================================================== ===========================================
+    0 and 1                                              `Bernoulli`
+    images of whole numbers, the largest in 128..255     `DiscretizedLogistic` of 256 levels
+    whole numbers above 255                              `NegativeBinomial`
+    whole numbers, variance above 1.5 times the mean,
+    no images                                            `NegativeBinomial`
+    other whole numbers 0..n                             `Binomial`
+    standardized real numbers                            `Normal`, a learned scale for each of them
+    other real numbers                                   `Normal`, one learned scale
+    ==================================================== ===========================================
+
+    Args:
+        support: the values that a datum may take.
+        x: the training data ``(N, *x_shape)``. Without them the support alone decides.
+        standardized: whether parts see standardized data.
+    """
     if support is constraints.boolean:
-        return Bernoulli
+        return Choice(Bernoulli, "every value is 0 or 1")
     if isinstance(support, constraints.integer_interval):
-        return partial(Binomial, total_count=int(support.upper_bound))
-    return partial(Normal, learn_scale=True)
+        return _of_counts(int(support.upper_bound), x)
+    if standardized:
+        return Choice(partial(Normal, learn_scale="pixel"), "the values are real numbers, standardized one by one")
+    return Choice(partial(Normal, learn_scale=True), "the values are real numbers")
+
+
+def _of_counts(largest: int, x: Tensor | None) -> Choice:
+    """Returns the likelihood of whole numbers 0..largest."""
+    image = x is not None and x.dim() > 3
+    if image and _BYTE // 2 < largest <= _BYTE:
+        levels = partial(DiscretizedLogistic, levels=_BYTE + 1)
+        return Choice(levels, f"the data are images of whole numbers up to {largest}, which are levels 0..255")
+    if largest > _BYTE:
+        return Choice(
+            NegativeBinomial, f"the values are whole numbers up to {largest}, which are counts without a limit"
+        )
+    if x is not None and not image:
+        ratio = (x.var(0, correction=0).sum() / x.mean(0).sum()).item()
+        if ratio > _DISPERSED:
+            return Choice(NegativeBinomial, f"the values are counts whose variance is {ratio:.1f} times their mean")
+    return Choice(partial(Binomial, total_count=largest), f"the values are whole numbers 0..{largest}")

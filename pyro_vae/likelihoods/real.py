@@ -28,7 +28,8 @@ class Normal(Likelihood):
     Args:
         dims: the sizes, filled in by the program.
         network: the decoder, which maps t to the location m(t).
-        scale: σ, or its initial value if it is learned, in units of x.
+        scale: σ, or its initial value if it is learned, in units of x, or in standard deviations of the training data where
+            these are standardized.
         learn_scale: how σ is learned; false fixes it. With true, log σ is one learned number for all pixels; with
             "pixel", it is one for each pixel. With "optimal" (Rybkin et al. 2021), σ² is the mean squared error, which
             is the optimum of E_q log p(x|t,w) in closed form, as a running mean over about the last hundred batches. A

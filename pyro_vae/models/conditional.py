@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.models.base import ThreePartModel, check_prior
-from pyro_vae.parts import Dims, Guide, Likelihood, Prior
+from pyro_vae.parts import Dims, Guide, Likelihood, Prior, Units
 
 
 @final
@@ -53,8 +53,10 @@ class Conditional(ThreePartModel):
             )
         self.classes, (channels, *pixels) = dims.classes, dims.x_shape
         added = -(-self.classes // prod(pixels))
-        wider = replace(dims, x_shape=(channels + added, *pixels), x_mean=None, train=None, x_scale=1.0)
+        plain = Dims(dims.latent, (channels + added, *pixels), train_size=dims.without_data().train_size)
+        wider = replace(plain, classes=dims.classes)
         super().__init__(dims, prior(dims), guide(wider), likelihood(replace(dims, latent=dims.latent + self.classes)))
+        self.units = Units(dims)
         self.embedding = nn.Embedding(self.classes, added * prod(pixels))
         check_prior(self.prior)
 
@@ -97,7 +99,7 @@ class Conditional(ThreePartModel):
         y = _required(y)
         self.register("guide", self.posterior)
         self.register("embedding", self.embedding)
-        wider = torch.cat([x / self.dims.x_scale, self.embedding(y).reshape(len(y), -1, *x.shape[2:])], 1)
+        wider = torch.cat([self.units.scaled(x), self.embedding(y).reshape(len(y), -1, *x.shape[2:])], 1)
         with pyro.plate("data", len(x), dim=-1):
             sample: Tensor = pyro.sample("t", self.posterior(wider))
         return sample

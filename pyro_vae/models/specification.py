@@ -30,8 +30,9 @@ class ModelSpec:
     Args:
         prior: The prior p(t).
         guide: The guide q(t|x,φ), with its network, the encoder.
-        likelihood: The likelihood p(x|t,w), with its network, the decoder. The default is the one that fits the data:
-            Bernoulli for binary pixels, Binomial for counts, Normal with a learned scale for other numbers.
+        likelihood: The likelihood p(x|t,w), with its network, the decoder. The default is the one that fits the data,
+            and is told: Bernoulli for 0 and 1, Binomial or NegativeBinomial for counts, DiscretizedLogistic for images of
+            levels 0..255, Normal with learned scales for real numbers.
         model: A model of another kind than p(t) p(x|t,w): TwoLayer and Ladder have two stochastic layers, Conditional
             is a model of data given their labels. The default is the VAE of prior, guide and likelihood.
         latent: d, the dimension of the latent t.
@@ -51,7 +52,7 @@ class ModelSpec:
         """
         if called_by(self.model) is VAE:
             raise ValueError("model: the VAE of prior, guide and likelihood is the default: leave it out")
-        likelihood = self.likelihood or default_likelihood(data.support)
+        likelihood = self.likelihood or default_likelihood(data.support, data.train.x, data.standardize).likelihood
         # The first weights are the same wherever training runs.
         with seeded(torch.device("cpu"), seed, "first weights"):
             return assemble(data.dims(self.latent), self.prior, self.guide, likelihood, self.model)

@@ -1,0 +1,116 @@
+"""Files whose numbers float32 cannot hold, or whose channels are last, are refused with advice, and never read wrongly."""
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_vae.data import Arrays, support_of
+from pyro_vae.likelihoods import default_likelihood
+
+
+def read(tmp_path, x, labels=None, **options):
+    path = tmp_path / "data.npz"
+    np.savez(path, x=x, **({} if labels is None else {"labels": labels}))
+    return Arrays(path, valid=10, test=10, **options).load()
+
+
+def rng():
+    return np.random.default_rng(0)
+
+
+LOST = {
+    "offset": 1e9 + rng().normal(size=(100, 1)),
+    "seconds": 1.7e9 + rng().uniform(0, 1000, size=(100, 1)),
+    "nanoseconds": rng().integers(17 * 10**17, 18 * 10**17, (100, 1)),
+    "integers": rng().integers(2**24, 2**30, (100, 1)),
+    "unsigned": np.array([[2**64 - 1], [2**63 + 5]] * 50, dtype=np.uint64),
+    "huge": 1e300 * rng().normal(size=(100, 1)),
+    "tiny": 1e-60 * rng().normal(size=(100, 1)),
+    "whole": (2.0**24 + rng().integers(0, 99, (100, 1))),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_numbers_that_float32_cannot_hold_are_refused_by_their_column(tmp_path, name):
+    x = np.concatenate([rng().normal(size=(100, 2)), LOST[name]], 1) if LOST[name].dtype.kind == "f" else None
+    x = np.concatenate([np.ones((100, 2), LOST[name].dtype), LOST[name]], 1) if x is None else x
+    with pytest.raises(
+        ValueError, match=r"float32.*cannot hold 1 of the 3 .*x\[:, 2\].*values would become \d+.*[Ss]ubtract"
+    ):
+        read(tmp_path, x)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        1000 + 0.1 * rng().normal(size=(100, 3)),
+        rng().normal(size=(100, 3)),
+        rng().integers(0, 65536, (100, 3)).astype(np.uint16),
+        rng().integers(-(2**24), 2**24, (100, 3)),
+        np.full((100, 3), 0.1),
+        rng().normal(size=(100, 3)).astype(np.float16),
+        rng().normal(size=(100, 3)).astype(">f8"),
+        rng().integers(0, 2, (100, 3)).astype(bool),
+    ],
+    ids=lambda x: f"{x.dtype}-{x[0, 0]:.4g}",
+)
+def test_numbers_that_float32_holds_are_read(tmp_path, x):
+    splits = read(tmp_path, x)
+    together = torch.cat([splits.train.x, splits.valid.x, splits.test.x]).double().sort(0).values.numpy()
+    np.testing.assert_allclose(together, np.sort(x.astype(np.float64), 0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan, 1e300])
+def test_labels_that_are_no_classes_are_refused(tmp_path, bad):
+    labels = np.arange(100.0)
+    labels[3] = bad
+    with pytest.raises(ValueError, match="labels"):
+        read(tmp_path, rng().normal(size=(100, 3)), labels)
+
+
+def test_unsigned_labels_are_not_read_as_negative(tmp_path):
+    with pytest.raises(ValueError, match="labels up to"):
+        read(tmp_path, rng().normal(size=(100, 3)), np.full(100, 2**64 - 1, dtype=np.uint64))
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 3), (28, 28, 1), (16, 8, 4), (50, 2), (8, 8, 8, 1)], ids=str)
+def test_channels_last_are_recognized_and_moved_by_the_option(tmp_path, shape):
+    x = rng().normal(size=(50, *shape))
+    with pytest.raises(ValueError, match=rf"{shape[-1]} channels last.*--data.channels last.*--data.channels first"):
+        read(tmp_path, x)
+    assert read(tmp_path, x, channels="first").x_shape == shape
+    moved = read(tmp_path, x, channels="last")
+    assert moved.x_shape == (shape[-1], *shape[:-1])
+    every = torch.cat([moved.train.x, moved.valid.x, moved.test.x]).flatten(1).sum(1).sort().values
+    np.testing.assert_allclose(every, np.sort(x.reshape(50, -1).sum(1)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(3, 28, 28), (1, 8, 8), (12,), (3,), (2, 64), (8, 8)], ids=str)
+def test_other_shapes_are_read_as_they_are(tmp_path, shape):
+    assert read(tmp_path, rng().normal(size=(50, *shape))).x_shape == shape
+
+
+def test_a_text_file_is_told_how_to_be_saved(tmp_path):
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"table.csv: expected a .npy or .npz file.*numpy.savez"):
+        Arrays(tmp_path / "table.csv").load()
+
+
+@pytest.mark.parametrize(
+    ("x", "name", "reason"),
+    [
+        (torch.tensor([[0.0, 1.0], [1.0, 0.0]]), "Bernoulli", "0 or 1"),
+        (torch.arange(256.0).repeat(4).reshape(-1, 1, 8, 8), "DiscretizedLogistic", "levels 0..255"),
+        (torch.arange(17.0).repeat(64).reshape(-1, 1, 8, 8), "Binomial", "0..16"),
+        (torch.arange(65536.0).reshape(-1, 1, 8, 8), "NegativeBinomial", "up to 65535"),
+        (torch.tensor([[0.0, 3.0], [40.0, 2.0], [1.0, 60.0]]), "NegativeBinomial", "times their mean"),
+        (torch.tensor([[2.0, 3.0], [3.0, 2.0], [1.0, 3.0]]), "Binomial", "0..3"),
+        (torch.tensor([[0.5, -3.0]]), "Normal", "real"),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "",
+)
+def test_the_default_likelihood_fits_the_data_and_says_why(x, name, reason):
+    choice = default_likelihood(support_of(x), x)
+    made = choice.likelihood
+    assert getattr(made, "func", made).__name__ == name
+    assert reason in choice.reason

@@ -1,0 +1,147 @@
+"""Standardized data: parts see standard deviations, and every number that is reported is a density of the data themselves."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import FactorAnalysis
+
+from pyro_vae import ModelSpec, fit, load, save
+from pyro_vae.data import Arrays, Split, make_splits
+from pyro_vae.evaluate import log_px, mean, reconstruct
+from pyro_vae.guides import FullRankNormal
+from pyro_vae.likelihoods import Normal
+from pyro_vae.networks import MLP
+
+LINEAR = partial(MLP, hidden=())
+
+
+def _table(N=3000, columns=12, factors=3):
+    """Draws of a factor analysis whose columns have scales from 0.1 to 100 and offsets to 1,000."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(N, factors)) @ rng.normal(size=(factors, columns))
+    z += rng.normal(size=(N, columns)) * rng.uniform(0.2, 0.8, columns) ** 0.5
+    return torch.tensor(z * np.logspace(-1, 2, columns) + rng.uniform(-1000, 1000, columns), dtype=torch.float32)
+
+
+def _spec(latent):
+    likelihood = partial(Normal, network=LINEAR, learn_scale="pixel")
+    return ModelSpec(guide=partial(FullRankNormal, network=LINEAR), likelihood=likelihood, latent=latent)
+
+
+def _splits(x, standardize=None):
+    return make_splits(Split(x), valid=300, test=300, standardize=standardize)
+
+
+@pytest.mark.slow
+def test_a_linear_vae_reaches_the_likelihood_of_factor_analysis_on_columns_of_all_scales():
+    splits = _splits(_table())
+    model = _spec(3).build(splits, seed=0)
+    records = list(fit(model, splits, epochs=120, batch_size=100, optimizer=partial(torch.optim.Adam, lr=5e-3)))
+    # scikit-learn's score in the units of x: that of standardized data, and the Jacobian.
+    train = splits.train.x.double().numpy()
+    loc, scale = train.mean(0), train.std(0)
+    analysis = FactorAnalysis(3, tol=1e-5, max_iter=2000).fit((train - loc) / scale)
+    exact = analysis.score_samples((train - loc) / scale) - np.log(scale).sum()
+    ours = log_px(model, splits.train, 300).numpy()
+    # The same data on both sides: the standard error of the mean difference is below 0.01.
+    assert (ours - exact).mean() == pytest.approx(0, abs=0.1)
+    assert records[-1].train.bound == pytest.approx(exact.mean(), abs=0.2)
+
+
+def test_bounds_are_those_of_the_data_themselves():
+    """Without standardizing, the same density: parts of the standardized model, moved by hand into the data's units."""
+    splits = _splits(_table())
+    model = _spec(2).build(splits, seed=0)
+    x, (loc, scale) = splits.test.x[:50], model.likelihood.units.of_x
+    torch.testing.assert_close(loc, splits.train.x.mean(0), rtol=1e-5, atol=1e-4)
+    t = torch.randn(50, 2)
+    likelihood = model.likelihood
+    by_hand = torch.distributions.Normal(
+        loc + scale * likelihood.network(t), scale * likelihood.log_scale.exp()
+    ).log_prob(x)
+    torch.testing.assert_close(likelihood(t).log_prob(x), by_hand.sum(-1), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(likelihood(t).mean, loc + scale * likelihood.network(t))
+    assert likelihood(t).sample().shape == x.shape
+    torch.testing.assert_close(model.posterior.scaled(splits.train.x).std(0), torch.ones(12), rtol=1e-3, atol=1e-3)
+    # In the units of the data; an untrained decoder gives several standard deviations, and not hundreds.
+    assert bool(((reconstruct(model, splits.test) - loc).abs() < 50 * scale).all())
+
+
+def test_a_change_of_units_moves_the_bound_by_its_jacobian_alone():
+    x = _table()
+    factor = torch.logspace(-2, 2, 12)
+    found = []
+    for data in (x, x * factor):
+        splits = _splits(data)
+        model = _spec(2).build(splits, seed=0)
+        last = list(fit(model, splits, epochs=2, batch_size=100))[-1]
+        found.append((last.valid.bound, mean(log_px(model, splits.test, 50)).mean))
+    for before, after in zip(*found, strict=True):
+        assert after == pytest.approx(before - factor.log().sum().item(), abs=0.05)
+
+
+def test_standardized_models_are_saved_loaded_and_compiled(tmp_path):
+    splits = _splits(_table(1000))
+    model = _spec(2).build(splits, seed=0)
+    list(fit(model, splits, epochs=1, batch_size=100))
+    save(model, tmp_path / "run")
+    again = load(tmp_path / "run")
+    torch.testing.assert_close(log_px(again, splits.test, 5), log_px(model.eval(), splits.test, 5))
+    compiled = _spec(2).build(splits, seed=0)
+    one = list(fit(compiled, splits, epochs=1, batch_size=100, compile="on"))[-1]
+    other = list(fit(_spec(2).build(splits, seed=0), splits, epochs=1, batch_size=100))[-1]
+    assert one.valid.bound == pytest.approx(other.valid.bound, rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 8, 8), (6, 6), (1, 4, 4, 4)], ids=str)
+def test_images_are_not_standardized_unless_it_is_wanted(shape):
+    x = torch.randn(100, *shape, generator=torch.Generator().manual_seed(0))
+    assert not make_splits(Split(x), valid=10, test=10).standardize
+    assert make_splits(Split(x), valid=10, test=10, standardize=True).standardize
+
+
+@pytest.mark.parametrize("shape", [(5,), (100,), (2, 50)], ids=str)
+def test_tables_and_signals_are_standardized_unless_it_is_not_wanted(shape):
+    x = torch.randn(100, *shape, generator=torch.Generator().manual_seed(0))
+    assert make_splits(Split(x), valid=10, test=10).standardize
+    assert not make_splits(Split(x), valid=10, test=10, standardize=False).standardize
+
+
+def test_a_constant_column_has_the_unit_one():
+    x = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
+    x[:, 1] = 1234.567
+    spread = _splits_of(x).dims(2).x_units[1]
+    assert spread[1] == 1
+    assert bool((spread != 1)[[0, 2]].all())
+
+
+def _splits_of(x):
+    return make_splits(Split(x), valid=10, test=10)
+
+
+@pytest.mark.parametrize("values", [torch.arange(5.0), torch.tensor([0.0, 1.0]), torch.tensor([0.1, 0.9])], ids=str)
+def test_only_real_numbers_are_standardized(values):
+    x = values[torch.randint(len(values), (100, 3), generator=torch.Generator().manual_seed(0))]
+    assert not _splits_of(x).standardize
+    with pytest.raises(ValueError, match="standardize: only real numbers"):
+        make_splits(Split(x), valid=10, test=10, standardize=True)
+
+
+def test_the_option_of_arrays(tmp_path):
+    np.save(tmp_path / "x.npy", _table(200).numpy())
+    for given, expected in ((None, True), (True, True), (False, False)):
+        assert Arrays(tmp_path / "x.npy", valid=20, test=20, standardize=given).load().standardize is expected
+
+
+@pytest.mark.parametrize("model", ["Conditional", "TwoLayer", "Ladder"])
+def test_every_model_sees_standardized_data(model):
+    from pyro_vae import models
+
+    x = _table(400)
+    splits = make_splits(Split(x, torch.arange(400) % 3), valid=50, test=50)
+    built = ModelSpec(model=getattr(models, model), latent=2).build(splits, seed=0)
+    last = list(fit(built, splits, epochs=1, batch_size=50))[-1]
+    # The Jacobian alone is about 14 nats; unscaled columns would give thousands.
+    assert abs(last.valid.bound) < 100
