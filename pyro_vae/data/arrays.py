@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.splits import Binarize, Data, Split, Splits, make_splits
+from pyro_vae.data.view import Shown, View
 
 
 @final
@@ -22,12 +23,22 @@ class Arrays(Data):
         valid: number of data for validation.
         test: number of data for the test.
         split_seed: seed of the division into train, validation and test.
+        kind: what pictures show: image, signal or table; auto tells it by the shape of a datum.
+        ink: pictures draw large values dark, as in handwriting; otherwise light, as in photographs.
     """
 
     def __init__(
-        self, path: Path, binarize: Binarize = "none", valid: int = 1000, test: int = 1000, split_seed: int = 0
+        self,
+        path: Path,
+        binarize: Binarize = "none",
+        valid: int = 1000,
+        test: int = 1000,
+        split_seed: int = 0,
+        kind: Shown = "auto",
+        ink: bool = False,
     ) -> None:
         self.path, self.binarize, self.valid, self.test, self.split_seed = Path(path), binarize, valid, test, split_seed
+        self.kind, self.ink = kind, ink
 
     def load(self) -> Splits:
         """Reads the file: x is ``(N, ...)``, in float32."""
@@ -45,7 +56,12 @@ class Arrays(Data):
                 f"{self.path}: expected one label for each of {len(x)} data, got shape {tuple(labels.shape)}"
             )
         return make_splits(
-            Split(x, labels), valid=self.valid, test=self.test, binarize=self.binarize, split_seed=self.split_seed
+            Split(x, labels),
+            valid=self.valid,
+            test=self.test,
+            binarize=self.binarize,
+            split_seed=self.split_seed,
+            view=View(self.kind, ink=self.ink),
         )
 
 

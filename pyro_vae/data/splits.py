@@ -13,6 +13,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.data.columns import Columns
+from pyro_vae.data.view import View
 from pyro_vae.description import Described
 from pyro_vae.parts import Dims, Shape
 from pyro_vae.traces import inputs_of
@@ -85,12 +86,14 @@ class Splits(NamedTuple):
         valid: the data that it is watched on while it is trained.
         test: the data that the end is reported on.
         support: the values that a datum may take.
+        view: how the data are shown.
     """
 
     train: Split
     valid: Split
     test: Split
     support: Constraint
+    view: View = View()
 
     @property
     def x_shape(self) -> Shape:
@@ -113,7 +116,7 @@ class Splits(NamedTuple):
 
     def to(self, device: torch.device) -> Splits:
         """The same splits on another device."""
-        return Splits(self.train.to(device), self.valid.to(device), self.test.to(device), self.support)
+        return self._replace(train=self.train.to(device), valid=self.valid.to(device), test=self.test.to(device))
 
 
 class Data(Described, ABC):
@@ -152,6 +155,7 @@ def make_splits(
     binarize: Binarize = "none",
     split_seed: int = 0,
     support: Constraint | None = None,
+    view: View | None = None,
 ) -> Splits:
     """Divides data into training, validation and test data, and binarizes them if that is wanted.
 
@@ -165,20 +169,21 @@ def make_splits(
             n); dynamic draws the training pixels anew at each use.
         split_seed: seed of the division.
         support: the values that a datum may take; by default the narrowest support that holds the data (see `support_of`).
+        view: how the data are shown; by default their shape tells it (see `pyro_vae.data.view.View`).
 
     Raises:
         ValueError: there are fewer data than asked for, or values that are no probabilities are to be binarized.
     """
     if binarize not in ("dynamic", "fixed", "none"):
         raise ValueError(f"binarize: expected dynamic, fixed or none, got {binarize!r}")
-    support = support_of(data.x) if support is None else support
+    support, view = support_of(data.x) if support is None else support, view or View()
     train, held_out = (data, test) if isinstance(test, Split) else _hold_out(data, test, "test", split_seed)
     train, watched = _hold_out(train, valid, "valid", split_seed)
     if binarize == "none":
-        return Splits(train, watched, held_out, support)
+        return Splits(train, watched, held_out, support, view)
     train, watched, held_out = (_as_probabilities(split, support) for split in (train, watched, held_out))
     train = replace(train, dynamic=True) if binarize == "dynamic" else _binarized(train)
-    return Splits(train, _binarized(watched), _binarized(held_out), constraints.boolean)
+    return Splits(train, _binarized(watched), _binarized(held_out), constraints.boolean, view)
 
 
 def support_of(x: Tensor) -> Constraint:
