@@ -111,12 +111,12 @@ def _lines(axes: Axes, signal: np.ndarray, label: str = "", **style: Any) -> Non
     """Draws each channel (C, L) in its color. A missing value is a gap."""
     marker = "." if signal.shape[1] == 1 else ""
     for c, channel in enumerate(signal):
-        axes.plot(channel, label=label if c == 0 else "", color=f"C{c}", marker=marker, **style)
+        axes.plot(channel, label=label if c == 0 else "", marker=marker, **{"color": f"C{c}"} | style)
 
 
 def _pair(axes: Axes, datum: np.ndarray, mean: np.ndarray) -> None:
-    """Draws a datum as a broad pale line, and its reconstruction as a narrow one."""
-    _lines(axes, datum, "x", lw=2.6, alpha=0.35, solid_capstyle="butt")
+    """Draws a datum as a broad pale line, gray if it has one channel, and its reconstruction as a narrow one."""
+    _lines(axes, datum, "x", lw=2.6, alpha=0.35, solid_capstyle="butt", **({"color": "0.2"} if len(datum) == 1 else {}))
     _lines(axes, mean, "E[x′|t]", lw=1.0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isqrt
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -117,7 +118,7 @@ def _columns(rows: np.ndarray, look: Look, title: str) -> tuple[Figure, list[Axe
 
 
 def _bins(columns: Sequence[np.ndarray]) -> np.ndarray:
-    """Returns the edges of 30 bins over the first of the columns, and over 98 % of the others; one a whole number if few."""
+    """Returns edges of bins over all of the first column and over 98 % of the others; a bin for each of few whole numbers."""
     finite = [column[np.isfinite(column)] for column in columns]
     finite = [column for column in finite if len(column)]
     if not finite:
@@ -126,7 +127,8 @@ def _bins(columns: Sequence[np.ndarray]) -> np.ndarray:
     high = max(finite[0].max(), *(np.percentile(column, 99) for column in finite))
     if high - low < 30 and (finite[0] == finite[0].round()).all():
         return np.arange(np.floor(low), np.ceil(high) + 2) - 0.5
-    return np.linspace(low, high if high > low else low + 1, 31)
+    bins = min(30, 5 + isqrt(len(finite[0])))
+    return np.linspace(low, high if high > low else low + 1, bins + 1)
 
 
 def _histogram(axes: Axes, values: np.ndarray, bins: np.ndarray, label: str, histtype: str, color: str) -> None:

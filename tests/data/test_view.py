@@ -36,8 +36,10 @@ def test_named_columns_are_a_table():
 
 
 def test_an_unknown_kind_is_refused():
+    view = View()
+    object.__setattr__(view, "kind", "video")  # the tests' type checks would refuse it before
     with pytest.raises(ValueError, match="kind: expected one of auto, image, signal, table, got 'video'"):
-        View("video")
+        view.__post_init__()
 
 
 @pytest.mark.parametrize("binarize", ["none", "dynamic", "fixed"])

@@ -6,7 +6,6 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-
 from torch.distributions import constraints
 
 from pyro_vae import figures
@@ -21,22 +20,24 @@ def saved(figure, tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 1000
 
 
-TICKS = [-2.0, -1.0, 0.0, 1.0, 2.0]
+SHAPES = {
+    "image": [(1, 8, 8), (8, 9), (3, 8, 8), (12,), (2, 3, 4), (4, 5, 5), (1, 4, 5, 6)],
+    "signal": [(2, 40), (1,)],
+    "table": [(1,), (2, 3)],
+}
 
 
-@pytest.mark.parametrize("missing", [False, True])
-@pytest.mark.parametrize("kind", ["image", "signal", "table"])
-@pytest.mark.parametrize("shape", [(1, 8, 8), (8, 9), (3, 8, 8), (12,), (2, 3, 4), (4, 5, 5), (1, 4, 5, 6), (1,), (2, 40)])
-def test_data_of_any_shape_and_kind(shape, kind, missing, tmp_path):
-    x, look = torch.rand(25, *shape), figures.Look(kind)
+@pytest.mark.parametrize(("kind", "shape"), [(kind, shape) for kind, shapes in SHAPES.items() for shape in shapes])
+def test_data_of_any_shape_and_kind(kind, shape, tmp_path):
+    """Nine data, one of which is missing wholly and one in part."""
+    x, look, ticks = torch.rand(9, *shape), figures.Look(kind), [-2.0, 0.0, 2.0]
     means = x.clone()
-    if missing:
-        x[0], x.view(25, -1)[1, 0] = torch.nan, torch.nan
+    x[0], x.view(9, -1)[1, 0] = torch.nan, torch.nan
     saved(figures.reconstructions(x, means, look, "title"), tmp_path)
     saved(figures.samples(means, look, x=x), tmp_path)
-    saved(figures.samples(means, look, x=x, names=["a", "b", "c", "d", "e"]), tmp_path)
-    saved(figures.plane(means, TICKS, look), tmp_path)
-    saved(figures.traversals(means, ["$t_1$"] * 5, TICKS, look), tmp_path)
+    saved(figures.samples(means, look, x=x, names=["a", "b", "c"]), tmp_path)
+    saved(figures.plane(means, ticks, look), tmp_path)
+    saved(figures.traversals(means, ["$t_1$"] * 3, ticks, look), tmp_path)
     saved(figures.side_by_side({"one": means, "two": means}, look, x=x), tmp_path)
 
 
@@ -57,7 +58,10 @@ def test_images_are_painted_over_the_whole_range_of_the_data(low, high, dtype, c
     look = figures.look_of(Splits(split, split, split, constraints.real))
     expected = [float((value - low) / (high - low)) for value in split.x[:, 0, 0, 0]]
     assert brightness(figures.reconstructions(split.x, split.x, look)) == pytest.approx(2 * expected, abs=0.01)
-    for figure in (figures.samples(split.x[[0, 1, 2, 2]], look), figures.side_by_side({"one": split.x[[0, 1, 2, 2]]}, look)):
+    for figure in (
+        figures.samples(split.x[[0, 1, 2, 2]], look),
+        figures.side_by_side({"one": split.x[[0, 1, 2, 2]]}, look),
+    ):
         assert brightness(figure) == pytest.approx([*expected, 1.0], abs=0.01)
 
 
@@ -141,8 +145,8 @@ def test_learning_curves_show_every_record(epochs, tmp_path):
     assert valid.get_ydata().tolist() == [record.valid.bound for record in records]
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6, 12])
-@pytest.mark.parametrize("shape", [(), (1,), (2,), (5,), (2, 3)])
+@pytest.mark.parametrize("n", [1, 2, 4, 5])
+@pytest.mark.parametrize("shape", [(), (2,), (2, 3)])
 @pytest.mark.parametrize("alike", [False, True])
 def test_latents_of_few_data(n, shape, alike, tmp_path):
     """t-SNE needs several different points: the test set may be one datum, and latents without noise may coincide."""
@@ -196,12 +200,12 @@ def test_comparisons_with_little_to_show(tmp_path):
     saved(figures.convergence({"IWAE": one}), tmp_path)
 
 
-@pytest.mark.parametrize("missing", [False, True])
-@pytest.mark.parametrize(("kind", "shape"), [("image", (1, 8, 8)), ("image", (3, 8, 8)), ("signal", (2, 40)), ("table", (5,))])
-def test_cases_of_any_kind(kind, shape, missing, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "shape"), [("image", (1, 8, 8)), ("image", (3, 8, 8)), ("signal", (2, 40)), ("table", (5,))]
+)
+def test_cases_of_any_kind(kind, shape, tmp_path):
     x = torch.rand(36, *shape)
     data = x[:18].clone()
-    if missing:
-        data[0] = torch.nan
+    data[0] = torch.nan
     case = figures.Case(data, x[:18], x, torch.randn(40, 3), torch.randn(50, 3))
     saved(figures.cases({"one": case, "other": case}, None, figures.Look(kind)), tmp_path)

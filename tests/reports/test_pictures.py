@@ -79,17 +79,15 @@ def test_every_picture_and_metric_of_a_program_of_ones_own(size, digits):
     assert LogLikelihood().measure(trained).values["log_px"]["n"] == size
 
 
-@pytest.mark.parametrize("size", [1, 2, 60])
-@pytest.mark.parametrize("shape", [(3,), (100,), (2, 12), (1, 4, 4)])
-def test_pictures_of_data_of_every_kind_and_of_one_test_datum(shape, size, tmp_path):
+@pytest.mark.parametrize("size", [1, 6])
+@pytest.mark.parametrize("shape", [(3,), (2, 12), (1, 4, 4)])
+def test_pictures_of_data_of_every_kind_and_of_one_test_datum(shape, size):
     torch.manual_seed(0)
     x = torch.randn(60, *shape)
     data = Splits(Split(x), Split(x), Split(x[:size]), constraints.real)
     trained = Trained(ModelSpec(latent=3).build(data, 0), data, TrainingPlan(), [])
     drawn = {name: figure for picture in (Reconstructions, Samples, Latents, Plane, Traversals)
              for name, figure in picture().draw(trained).items()}  # fmt: skip
-    for name, figure in drawn.items():
-        figure.savefig(tmp_path / f"{name}.png")
     assert list(drawn) == ["reconstructions", "samples", "latents", "traversals"]
     words = " ".join(figure.get_suptitle() for figure in drawn.values())
     assert ("test images" in words) == (trained.look.kind == "image")
@@ -101,7 +99,7 @@ def test_samples_of_a_table_have_the_noise_of_the_data():
     like = oracle.data(3)
     drawn, means = (sample(oracle.vae, like, 2000, noise=noise) for noise in (True, False))
     inner = (oracle.W @ oracle.W.T).diagonal().detach()
-    whole = inner + oracle.vae.likelihood(torch.zeros(2)).variance.detach()
+    whole = inner + oracle.vae.likelihood(oracle.W.new_zeros(2)).variance.detach()
     error = 5 * (2 / 2000) ** 0.5
     torch.testing.assert_close(drawn.var(0), whole, rtol=error, atol=0)
     torch.testing.assert_close(means.var(0), inner, rtol=error, atol=0)
