@@ -60,7 +60,7 @@ def autoencoder(
         splits: The data, loaded.
         config: The resolved options.
     """
-    first, where = setting.test(splits, least=18), setting.place
+    first, where, look = setting.test(splits, least=18), setting.place, figures.look_of(splits)
     splits, first = splits.to(where), first.to(where)
     cells = ComparisonFolder(setting.out, "cases", config, set())
     rows, columns = [], {}
@@ -91,16 +91,17 @@ def autoencoder(
                 drawn, t = reconstruct(vae, first.x[:18]), encode(vae, first.x)["t"]
             with torch.no_grad(), seeded(where, plan.seed, "prior"):
                 t_prior = vae.prior().sample((1000,))
-            columns[name] = figures.Case(first.x[:18], drawn, sample(vae, first.x, 36), t, t_prior)
-    title = f"{setting.name}, d = {spec.latent}, {plan.epochs} epochs, first {len(first)} test images; nats per datum"
+            drawn_x = sample(vae, first.x, 36, noise=look.kind == "table")
+            columns[name] = figures.Case(first.x[:18], drawn, drawn_x, t, t_prior)
+    title = (
+        f"{setting.name}, d = {spec.latent}, {plan.epochs} epochs, first {len(first)} test {look.noun}; nats per datum"
+    )
     console.print(cells.table("cases", title, list(rows[0]), rows))
     console.print(
         f"log p(x|t): reconstruction, with the noise of its training; with noise: at t ~ q(t|x,φ) in any case;\n"
         f"log p(x): as a generative model, by importance sampling from q with K = {setting.test_particles} (a lower bound)."
     )
-    cells.figure(
-        "cases", figures.cases(columns, first.labels, float(splits.train.x.max()), title.split(",", maxsplit=1)[0])
-    )
+    cells.figure("cases", figures.cases(columns, first.labels, look, title.split(",", maxsplit=1)[0]))
     console.print(f"Table, figure and run folders: {cells.folder}", soft_wrap=True)
 
 

@@ -170,8 +170,9 @@ def line(record: Epoch, epochs: int) -> str:
 
 def report(run: Run, trained: Trained, metrics: Sequence[Metric], trained_for: float) -> None:
     """The final table, on the screen and in result.json, which each metric adds to."""
+    noun = trained.data.view.noun(trained.data.x_shape)
     table = Table(title="Test set, nats per datum", title_justify="left")
-    for column in ("quantity", "value", "images"):
+    for column in ("quantity", "value", noun):
         table.add_column(column, justify="right" if column == "value" else "left")
     values: dict[str, Any] = {}
     with console.status("evaluating on the test data …"):
@@ -183,7 +184,7 @@ def report(run: Run, trained: Trained, metrics: Sequence[Metric], trained_for: f
             run.result(values)
     if table.rows:
         console.print(table)
-        console.print("± is the standard error over images.", end=" ")
+        console.print(f"± is the standard error over {noun}.", end=" ")
     console.print(f"Training took {trained_for:.0f} s.")
 
 

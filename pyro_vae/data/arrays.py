@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.splits import Binarize, Data, Split, Splits, make_splits
+from pyro_vae.data.view import Shown, View
 
 _EXACT = 2**24
 """The largest whole number up to which float32 holds every whole number."""
@@ -34,6 +35,8 @@ class Arrays(Data):
             standardized unless they are images.
         channels: where the channels of images and signals are: first, ``(N, C, H, W)``, or last, ``(N, H, W, C)``. By default
             they are first, and data that look as if they were last are refused.
+        kind: what pictures show: image, signal or table; auto tells it by the shape of a datum.
+        ink: pictures draw large values dark, as in handwriting; otherwise light, as in photographs.
     """
 
     def __init__(
@@ -45,9 +48,11 @@ class Arrays(Data):
         split_seed: int = 0,
         standardize: bool | None = None,
         channels: Literal["first", "last"] | None = None,
+        kind: Shown = "auto",
+        ink: bool = False,
     ) -> None:
         self.path, self.binarize, self.valid, self.test, self.split_seed = Path(path), binarize, valid, test, split_seed
-        self.standardize, self.channels = standardize, channels
+        self.standardize, self.channels, self.kind, self.ink = standardize, channels, kind, ink
 
     def load(self) -> Splits:
         """Reads the file: x is ``(N, ...)``, in float32.
@@ -69,6 +74,7 @@ class Arrays(Data):
             binarize=self.binarize,
             split_seed=self.split_seed,
             standardize=self.standardize,
+            view=View(self.kind, ink=self.ink),
         )
 
 

@@ -8,6 +8,7 @@ import torch
 from torch.distributions import constraints
 
 from pyro_vae.data.splits import Binarize, Data, Split, Splits, make_splits
+from pyro_vae.data.view import View
 
 
 @final
@@ -37,4 +38,5 @@ class Digits(Data):
             binarize=self.binarize,
             split_seed=self.split_seed,
             support=constraints.integer_interval(0, 16),
+            view=View(ink=True),
         )

@@ -13,6 +13,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.data.columns import Columns
+from pyro_vae.data.view import View
 from pyro_vae.description import Described
 from pyro_vae.parts import Dims, Shape
 from pyro_vae.traces import inputs_of
@@ -87,12 +88,14 @@ class Splits(NamedTuple):
         support: the values that a datum may take.
         standardize: whether parts see standardized data (see `pyro_vae.parts.Units`). The data themselves, and every
             number that is reported, stay in their own units.
+        view: how the data are shown.
     """
 
     train: Split
     valid: Split
     test: Split
     support: Constraint
+    view: View = View()
     standardize: bool = False
 
     @property
@@ -160,6 +163,7 @@ def make_splits(
     split_seed: int = 0,
     support: Constraint | None = None,
     standardize: bool | None = None,
+    view: View | None = None,
 ) -> Splits:
     """Divides data into training, validation and test data, and binarizes them if that is wanted.
 
@@ -175,13 +179,14 @@ def make_splits(
         support: the values that a datum may take; by default the narrowest support that holds the data (see `support_of`).
         standardize: whether parts see each number of x with its training mean subtracted and divided by its standard deviation.
             By default they do where x is made of real numbers and is no image. What is reported stays a density of x.
+        view: how the data are shown; by default their shape tells it (see `pyro_vae.data.view.View`).
 
     Raises:
         ValueError: there are fewer data than asked for, or values that are no probabilities are to be binarized.
     """
     if binarize not in ("dynamic", "fixed", "none"):
         raise ValueError(f"binarize: expected dynamic, fixed or none, got {binarize!r}")
-    support = support_of(data.x) if support is None else support
+    support, view = support_of(data.x) if support is None else support, view or View()
     train, held_out = (data, test) if isinstance(test, Split) else _hold_out(data, test, "test", split_seed)
     train, watched = _hold_out(train, valid, "valid", split_seed)
     real = support is constraints.real and binarize == "none"
@@ -191,19 +196,12 @@ def make_splits(
             "leave it out"
         )
     if binarize == "none":
-        wanted = real and not is_image(data.x.shape[1:]) if standardize is None else standardize
-        return Splits(train, watched, held_out, support, wanted)
+        image = view.kind_of(tuple(data.x.shape[1:])) == "image"
+        wanted = real and not image if standardize is None else standardize
+        return Splits(train, watched, held_out, support, view, wanted)
     train, watched, held_out = (_as_probabilities(split, support) for split in (train, watched, held_out))
     train = replace(train, dynamic=True) if binarize == "dynamic" else _binarized(train)
-    return Splits(train, _binarized(watched), _binarized(held_out), constraints.boolean)
-
-
-def is_image(x_shape: Sequence[int]) -> bool:
-    """Whether data of this shape are images: ``(C, H, W)`` or ``(H, W)``, or volumes.
-
-    One dimension is a row of a table or a signal, and two with up to four lines are the channels of a signal.
-    """
-    return len(x_shape) > 2 or (len(x_shape) == 2 and not x_shape[0] <= 4 < x_shape[1])
+    return Splits(train, _binarized(watched), _binarized(held_out), constraints.boolean, view)
 
 
 def _units(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Literal, final
 from torch.distributions import constraints
 
 from pyro_vae.data.splits import Data, Split, Splits, make_splits
+from pyro_vae.data.view import View
 
 Pixels = Literal["dynamic", "fixed", "none", "levels"]
 """What becomes of 256 gray levels: binarized (see `pyro_vae.data.splits.Binarize`), kept in [0, 1], or kept as 0..255."""
@@ -44,10 +45,12 @@ class _MNISTFormat(Data):
                 binarize=self.binarize,
                 split_seed=self.split_seed,
                 support=constraints.unit_interval,
+                view=View(ink=True),
             )
         train, test = (replace(split, x=(255 * split.x).round()) for split in (train, test))
         levels = constraints.integer_interval(0, 255)
-        return make_splits(train, valid=self.valid, test=test, split_seed=self.split_seed, support=levels)
+        view = View(ink=True)
+        return make_splits(train, valid=self.valid, test=test, split_seed=self.split_seed, support=levels, view=view)
 
     def _read(self, train: bool) -> Split:
         from torchvision import datasets  # noqa: PLC0415  (a second of import that only these data sets need)

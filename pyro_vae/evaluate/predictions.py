@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,8 +41,10 @@ def reconstruct(programs: Programs, data: DataLike, seed: int = 0) -> Tensor:
         return _mean(programs, batch, draw_latents(programs.guide, *batch))
 
 
-def sample(programs: Programs, like: DataLike, n: int, seed: int = 0, *, y: Tensor | None = None) -> Tensor:
-    """Returns E[x|t] at n draws t ~ p(t).
+def sample(
+    programs: Programs, like: DataLike, n: int, seed: int = 0, *, y: Tensor | None = None, noise: bool = False
+) -> Tensor:
+    """Returns E[x|t] at n draws t ~ p(t), or draws of x themselves.
 
     Args:
         programs: a model and a guide.
@@ -49,10 +52,13 @@ def sample(programs: Programs, like: DataLike, n: int, seed: int = 0, *, y: Tens
         n: the number of draws.
         seed: the seed of the draws.
         y: labels ``(n,)``, for programs that take them.
+        noise: x ~ p(x|t) is drawn in place of its mean.
     """
     columns = _in_shape(programs, like, n, y)
     with evaluating(programs, columns.x.device, seed, "images"):
-        return _mean(programs, columns.tensors, {})
+        p_x = _first_observed(programs, columns.tensors, {})
+        drawn: Tensor = p_x.sample() if noise else p_x.mean
+        return drawn
 
 
 def decode(programs: Programs, latents: Mapping[str, Tensor], like: DataLike, *, y: Tensor | None = None) -> Tensor:
@@ -97,5 +103,10 @@ def _checked(programs: Programs, columns: Columns) -> Columns:
 
 def _mean(programs: Programs, batch: tuple[Tensor, ...], values: Mapping[str, Tensor]) -> Tensor:
     """Returns the mean of the first observed site."""
-    mean: Tensor = next(iter(observed(programs.model, *batch, values=values).values())).mean
+    mean: Tensor = _first_observed(programs, batch, values).mean
     return mean
+
+
+def _first_observed(programs: Programs, batch: tuple[Tensor, ...], values: Mapping[str, Tensor]) -> Any:
+    """Returns the distribution of the first observed site."""
+    return next(iter(observed(programs.model, *batch, values=values).values()))

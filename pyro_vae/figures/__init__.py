@@ -6,14 +6,16 @@ They train no model, read no file and draw no random number.
 from pyro_vae.figures.cases import Case, cases
 from pyro_vae.figures.curves import Curve, convergence, gaps, learning_curves
 from pyro_vae.figures.gradients import PARAMETERS, SNRLine, cost, snr
-from pyro_vae.figures.images import grid, plane, reconstructions, samples, side_by_side, traversals
 from pyro_vae.figures.latents import Cloud, against_prior, coordinate, latents
+from pyro_vae.figures.look import Look, look_of
+from pyro_vae.figures.predictions import plane, reconstructions, samples, side_by_side, traversals
 
 __all__ = [
     "PARAMETERS",
     "Case",
     "Cloud",
     "Curve",
+    "Look",
     "SNRLine",
     "against_prior",
     "cases",
@@ -21,9 +23,9 @@ __all__ = [
     "coordinate",
     "cost",
     "gaps",
-    "grid",
     "latents",
     "learning_curves",
+    "look_of",
     "plane",
     "reconstructions",
     "samples",

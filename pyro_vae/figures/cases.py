@@ -9,8 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_vae.figures.images import tiles
 from pyro_vae.figures.layout import new_figure
+from pyro_vae.figures.look import Look
+from pyro_vae.figures.predictions import OF_KIND
 
 
 class Case(NamedTuple):
@@ -23,7 +24,7 @@ class Case(NamedTuple):
     t_prior: Tensor
 
 
-def cases(columns: Mapping[str, Case], labels: Tensor | None, vmax: float, title: str = "") -> Figure:
+def cases(columns: Mapping[str, Case], labels: Tensor | None, look: Look, title: str = "") -> Figure:
     """Draws cases side by side: reconstructions, samples, and latents of data over those of the prior.
 
     The latents of data are colored by label. If the latents have more than two dimensions, the two with the largest
@@ -32,12 +33,9 @@ def cases(columns: Mapping[str, Case], labels: Tensor | None, vmax: float, title
     figure = new_figure(3 * len(columns) + 0.4, 8.2, title)
     axes = figure.subplots(3, len(columns), squeeze=False, height_ratios=[1, 1, 1.2])
     for j, (name, case) in enumerate(columns.items()):
-        tiles(axes[0, j], [images[i : i + 6] for i in (0, 6, 12) for images in (case.x, case.reconstructions)], vmax)
-        tiles(axes[1, j], [case.samples[i : i + 6] for i in range(0, 36, 6)], vmax)
+        OF_KIND[look.kind].pairs(axes[0, j], case.x, case.reconstructions, look)
+        OF_KIND[look.kind].several(axes[1, j], case.samples, look, case.x)
         axes[0, j].set_title(name, fontsize=10)
-        for of_images in axes[:2, j]:
-            of_images.set(xticks=[], yticks=[])
-            of_images.spines[:].set_visible(False)
         t, t_prior = case.t.cpu().numpy(), case.t_prior.cpu().numpy()
         used = np.sort(t.var(0).argsort()[::-1][:2])
         plane = axes[2, j]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,12 +16,15 @@ from torch import Tensor
 
 from pyro_vae.figures.layout import new_figure, panels_of, wrapped
 
+_FEWEST = 5
+"""The fewest different points that t-SNE is asked to arrange: below, its perplexity is 1, and it fails at one."""
+
 
 def latents(t: Tensor | Mapping[str, Tensor], labels: Tensor | None, title: str = "") -> Figure:
     """Draws latents ``(N, d)`` as points, colored by label, with a panel for each latent.
 
     Latents with d > 2 are drawn by t-SNE (van der Maaten and Hinton 2008), which keeps neighbors together. Its larger
-    distances mean nothing.
+    distances mean nothing. A handful of points has no neighborhoods: their two coordinates of the largest variance are drawn.
 
     Args:
         t: one latent, or several by the name of their site.
@@ -31,22 +35,36 @@ def latents(t: Tensor | Mapping[str, Tensor], labels: Tensor | None, title: str 
     figure = new_figure(6.6 + 5.2 * (len(by_site) - 1), 5.6, title)
     panels = figure.subplots(1, len(by_site), squeeze=False)[0]
     for axes, (site, values) in zip(panels, by_site.items(), strict=True):
-        _scatter(axes, site, values.reshape(len(values), -1), labels)
+        _scatter(axes, site, values, labels)
     if labels is not None and len(panels[0].collections) <= 20:
         handles = panels[0].get_legend_handles_labels()
         figure.legend(*handles, title="label", loc="outside right center", markerscale=2)
     return figure
 
 
-def coordinate(site: str, j: int) -> str:
-    """Returns the label of an axis for coordinate j, counted from 0: t with an index from 1, or ``site[index]``."""
-    return f"$t_{{{j + 1}}}$" if site == "t" else f"{site}[{j + 1}]"
+def coordinate(site: str, j: int, shape: Sequence[int]) -> str:
+    """Returns the label of coordinate j of a latent of this shape.
+
+    It is the site alone for a single number, t with an index from 1, or ``site[index]``.
+
+    Args:
+        site: the name of the latent.
+        j: the place among all coordinates of a latent, counted from 0.
+        shape: the shape of one datum's latent.
+    """
+    if prod(shape) == 1:
+        return "$t$" if site == "t" else site
+    index = ",".join(str(int(i) + 1) for i in np.unravel_index(j, tuple(shape)))
+    return f"$t_{{{index}}}$" if site == "t" else f"{site}[{index}]"
 
 
 def _scatter(axes: Axes, site: str, t: Tensor, labels: Tensor | None) -> None:
-    """Draws one latent ``(N, d)`` as points in the plane."""
-    points = t.detach().cpu().double().numpy()
-    names = [coordinate(site, j) for j in range(points.shape[1])]
+    """Draws one latent ``(N, *shape)`` as points in the plane."""
+    points = t.detach().cpu().double().reshape(len(t), -1).numpy()
+    names = [coordinate(site, j, t.shape[1:]) for j in range(points.shape[1])]
+    if points.shape[1] > 2 and len(np.unique(points, axis=0)) < _FEWEST:
+        used = np.sort(points.var(0).argsort(kind="stable")[::-1][:2])
+        points, names = points[:, used], [names[j] for j in used]
     if points.shape[1] > 2:
         perplexity = min(30.0, max(1.0, (len(points) - 1) / 3))
         points = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(points)

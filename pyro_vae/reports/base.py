@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
@@ -15,6 +16,8 @@ from pyro_vae.training import Epoch, TrainingPlan
 
 if TYPE_CHECKING:  # a second of import that only pictures need
     from matplotlib.figure import Figure
+
+    from pyro_vae.figures import Look
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +49,12 @@ class Trained:
         """The labels of the first n test data, if there are any, also for a model that is not given labels."""
         return None if self.data.test.labels is None else self.data.test.labels[:n]
 
-    @property
-    def largest(self) -> float:
-        """The largest value of the training data, which pictures draw in black."""
-        return float(self.data.train.x.max())
+    @cached_property
+    def look(self) -> Look:
+        """How pictures draw data: as images, lines or columns, and over which range of values."""
+        from pyro_vae.figures import look_of  # noqa: PLC0415  (matplotlib)
+
+        return look_of(self.data)
 
 
 class Row(NamedTuple):

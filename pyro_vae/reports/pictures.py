@@ -36,27 +36,36 @@ class Reconstructions(Picture):
         """One figure."""
         from pyro_vae import figures  # noqa: PLC0415
 
-        first = trained.test(24)
-        means = reconstruct(trained.model, first)
-        return {"reconstructions": figures.reconstructions(first.x, means, "test data and their reconstructions")}
+        first, look = trained.test(_SHOWN if trained.look.kind == "table" else 24), trained.look
+        means, title = reconstruct(trained.model, first), f"test {look.noun} and their reconstructions"
+        return {"reconstructions": figures.reconstructions(first.x, means, look, title)}
 
 
 @final
 class Samples(Picture):
-    """Means of p(x|t) at t ~ p(t); for a model that is given labels, a line for each class."""
+    """Means of p(x|t) at t ~ p(t); for a model that is given labels, a line for each class.
+
+    Columns of a table are shown by histograms, and there x itself is drawn, since means vary less than data do.
+    """
 
     def draw(self, trained: Trained) -> dict[str, Figure]:
         """One figure."""
         from pyro_vae import figures  # noqa: PLC0415
 
-        first, largest = trained.test(_SHOWN), trained.largest
+        first, look = trained.test(_SHOWN), trained.look
+        if look.kind == "table":
+            given, y = ("t", None) if first.y is None else ("t,y", first.y)
+            drawn = sample(trained.model, first, _SHOWN if y is None else len(y), y=y, noise=True)
+            title = f"test data, and samples x ~ p(x|{given}) at t ~ p(t)"
+            return {"samples": figures.samples(drawn, look, title, x=first.x)}
         if first.y is None:
             means = sample(trained.model, first, 100)
-            return {"samples": figures.samples(means, largest, "means of p(x|t) at t ~ p(t)")}
+            return {"samples": figures.samples(means, look, "means of p(x|t) at t ~ p(t)")}
         each = first.y.unique()[:20]
         means = sample(trained.model, first, 10 * len(each), y=each.repeat_interleave(10))
-        title, names = "means of p(x|t,y) at t ~ p(t), a class y a line", [f"{k}" for k in each.tolist()]
-        return {"samples": figures.grid(list(means.split(10)), names, vmax=largest, title=title)}
+        names, where = [f"{k}" for k in each.tolist()], "line" if look.kind == "image" else "panel"
+        title = f"means of p(x|t,y) at t ~ p(t), a {where} for each class y"
+        return {"samples": figures.samples(means, look, title, names=names)}
 
 
 @final
@@ -88,7 +97,7 @@ class Plane(Picture):
         ticks = torch.linspace(-2.5, 2.5, 21, device=first.x.device)
         plane = torch.stack([ticks.repeat(21), ticks.flip(0).repeat_interleave(21)], dim=1)
         means, title = decode(trained.model, {site: plane}, first.x), "the latent plane: means of p(x|t)"
-        return {"plane": figures.plane(means, ticks.tolist(), trained.largest, title)}
+        return {"plane": figures.plane(means, ticks.tolist(), trained.look, title)}
 
 
 @final
@@ -115,20 +124,20 @@ class Traversals(Picture):
         others = {site: t[central] for site, t in draws[0].items()} | {site: t[central] for site, t in means.items()}
         lines: list[Tensor] = []
         names: list[str] = []
-        for at in flat.var(0).argsort(descending=True).tolist():
+        for at in flat.var(0, correction=0).argsort(descending=True).tolist():  # one datum has a variance too: 0
             site, j = places[at]
             latents = {name: t.expand(len(ticks), *t.shape).clone() for name, t in others.items()}
             latents[site].view(len(ticks), -1)[:, j] = ticks
             line = decode(trained.model, latents, first.x)
             if len(means) == 1 or not torch.equal(line[0], line[-1]):  # a latent above another does not move x itself
                 lines.append(line)
-                names.append(figures.coordinate(site, j))
+                names.append(figures.coordinate(site, j, others[site].shape))
             if len(lines) == 10:
                 break
         if not lines:
             return {}
-        title = "one latent moves, the others stay"
-        return {"traversals": figures.traversals(torch.cat(lines), names, ticks.tolist(), trained.largest, title)}
+        title = "means of p(x|t): one latent moves, the others stay"
+        return {"traversals": figures.traversals(torch.cat(lines), names, ticks.tolist(), trained.look, title)}
 
 
 def _moving(latents: dict[str, Tensor]) -> list[str]:

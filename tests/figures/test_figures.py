@@ -6,9 +6,12 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from torch.distributions import constraints
 
 from pyro_vae import figures
+from pyro_vae.data import Split, Splits
 from pyro_vae.evaluate import GROUPS, SIDES, Draws, Terms, fit_line, moments
+from pyro_vae.figures.look import MISSING
 from pyro_vae.training import Epoch
 
 
@@ -17,13 +20,116 @@ def saved(figure, tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8), (8, 9), (3, 8, 8), (12,), (2, 3, 4)])
-def test_images_of_any_shape(shape, tmp_path):
-    images = torch.rand(25, *shape)
-    saved(figures.reconstructions(images, images, "title"), tmp_path)
-    saved(figures.samples(images, vmax=1.0), tmp_path)
-    saved(figures.plane(images, [-2.0, -1.0, 0.0, 1.0, 2.0], vmax=1.0), tmp_path)
-    saved(figures.traversals(images, ["$t_1$"] * 5, [-2.0, -1.0, 0.0, 1.0, 2.0], vmax=1.0), tmp_path)
+SHAPES = {
+    "image": [(1, 8, 8), (8, 9), (3, 8, 8), (12,), (2, 3, 4), (4, 5, 5), (1, 4, 5, 6)],
+    "signal": [(2, 40), (1,)],
+    "table": [(1,), (2, 3)],
+}
+
+
+@pytest.mark.parametrize(("kind", "shape"), [(kind, shape) for kind, shapes in SHAPES.items() for shape in shapes])
+def test_data_of_any_shape_and_kind(kind, shape, tmp_path):
+    """Nine data, one of which is missing wholly and one in part."""
+    x, look, ticks = torch.rand(9, *shape), figures.Look(kind), [-2.0, 0.0, 2.0]
+    means = x.clone()
+    x[0], x.view(9, -1)[1, 0] = torch.nan, torch.nan
+    saved(figures.reconstructions(x, means, look, "title"), tmp_path)
+    saved(figures.samples(means, look, x=x), tmp_path)
+    saved(figures.samples(means, look, x=x, names=["a", "b", "c"]), tmp_path)
+    saved(figures.plane(means, ticks, look), tmp_path)
+    saved(figures.traversals(means, ["$t_1$"] * 3, ticks, look), tmp_path)
+    saved(figures.side_by_side({"one": means, "two": means}, look, x=x), tmp_path)
+
+
+def brightness(figure) -> list[float]:
+    """What is painted for each image of a figure, from 0 (black) to 1 (white), as the mean over its pixels."""
+    painted = [image.to_rgba(image.get_array(), norm=True)[..., :3] for image in figure.axes[0].images]
+    return [float(pixels.mean()) for pixels in painted]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+@pytest.mark.parametrize(("low", "high"), [(0, 255), (-7, -2), (0, 65_535), (100, 140)])
+def test_images_are_painted_over_the_whole_range_of_the_data(low, high, dtype, channels):
+    """The lowest value is black, the highest white, the middle gray, in data and in means, gray and color."""
+    levels = torch.tensor([low, (low + high) / 2, high])
+    x = levels.reshape(3, 1, 1, 1).expand(3, channels, 4, 4)
+    split = Split((x if dtype == torch.float32 else x.round().to(dtype)).float())
+    look = figures.look_of(Splits(split, split, split, constraints.real))
+    expected = [float((value - low) / (high - low)) for value in split.x[:, 0, 0, 0]]
+    assert brightness(figures.reconstructions(split.x, split.x, look)) == pytest.approx(2 * expected, abs=0.01)
+    for figure in (
+        figures.samples(split.x[[0, 1, 2, 2]], look),
+        figures.side_by_side({"one": split.x[[0, 1, 2, 2]]}, look),
+    ):
+        assert brightness(figure) == pytest.approx([*expected, 1.0], abs=0.01)
+
+
+def test_ink_is_dark_and_light_is_light():
+    x = torch.tensor([0.0, 1.0, 0.0, 1.0]).reshape(4, 1, 1, 1)
+    assert brightness(figures.samples(x, figures.Look(ink=True))) == pytest.approx([1, 0, 1, 0])
+    assert brightness(figures.samples(x, figures.Look())) == pytest.approx([0, 1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("support", "values", "expected"),
+    [
+        (constraints.boolean, [0, 0, 0], (0, 1)),
+        (constraints.unit_interval, [0.2, 0.4, 0.5], (0, 1)),
+        (constraints.integer_interval(0, 16), [3, 5, 9], (0, 16)),
+        (constraints.nonnegative_integer, [3, 5, 9], (3, 9)),
+        (constraints.real, [-3, torch.nan, 4.5], (-3, 4.5)),
+        (constraints.real, [-3, torch.inf, 4.5], (-3, 4.5)),
+        (constraints.real, [2, 2, 2], (2, 3)),
+        (constraints.real, [torch.nan] * 3, (0, 1)),
+    ],
+)
+def test_the_range_is_that_of_the_support_or_of_the_data(support, values, expected):
+    split = Split(torch.tensor(values).float().reshape(3, 1))
+    look = figures.look_of(Splits(split, split, split, support))
+    assert (look.low, look.high) == expected
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_missing_pixels_have_a_color_of_their_own(channels):
+    x = torch.full((1, channels, 2, 2), 0.5)
+    x[0, 0, 0, 0] = torch.nan
+    figure = figures.samples(x, figures.Look())
+    (image,) = figure.axes[0].images
+    painted = image.to_rgba(image.get_array(), norm=True)[..., :3]
+    assert painted[0, 0] == pytest.approx(matplotlib.colors.to_rgb(MISSING))
+    assert painted[1, 1] == pytest.approx([0.5] * 3, abs=0.01)
+
+
+def test_a_signal_and_its_reconstruction_are_lines_in_one_panel():
+    x, means = torch.randn(3, 2, 20), torch.randn(3, 2, 20)
+    figure = figures.reconstructions(x, means, figures.Look("signal", -3, 3))
+    assert len(figure.axes) == 6 - 3  # one line of three panels
+    for axes, datum, mean in zip(figure.axes, x, means, strict=True):
+        lines = np.stack([line.get_ydata() for line in axes.lines])
+        np.testing.assert_allclose(lines, torch.cat([datum, mean]).numpy(), rtol=1e-6)
+
+
+def test_a_table_has_a_named_panel_for_each_column():
+    x, means = torch.randn(40, 3), torch.randn(40, 3)
+    x[0, 1] = torch.nan
+    look = figures.Look("table", columns=("age", "height", "weight"))
+    figure = figures.reconstructions(x, means, look)
+    panels = [axes for axes in figure.axes if axes.axison]
+    assert [axes.get_title() for axes in panels] == ["age", "height", "weight"]
+    for j, axes in enumerate(panels):
+        seen = x[:, j].isfinite()
+        offsets = axes.collections[0].get_offsets()
+        np.testing.assert_allclose(offsets, torch.stack([x[seen, j], means[seen, j]], 1).numpy(), rtol=1e-6)
+
+
+def test_a_histogram_counts_shares_of_data_and_of_samples():
+    """A column of whole numbers has a bin for each; what samples have beyond the bins is not spread over the others."""
+    x, drawn = torch.tensor([0.0, 1.0, 1.0, 2.0]).reshape(4, 1), torch.tensor([1.0, 1.0, 1.0, 2.0]).reshape(4, 1)
+    figure = figures.samples(drawn, figures.Look("table"), x=x)
+    filled, line = (patch.get_xy()[:, 1] for patch in figure.axes[0].patches)
+    assert max(filled) == pytest.approx(2 / 4)
+    assert max(line) == pytest.approx(3 / 4)
 
 
 @pytest.mark.parametrize("epochs", [1, 30])
@@ -39,6 +145,32 @@ def test_learning_curves_show_every_record(epochs, tmp_path):
     assert valid.get_ydata().tolist() == [record.valid.bound for record in records]
 
 
+@pytest.mark.parametrize("n", [1, 2, 4, 5])
+@pytest.mark.parametrize("shape", [(), (2,), (2, 3)])
+@pytest.mark.parametrize("alike", [False, True])
+def test_latents_of_few_data(n, shape, alike, tmp_path):
+    """t-SNE needs several different points: the test set may be one datum, and latents without noise may coincide."""
+    t = torch.randn(n, *shape)
+    figure = figures.latents(t[:1].expand(n, *shape) if alike else t, None)
+    saved(figure, tmp_path)
+    assert len(figure.axes[0].collections[0].get_offsets()) == n
+
+
+@pytest.mark.parametrize(
+    ("site", "j", "shape", "expected"),
+    [
+        ("a", 0, (), "a"),
+        ("a", 0, (1,), "a"),
+        ("a", 1, (2,), "a[2]"),
+        ("a", 3, (2, 3), "a[2,1]"),
+        ("t", 0, (1,), "$t$"),
+        ("t", 2, (4,), "$t_{3}$"),
+    ],
+)
+def test_coordinates_are_called_by_their_place(site, j, shape, expected):
+    assert figures.coordinate(site, j, shape) == expected
+
+
 @pytest.mark.parametrize("d", [1, 2, 5])
 @pytest.mark.parametrize("classes", [None, 3, 50])
 def test_latents(d, classes, tmp_path):
@@ -51,7 +183,7 @@ def test_latents(d, classes, tmp_path):
 
 def test_no_global_state_of_matplotlib(tmp_path):
     before = dict(matplotlib.rcParams)
-    saved(figures.samples(torch.rand(4, 1, 4, 4), vmax=1.0), tmp_path)
+    saved(figures.samples(torch.rand(4, 1, 4, 4), figures.Look()), tmp_path)
     assert dict(matplotlib.rcParams) == before
     assert not matplotlib._pylab_helpers.Gcf.figs
 
@@ -66,6 +198,14 @@ def test_comparisons_with_little_to_show(tmp_path):
     saved(figures.cost({"w": cost, "phi": cost}), tmp_path)
     one = figures.Curve(np.array([0, 10]), np.array([[0.0, 1.0]]), np.array([[-200.0, -100.0]]))
     saved(figures.convergence({"IWAE": one}), tmp_path)
-    images = torch.rand(36, 1, 8, 8)
-    case = figures.Case(images[:18], images[:18], images, torch.randn(40, 3), torch.randn(50, 3))
-    saved(figures.cases({"one": case, "other": case}, None, 1.0), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"), [("image", (1, 8, 8)), ("image", (3, 8, 8)), ("signal", (2, 40)), ("table", (5,))]
+)
+def test_cases_of_any_kind(kind, shape, tmp_path):
+    x = torch.rand(36, *shape)
+    data = x[:18].clone()
+    data[0] = torch.nan
+    case = figures.Case(data, x[:18], x, torch.randn(40, 3), torch.randn(50, 3))
+    saved(figures.cases({"one": case, "other": case}, None, figures.Look(kind)), tmp_path)

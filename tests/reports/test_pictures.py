@@ -12,7 +12,8 @@ from torch.distributions import constraints
 
 from pyro_vae import TrainingPlan, figures, fit
 from pyro_vae.data import Split, Splits
-from pyro_vae.evaluate import variance_of_means
+from pyro_vae.evaluate import sample, variance_of_means
+from pyro_vae.models import ModelSpec
 from pyro_vae.reports import (
     Latents,
     LearningCurves,
@@ -38,7 +39,7 @@ def test_a_traversal_moves_the_coordinate_that_it_names(monkeypatch):
     split = Split(oracle.data(200))
     Traversals().draw(Trained(oracle.vae, Splits(split, split, split, constraints.real), TrainingPlan(), []))
     used = variance_of_means(oracle.vae, split).argsort(descending=True).tolist()
-    assert drawn["names"] == [figures.coordinate("t", j) for j in used]
+    assert drawn["names"] == [figures.coordinate("t", j, (3,)) for j in used]
     for j, line in zip(used, drawn["means"].split(len(drawn["ticks"])), strict=True):
         moved = drawn["ticks"] - drawn["ticks"][0]
         torch.testing.assert_close(line - line[0], torch.outer(moved, oracle.W[:, j]).detach())
@@ -76,3 +77,29 @@ def test_every_picture_and_metric_of_a_program_of_ones_own(size, digits):
     assert names == ["learning_curves", "reconstructions", "samples", "latents", "traversals"]
     assert [row.quantity.split()[0] for row in TestBound().measure(trained).rows] == ["ELBO", "reconstruction", "KL"]
     assert LogLikelihood().measure(trained).values["log_px"]["n"] == size
+
+
+@pytest.mark.parametrize("size", [1, 6])
+@pytest.mark.parametrize("shape", [(3,), (2, 12), (1, 4, 4)])
+def test_pictures_of_data_of_every_kind_and_of_one_test_datum(shape, size):
+    torch.manual_seed(0)
+    x = torch.randn(60, *shape)
+    data = Splits(Split(x), Split(x), Split(x[:size]), constraints.real)
+    trained = Trained(ModelSpec(latent=3).build(data, 0), data, TrainingPlan(), [])
+    drawn = {name: figure for picture in (Reconstructions, Samples, Latents, Plane, Traversals)
+             for name, figure in picture().draw(trained).items()}  # fmt: skip
+    assert list(drawn) == ["reconstructions", "samples", "latents", "traversals"]
+    words = " ".join(figure.get_suptitle() for figure in drawn.values())
+    assert ("test images" in words) == (trained.look.kind == "image")
+
+
+def test_samples_of_a_table_have_the_noise_of_the_data():
+    """Means of p(x|t) vary by W Wᵀ alone, data and samples by W Wᵀ + s²: 2,000 draws, 5 standard errors."""
+    oracle = LinearGaussian.random(d=2)
+    like = oracle.data(3)
+    drawn, means = (sample(oracle.vae, like, 2000, noise=noise) for noise in (True, False))
+    inner = (oracle.W @ oracle.W.T).diagonal().detach()
+    whole = inner + oracle.vae.likelihood(oracle.W.new_zeros(2)).variance.detach()
+    error = 5 * (2 / 2000) ** 0.5
+    torch.testing.assert_close(drawn.var(0), whole, rtol=error, atol=0)
+    torch.testing.assert_close(means.var(0), inner, rtol=error, atol=0)

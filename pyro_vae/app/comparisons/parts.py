@@ -204,11 +204,11 @@ def draw(
     splits: Splits,
 ) -> None:
     """Samples of each cell, its aggregate posterior against its prior, and log p(x) with the gap; of the first seed."""
-    pictures, clouds, bars = {}, {}, {}
+    pictures, clouds, bars, look = {}, {}, {}, figures.look_of(splits)
     for names, of_cell in done.items():
         name, cell = "\n".join(_telling(names, named)), of_cell[0]
         vae: Any = load(cell["folder"]).to(first.x.device)
-        pictures[name] = sample(vae, first.x, 36)
+        pictures[name] = sample(vae, first.x, 1000, noise=True) if look.kind == "table" else sample(vae, first.x, 36)
         t, prior = encode(vae, first.x)["t"], vae.prior()
         used = t.var(0).argsort(descending=True)[:2].sort().values
         with torch.no_grad(), seeded(t.device, "prior"):
@@ -220,11 +220,14 @@ def draw(
             axes=used.tolist(),
         )
         bars[name] = (np.array(cell["log_px"]), np.array(cell["elbo"]))
-    cells.figure("samples", figures.side_by_side(pictures, float(splits.train.x.max()), "means of p(x|t) at t ~ p(t)"))
+    what = "x ~ p(x|t)" if look.kind == "table" else "means of p(x|t)"
+    cells.figure("samples", figures.side_by_side(pictures, look, f"{what} at t ~ p(t)", x=first.x))
     if all(cloud.prior.shape[1] == 2 for cloud in clouds.values()):
         title = "test data, t ~ q(t|x,φ), on the prior in gray"
         cells.figure("latents", figures.against_prior(clouds, first.labels, title))
-    cells.figure("log_px", figures.gaps(bars, "log p(x) and the ELBO of the same test images, with standard errors"))
+    cells.figure(
+        "log_px", figures.gaps(bars, f"log p(x) and the ELBO of the same test {look.noun}, with standard errors")
+    )
 
 
 def _telling(names: Sequence[str], named: Sequence[Sequence[str]]) -> list[str]:
