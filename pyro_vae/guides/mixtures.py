@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_vae.flows import Sizes
 from pyro_vae.networks import MLP, NetworkFactory
 from pyro_vae.parts import Dims, Distribution, Guide
+from pyro_vae.special import latent_scale
 
 
 @final
@@ -39,7 +40,7 @@ class MixtureOfNormals(Guide):
         """Returns the mixture for x of shape ``(*batch, *x_shape)``."""
         C, d = self.components, self.dims.latent
         loc, log_scale, logits = self.network(self.scaled(x)).split([C * d, C * d, C], dim=-1)
-        each = dist.Normal(loc.unflatten(-1, (C, d)), log_scale.unflatten(-1, (C, d)).exp()).to_event(1)
+        each = dist.Normal(loc.unflatten(-1, (C, d)), latent_scale(log_scale.unflatten(-1, (C, d)))).to_event(1)
         return _Mixture(dist.Categorical(logits=logits), each)
 
 

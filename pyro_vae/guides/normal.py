@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 
 from pyro_vae.networks import MLP, NetworkFactory
 from pyro_vae.parts import Dims, Distribution, Guide
+from pyro_vae.special import bounded, latent_scale
 
 
 @final
@@ -32,7 +33,7 @@ class DiagonalNormal(Guide):
         """Returns N(m, diag s²) for x of shape ``(*batch, *x_shape)``."""
         loc, log_scale = self.network(self.scaled(x)).chunk(2, dim=-1)
         # pyro.sample draws ε and returns ε ⊙ s + m: Normal.rsample is g.
-        return dist.Normal(loc, log_scale.exp()).to_event(1)
+        return dist.Normal(loc, latent_scale(log_scale)).to_event(1)
 
 
 @final
@@ -58,7 +59,7 @@ class FullRankNormal(Guide):
         """Returns N(m, L Lᵀ) for x of shape ``(*batch, *x_shape)``."""
         d = self.dims.latent
         loc, log_diagonal, below = self.network(self.scaled(x)).split([d, d, d * (d - 1) // 2], dim=-1)
-        return dist.MultivariateNormal(loc, scale_tril=triangular(log_diagonal.exp(), below, self.place))
+        return dist.MultivariateNormal(loc, scale_tril=triangular(latent_scale(log_diagonal), below, self.place))
 
 
 @final
@@ -85,7 +86,9 @@ class LowRankNormal(Guide):
         """Returns N(m, W Wᵀ + diag s²) for x of shape ``(*batch, *x_shape)``."""
         d = self.dims.latent
         loc, log_scale, factor = self.network(self.scaled(x)).split([d, d, d * self.rank], dim=-1)
-        return dist.LowRankMultivariateNormal(loc, factor.unflatten(-1, (d, self.rank)), (2 * log_scale).exp())
+        return dist.LowRankMultivariateNormal(
+            loc, factor.unflatten(-1, (d, self.rank)), (2 * bounded(log_scale, -15.0, 15.0)).exp()
+        )
 
 
 def below_diagonal(d: int) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.parts import Dims, Distribution, Prior, placed
+from pyro_vae.special import latent_scale
 
 
 @final
@@ -35,7 +36,7 @@ class MixtureOfNormals(Prior):
 
     def forward(self) -> Distribution:
         """Returns the mixture."""
-        return _mixture(self.logits, dist.Normal(self.loc, self.log_scale.exp()).to_event(1))
+        return _mixture(self.logits, dist.Normal(self.loc, latent_scale(self.log_scale)).to_event(1))
 
 
 @final
@@ -126,7 +127,7 @@ class ExemplarPrior(Prior):
             raise ValueError(
                 f"ExemplarPrior: {type(self.parts.guide).__name__} has no mean in closed form: use a Gaussian guide"
             ) from None
-        return _mixture(loc.new_zeros(len(inputs)), dist.Normal(loc, self.log_scale.exp()).to_event(1))
+        return _mixture(loc.new_zeros(len(inputs)), dist.Normal(loc, latent_scale(self.log_scale)).to_event(1))
 
 
 def _mixture(logits: Tensor, components: Distribution) -> Distribution:

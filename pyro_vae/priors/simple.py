@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.parts import Dims, Distribution, Prior
+from pyro_vae.special import latent_scale
 
 
 @final
@@ -44,7 +45,7 @@ class Normal(Prior):
 
     def forward(self) -> Distribution:
         """Returns N(a, diag b²)."""
-        return dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
+        return dist.Normal(self.loc, latent_scale(self.log_scale)).to_event(1)
 
 
 @final
