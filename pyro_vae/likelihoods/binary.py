@@ -73,7 +73,7 @@ class _ContinuousBernoulli(TorchDistribution):
     """
 
     arg_constraints: dict[str, Constraint] = {}  # noqa: RUF012  (as torch declares it)
-    support = constraints.unit_interval  # type: ignore[assignment]
+    support = constraints.unit_interval
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits

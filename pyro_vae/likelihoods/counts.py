@@ -160,7 +160,7 @@ class _Poisson(TorchDistribution):
     """
 
     arg_constraints: dict[str, Constraint] = {}  # noqa: RUF012  (as torch declares it)
-    support = constraints.nonnegative_integer  # type: ignore[assignment]
+    support = constraints.nonnegative_integer
 
     def __init__(self, log_rate: Tensor) -> None:
         self.log_rate = log_rate
@@ -199,7 +199,7 @@ class _NegativeBinomial(TorchDistribution):
     """
 
     arg_constraints: dict[str, Constraint] = {}  # noqa: RUF012  (as torch declares it)
-    support = constraints.nonnegative_integer  # type: ignore[assignment]
+    support = constraints.nonnegative_integer
 
     def __init__(self, log_mean: Tensor, log_shape: Tensor) -> None:
         self.log_mean, self.log_shape = log_mean, log_shape

@@ -165,7 +165,7 @@ class _OpenBeta(TorchDistribution):
     """
 
     arg_constraints: dict[str, Constraint] = {}  # noqa: RUF012  (as torch declares it)
-    support: Constraint = _BetweenZeroAndOne()  # type: ignore[assignment]
+    support: Constraint = _BetweenZeroAndOne()
 
     def __init__(self, logit: Tensor, log_concentration: Tensor) -> None:
         self.logit, self.log_concentration = logit, log_concentration
