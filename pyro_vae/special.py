@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from math import log, pi
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -21,7 +22,8 @@ def bounded(number: Tensor, low: float, high: float) -> Tensor:
     for every finite number, and its derivative 1 / (1 + u)² is continuous and leads back.
     """
     above, below = (number - high).relu(), (low - number).relu()
-    return number.clamp(low, high) + above / (1 + above) - below / (1 + below)
+    inside = torch.where(number > high, high + above / (1 + above), number)
+    return torch.where(number < low, low - below / (1 + below), inside)
 
 
 def latent_scale(log_scale: Tensor) -> Tensor:
@@ -65,3 +67,18 @@ def _series(z: Tensor) -> tuple[Tensor, Tensor]:
         slope = (1 + value + z * slope) / (2 * n * (2 * n + 1))
         value = z * (1 + value) / (2 * n * (2 * n + 1))
     return value, slope
+
+
+class Mixture(dist.MixtureSameFamily):
+    """A mixture whose gradient is right where all components are improbable.
+
+    Where log-probabilities are near -1e8, float32 does not hold their sum with a log weight, and the gradient of
+    ``logsumexp`` gives each component a weight of 1. Here the largest log-probability is subtracted first.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns the log density in nats."""
+        each = self.component_distribution.log_prob(self._pad(value))
+        largest = each.amax(-1, keepdim=True).detach()
+        log_weights = self.mixture_distribution.logits.log_softmax(-1)
+        return (each - largest + log_weights).logsumexp(-1) + largest.squeeze(-1)

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_vae.flows import Sizes
 from pyro_vae.networks import MLP, NetworkFactory
 from pyro_vae.parts import Dims, Distribution, Guide
-from pyro_vae.special import latent_scale
+from pyro_vae.special import Mixture, latent_scale
 
 
 @final
@@ -44,7 +44,7 @@ class MixtureOfNormals(Guide):
         return _Mixture(dist.Categorical(logits=logits), each)
 
 
-class _Mixture(dist.MixtureSameFamily):
+class _Mixture(Mixture):
     """A mixture of diagonal Gaussians whose samples are functions of its parameters.
 
     Pyro's ``MixtureOfDiagNormals`` is not used, because its gradient by the weights is biased (as of Pyro 1.9.2).

@@ -116,9 +116,9 @@ class _ContinuousBernoulli(TorchDistribution):
         """Returns the x at which the distribution function has this value."""
         a, up = self.logits.abs().clamp(min=_FLAT), self.logits > 0
         v, rest = torch.where(up, 1 - value, value), torch.where(up, value, 1 - value)
-        low = -torch.log1p(v.clamp(max=0.5) * torch.expm1(-a))
+        low = -torch.log1p(v * torch.expm1(-a))
         high = -(rest + v * (-a).exp()).log()
-        y = (torch.where(v < 0.5, low, high) / a).clamp(0, 1)
+        y = (torch.where((v < 0.5) | (a < 2), low, high) / a).clamp(0, 1)
         return torch.where(up, 1 - y, y)
 
     def sample(self, sample_shape: Sizes = ()) -> Tensor:

@@ -217,10 +217,15 @@ class _NegativeBinomial(TorchDistribution):
         """
         k, r = value.double(), _bounded_log(self.log_shape).exp()
         c = k.clamp(min=_NO_COUNT)
-        delta = _bounded_log(self.log_mean) - c.log()
+        log_mean = _bounded_log(self.log_mean)
+        delta = log_mean - c.log()
         remainders = stirling_remainder(c + r) - stirling_remainder(r) - stirling_remainder(c)
         at_count = remainders - ((2 * pi * c).log() + torch.log1p(c / r)) / 2
-        moved = k * delta - (c + r) * torch.log1p(c / (c + r) * torch.expm1(delta))
+        ratio = c / (c + r) * torch.expm1(delta)  # (μ + r) / (k + r) - 1, which rounds to -1 where μ and r are small
+        far = ratio < -0.5
+        near = torch.log1p(torch.where(far, 0.0, ratio))
+        log_ratio = torch.where(far, (log_mean.exp() + r).log() - (c + r).log(), near)
+        moved = k * delta - (c + r) * log_ratio
         return (torch.where(k > 0, at_count, 0.0) + moved).to(self.log_mean.dtype)
 
     @property

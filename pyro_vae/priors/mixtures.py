@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.parts import Dims, Distribution, Prior, placed
-from pyro_vae.special import latent_scale
+from pyro_vae.special import Mixture, latent_scale
 
 
 @final
@@ -131,7 +131,7 @@ class ExemplarPrior(Prior):
 
 
 def _mixture(logits: Tensor, components: Distribution) -> Distribution:
-    return dist.MixtureSameFamily(dist.Categorical(logits=logits), components)
+    return Mixture(dist.Categorical(logits=logits), components)
 
 
 def _check_components(name: str, number: int) -> None:
