@@ -28,6 +28,7 @@ from pyro_vae.flows import (
 from pyro_vae.guides.normal import below_diagonal, triangular
 from pyro_vae.networks import MLP, NetworkFactory
 from pyro_vae.parts import Dims, Distribution, Guide
+from pyro_vae.special import latent_scale
 
 
 @final
@@ -127,7 +128,10 @@ class Householder(Guide):
         loc, log_scale, v = _split(self.network(self.scaled(x)), self.dims.latent)
         v = self.axes + v.unflatten(-1, (self.reflections, self.dims.latent))
         base = dist.Normal(loc.new_zeros(()), 1.0).expand(loc.shape).to_event(1)
-        scale, shift = AffineTransform(0.0, log_scale.exp(), event_dim=1), AffineTransform(loc, 1.0, event_dim=1)
+        scale, shift = (
+            AffineTransform(0.0, latent_scale(log_scale), event_dim=1),
+            AffineTransform(loc, 1.0, event_dim=1),
+        )
         return FlowDistribution(base, ComposedTransform(scale, Reflections(v), shift))
 
 
@@ -175,7 +179,7 @@ class Sylvester(Guide):
                 for diagonal, below in ((of_R[0], of_R[1]), (of_R[2], of_R[3]))
             )
             steps.append(Projected(Q, R, R_tilde, b))
-        base = dist.Normal(loc, log_scale.exp()).to_event(1)
+        base = dist.Normal(loc, latent_scale(log_scale)).to_event(1)
         return FlowDistribution(base, ComposedTransform(*steps))
 
 
@@ -234,4 +238,6 @@ def _split(head: Tensor, d: int) -> tuple[Tensor, Tensor, Tensor]:
 def _flow(loc: Tensor, log_scale: Tensor, transform: Transform) -> Distribution:
     """Returns the distribution of t = m + s ⊙ f(ε)."""
     base = dist.Normal(loc.new_zeros(()), 1.0).expand(loc.shape).to_event(1)
-    return FlowDistribution(base, ComposedTransform(transform, AffineTransform(loc, log_scale.exp(), event_dim=1)))
+    return FlowDistribution(
+        base, ComposedTransform(transform, AffineTransform(loc, latent_scale(log_scale), event_dim=1))
+    )

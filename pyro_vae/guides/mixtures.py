@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_vae.flows import Sizes
 from pyro_vae.networks import MLP, NetworkFactory
 from pyro_vae.parts import Dims, Distribution, Guide
+from pyro_vae.special import Mixture, latent_scale
 
 
 @final
@@ -39,11 +40,11 @@ class MixtureOfNormals(Guide):
         """Returns the mixture for x of shape ``(*batch, *x_shape)``."""
         C, d = self.components, self.dims.latent
         loc, log_scale, logits = self.network(self.scaled(x)).split([C * d, C * d, C], dim=-1)
-        each = dist.Normal(loc.unflatten(-1, (C, d)), log_scale.unflatten(-1, (C, d)).exp()).to_event(1)
+        each = dist.Normal(loc.unflatten(-1, (C, d)), latent_scale(log_scale.unflatten(-1, (C, d)))).to_event(1)
         return _Mixture(dist.Categorical(logits=logits), each)
 
 
-class _Mixture(dist.MixtureSameFamily):
+class _Mixture(Mixture):
     """A mixture of diagonal Gaussians whose samples are functions of its parameters.
 
     Pyro's ``MixtureOfDiagNormals`` is not used, because its gradient by the weights is biased (as of Pyro 1.9.2).

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import final
+from math import log, pi
+from typing import Any, final
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
 from torch.nn.functional import pad
 
+from pyro_vae.flows import Sizes
 from pyro_vae.networks import MLP, NetworkFactory
 from pyro_vae.parts import Dims, Distribution, Guide
+from pyro_vae.special import bounded, latent_scale
 
 
 @final
@@ -32,7 +38,7 @@ class DiagonalNormal(Guide):
         """Returns N(m, diag s²) for x of shape ``(*batch, *x_shape)``."""
         loc, log_scale = self.network(self.scaled(x)).chunk(2, dim=-1)
         # pyro.sample draws ε and returns ε ⊙ s + m: Normal.rsample is g.
-        return dist.Normal(loc, log_scale.exp()).to_event(1)
+        return dist.Normal(loc, latent_scale(log_scale)).to_event(1)
 
 
 @final
@@ -58,7 +64,8 @@ class FullRankNormal(Guide):
         """Returns N(m, L Lᵀ) for x of shape ``(*batch, *x_shape)``."""
         d = self.dims.latent
         loc, log_diagonal, below = self.network(self.scaled(x)).split([d, d, d * (d - 1) // 2], dim=-1)
-        return dist.MultivariateNormal(loc, scale_tril=triangular(log_diagonal.exp(), below, self.place))
+        scale = latent_scale(log_diagonal)
+        return _FullRank(loc, scale_tril=_resolved(triangular(scale, below, self.place), scale))
 
 
 @final
@@ -85,7 +92,89 @@ class LowRankNormal(Guide):
         """Returns N(m, W Wᵀ + diag s²) for x of shape ``(*batch, *x_shape)``."""
         d = self.dims.latent
         loc, log_scale, factor = self.network(self.scaled(x)).split([d, d, d * self.rank], dim=-1)
-        return dist.LowRankMultivariateNormal(loc, factor.unflatten(-1, (d, self.rank)), (2 * log_scale).exp())
+        scale = latent_scale(log_scale)
+        return _LowRank(loc, _resolved(factor.unflatten(-1, (d, self.rank)), scale), scale)
+
+
+_LONGEST = 1e3
+"""The largest ratio of a number in a row of L or W to the scale of this row; above it, float32 does not resolve t."""
+_FARTHEST = 1e36
+"""The largest squared distance, in standard deviations, which float32 holds together with its gradient."""
+
+
+def _resolved(matrix: Tensor, scale: Tensor) -> Tensor:
+    """Returns the matrix with each row bounded relative to its scale (see `_LONGEST`)."""
+    s = scale.unsqueeze(-1)
+    within = matrix.abs() <= _LONGEST * s
+    return torch.where(within, matrix, s * bounded(matrix / s, -_LONGEST, _LONGEST))
+
+
+class _FullRank(dist.MultivariateNormal):
+    """A Gaussian whose density is computed in float64, since the inverse of L may have very large numbers."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns the log density in nats."""
+        L, distance = self._unbroadcasted_scale_tril.double(), (value - self.loc).double()
+        eps = torch.linalg.solve_triangular(L, distance.unsqueeze(-1), upper=False).squeeze(-1)
+        squares = (eps**2).sum(-1).clamp(max=_FARTHEST)
+        half_log_det = L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return (-0.5 * squares - half_log_det - 0.5 * L.shape[-1] * log(2 * pi)).to(self.loc.dtype)
+
+
+class _LowRank(TorchDistribution):
+    """N(m, W Wᵀ + diag s²), whose density is computed in float64, since Wᵀ diag s⁻² W may be nearly singular.
+
+    Args:
+        loc: m.
+        factor: W.
+        scale: s.
+    """
+
+    arg_constraints: dict[str, Constraint] = {}  # noqa: RUF012  (as torch declares it)
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, loc: Tensor, factor: Tensor, scale: Tensor) -> None:
+        self.loc, self.factor, self.scale = loc, factor, scale
+        super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
+
+    def expand(self, batch_shape: Sizes, _instance: Any = None) -> _LowRank:
+        """Returns the same distribution for more data or particles."""
+        shapes = (self.loc.shape[-1:], self.factor.shape[-2:], self.scale.shape[-1:])
+        parameters = zip((self.loc, self.factor, self.scale), shapes, strict=True)
+        return _LowRank(*(value.expand(*batch_shape, *shape) for value, shape in parameters))
+
+    def rsample(self, sample_shape: Sizes = ()) -> Tensor:
+        """Draws W η + s ⊙ ε + m."""
+        shape = self._extended_shape(Size(sample_shape))
+        eta = torch.randn((*shape[:-1], self.factor.shape[-1]), dtype=self.loc.dtype, device=self.loc.device)
+        eps = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        return self.loc + (self.factor @ eta.unsqueeze(-1)).squeeze(-1) + self.scale * eps
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns the log density in nats, by the Woodbury identity."""
+        s = self.scale.double()
+        A, u = self.factor.double() / s.unsqueeze(-1), (value - self.loc).double() / s
+        root = torch.linalg.cholesky(A.mT @ A + torch.eye(A.shape[-1], dtype=A.dtype, device=A.device))
+        v = torch.linalg.solve_triangular(root, (A.mT @ u.unsqueeze(-1)), upper=False).squeeze(-1)
+        squares = ((u**2).sum(-1) - (v**2).sum(-1)).clamp(max=_FARTHEST)
+        half_log_det = s.log().sum(-1) + root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return (-0.5 * squares - half_log_det - 0.5 * s.shape[-1] * log(2 * pi)).to(self.loc.dtype)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean m."""
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of each coordinate."""
+        return (self.factor**2).sum(-1) + self.scale**2
+
+    @property
+    def covariance_matrix(self) -> Tensor:
+        """The matrix W Wᵀ + diag s²."""
+        return self.factor @ self.factor.mT + (self.scale**2).diag_embed()
 
 
 def below_diagonal(d: int) -> Tensor:

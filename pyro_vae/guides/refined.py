@@ -15,6 +15,7 @@ from pyro_vae.flows import FlowDistribution
 from pyro_vae.guides.normal import DiagonalNormal
 from pyro_vae.parts import Dims, Distribution, Guide, placed
 from pyro_vae.scopes import mode
+from pyro_vae.special import latent_scale
 
 _HASHED = 1000
 """The number of data that are hashed at a time."""
@@ -66,7 +67,7 @@ class SemiAmortized(Guide):
             shift, log_scale = self._refined(x, inner)
         finally:
             self._refining = False
-        return FlowDistribution(inner, AffineTransform(shift, log_scale.exp(), event_dim=1))
+        return FlowDistribution(inner, AffineTransform(shift, latent_scale(log_scale), event_dim=1))
 
     def _refined(self, x: Tensor, inner: Distribution) -> Tensor:
         """Returns (a, log b), of shape ``(2, *batch, d)``, without a gradient."""
@@ -78,7 +79,7 @@ class SemiAmortized(Guide):
             # Evaluation mode, because a likelihood that learns from what it scores shall learn only after the steps.
             with torch.enable_grad(), mode(self.parts.likelihood, training=False):
                 shift, log_scale = moved
-                t = shift + log_scale.exp() * t0
+                t = shift + latent_scale(log_scale) * t0
                 # log q₀(t₀) is left out, because it does not depend on a and b.
                 log_w = self.parts.likelihood(t).log_prob(x) + prior.log_prob(t) + log_scale.sum(-1)
                 (moved.grad,) = torch.autograd.grad(log_w.sum(), moved)
@@ -136,9 +137,9 @@ class PerDatum(Guide):
         known, row = (self.keys[at] == key).unsqueeze(-1), self.order[at]
         with torch.no_grad():
             loc = self.loc.mean(0)
-            scale = ((2 * self.log_scale).exp().mean(0) + self.loc.var(0, correction=0)).sqrt()
+            scale = ((latent_scale(self.log_scale) ** 2).mean(0) + self.loc.var(0, correction=0)).sqrt()
         return dist.Normal(
-            torch.where(known, self.loc[row], loc), torch.where(known, self.log_scale[row].exp(), scale)
+            torch.where(known, self.loc[row], loc), torch.where(known, latent_scale(self.log_scale[row]), scale)
         ).to_event(1)
 
 

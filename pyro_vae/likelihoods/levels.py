@@ -20,9 +20,15 @@ from pyro_vae.flows import Sizes
 from pyro_vae.likelihoods.decoder_outputs import logit_of_mean, mean_or, stacked, unstacked
 from pyro_vae.networks import MLP, NetworkFactory
 from pyro_vae.parts import Dims, Distribution, Likelihood
+from pyro_vae.special import Mixture, bounded
 
 _SHARPEST = -7.0
-"""The smallest log s, for levels scaled to [-1, 1], as in the code of Salimans et al. 2017."""
+"""The smallest log s, for levels scaled to [-1, 1], as in the code of Salimans et al. 2017; what is below comes within 1 of it.
+
+See `pyro_vae.special.bounded`. A hard end, as in that code, has no gradient that leads back.
+"""
+_FLATTEST = 20.0
+"""The largest log s, at which all inner levels are equally probable in float32."""
 
 
 @final
@@ -110,12 +116,12 @@ class DiscretizedLogistic(Likelihood):
         # The locations of the components start around the mean, spread over a third of the range.
         loc = loc + self.offset[..., None] + torch.linspace(-1 / 3, 1 / 3, self.components, device=loc.device)
         each = _Discretized(loc, _scale(log_scale), self.levels)
-        return dist.MixtureSameFamily(dist.Categorical(logits=logits), each).to_event(pixels)
+        return Mixture(dist.Categorical(logits=logits), each).to_event(pixels)
 
 
 def _scale(number: Tensor) -> Tensor:
     """Returns s > 0, which is a tenth of the range where the network gives 0."""
-    return (number + log(0.2)).clamp(min=_SHARPEST).exp()
+    return bounded(number + log(0.2), _SHARPEST, _FLATTEST).exp()
 
 
 class _Discretized(TorchDistribution):

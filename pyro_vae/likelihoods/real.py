@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import log, pi
 from typing import Any, Literal, final
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor, nn
 from torch.distributions.constraints import Constraint
+from torch.nn.functional import logsigmoid
 
 from pyro_vae.flows import Sizes
 from pyro_vae.likelihoods.decoder_outputs import mean_or, stacked, unstacked
 from pyro_vae.networks import MLP, NetworkFactory
 from pyro_vae.parts import Dims, Distribution, Likelihood
+from pyro_vae.special import bounded, stirling_remainder
 
 _REMEMBERED = 100.0
 """The number of batches in the running mean of squared errors."""
@@ -67,10 +71,10 @@ class Normal(Likelihood):
 
     def forward(self, t: Tensor) -> Distribution:
         """Returns N(m(t), σ² I) for t of shape ``(*batch, d)``."""
-        loc = self.network(t) + self.offset
+        loc, scale = self.network(t) + self.offset, bounded(self.log_scale, -24.0, 24.0).exp()
         if self.optimal and self.training and torch.is_grad_enabled():
-            return _Watched(loc, self.log_scale.exp(), self._follow).to_event(len(self.dims.x_shape))
-        return dist.Normal(loc, self.log_scale.exp()).to_event(len(self.dims.x_shape))
+            return _Watched(loc, scale, self._follow).to_event(len(self.dims.x_shape))
+        return dist.Normal(loc, scale).to_event(len(self.dims.x_shape))
 
     @torch.no_grad()
     def _follow(self, error: Tensor) -> None:
@@ -131,8 +135,7 @@ class Beta(Likelihood):
     def forward(self, t: Tensor) -> Distribution:
         """Returns the Beta distributions of all pixels, for t of shape ``(*batch, d)``."""
         logit, log_ratio = unstacked(self.network(t), self.dims, 2)
-        m, nu = (logit + self.offset).sigmoid(), self.concentration * log_ratio.exp()
-        return _OpenBeta(m * nu, (1 - m) * nu).to_event(len(self.dims.x_shape))
+        return _OpenBeta(logit + self.offset, log_ratio + log(self.concentration)).to_event(len(self.dims.x_shape))
 
 
 class _BetweenZeroAndOne(Constraint):
@@ -151,7 +154,71 @@ class _BetweenZeroAndOne(Constraint):
         return "the numbers between 0 and 1, without both"
 
 
-class _OpenBeta(dist.Beta):
-    """A Beta distribution whose support does not contain 0 and 1."""
+class _OpenBeta(TorchDistribution):
+    """A Beta distribution of mean m = sigmoid(l) and concentration ν, whose support does not contain 0 and 1.
 
-    support: Constraint = _BetweenZeroAndOne()  # type: ignore[assignment]
+    log ν is bounded by -40 and 40 (see `pyro_vae.special.bounded`): a pixel that is nearly certain, or whose
+    distribution is narrower than the distance of two numbers in float32, has no better density in float32.
+
+    Args:
+        logit: l.
+        log_concentration: log ν.
+    """
+
+    arg_constraints: dict[str, Constraint] = {}  # noqa: RUF012  (as torch declares it)
+    support: Constraint = _BetweenZeroAndOne()
+
+    def __init__(self, logit: Tensor, log_concentration: Tensor) -> None:
+        self.logit, self.log_concentration = logit, log_concentration
+        super().__init__(logit.shape, Size(), validate_args=False)
+
+    def expand(self, batch_shape: Sizes, _instance: Any = None) -> _OpenBeta:
+        """Returns the same distribution for more data or particles."""
+        return _OpenBeta(self.logit.expand(batch_shape), self.log_concentration.expand(batch_shape))
+
+    def _logs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns log α, log β and log ν in float64, where α = m ν and β = (1 - m) ν."""
+        logit, log_nu = self.logit.double(), bounded(self.log_concentration.double(), -40.0, 40.0)
+        return log_nu + logsigmoid(logit), log_nu + logsigmoid(-logit), log_nu
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns the log density in nats.
+
+        It is -ν KL(m‖x) - log x - log(1 - x), plus what Stirling's formula gives for the beta function. With δ =
+        logit x - logit m, KL(m‖x) = log(1 + m (e^δ - 1)) - m δ, here for the smaller one of m and 1 - m.
+        """
+        log_a, log_b, log_nu = self._logs()
+        x, logit = value.double(), self.logit.double()
+        log_x, log_rest = x.log(), torch.log1p(-x)
+        delta, large = log_x - log_rest - logit, logit > 0
+        m, delta = torch.where(large, -logit, logit).sigmoid(), torch.where(large, -delta, delta)
+        divergence = torch.log1p(m * torch.expm1(delta)) - m * delta
+        a, b, nu = log_a.exp(), log_b.exp(), log_nu.exp()
+        remainders = stirling_remainder(nu) - stirling_remainder(a) - stirling_remainder(b)
+        constant = (log_a + log_b - log_nu - _LOG_2PI) / 2 + remainders
+        return (constant - nu * divergence - log_x - log_rest).to(self.logit.dtype)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean m."""
+        return self.logit.sigmoid()
+
+    def sample(self, sample_shape: Sizes = ()) -> Tensor:
+        """Draws numbers, of which those that round to 0 or 1 are moved to the number next to it.
+
+        A draw is sigmoid(log g - log h) for gamma variables g and h, whose logarithms are drawn as those of
+        Gamma(α + 1) plus log(u) / α, because a gamma variable itself underflows where α is small.
+        """
+        shape = self._extended_shape(Size(sample_shape))
+        with torch.no_grad():
+            logs = []
+            for log_a in self._logs()[:2]:
+                a = log_a.exp().expand(shape)
+                uniform = torch.rand_like(a).clamp(min=1e-300)
+                logs.append(torch._standard_gamma(a + 1).log() + uniform.log() / a)
+            type_ = torch.finfo(self.logit.dtype)
+            drawn = (logs[0] - logs[1]).sigmoid().to(self.logit.dtype)
+            return drawn.clamp(type_.tiny, 1 - type_.eps / 2)
+
+
+_LOG_2PI = log(2 * pi)

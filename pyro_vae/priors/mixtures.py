@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.parts import Dims, Distribution, Prior, placed
+from pyro_vae.special import Mixture, latent_scale
 
 
 @final
@@ -35,7 +36,7 @@ class MixtureOfNormals(Prior):
 
     def forward(self) -> Distribution:
         """Returns the mixture."""
-        return _mixture(self.logits, dist.Normal(self.loc, self.log_scale.exp()).to_event(1))
+        return _mixture(self.logits, dist.Normal(self.loc, latent_scale(self.log_scale)).to_event(1))
 
 
 @final
@@ -126,11 +127,11 @@ class ExemplarPrior(Prior):
             raise ValueError(
                 f"ExemplarPrior: {type(self.parts.guide).__name__} has no mean in closed form: use a Gaussian guide"
             ) from None
-        return _mixture(loc.new_zeros(len(inputs)), dist.Normal(loc, self.log_scale.exp()).to_event(1))
+        return _mixture(loc.new_zeros(len(inputs)), dist.Normal(loc, latent_scale(self.log_scale)).to_event(1))
 
 
 def _mixture(logits: Tensor, components: Distribution) -> Distribution:
-    return dist.MixtureSameFamily(dist.Categorical(logits=logits), components)
+    return Mixture(dist.Categorical(logits=logits), components)
 
 
 def _check_components(name: str, number: int) -> None:

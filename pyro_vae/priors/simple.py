@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf, pi
 from typing import final
 
 import pyro.distributions as dist
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.parts import Dims, Distribution, Prior
+from pyro_vae.special import latent_scale, stirling_remainder
 
 
 @final
@@ -44,7 +46,7 @@ class Normal(Prior):
 
     def forward(self) -> Distribution:
         """Returns N(a, diag b²)."""
-        return dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
+        return dist.Normal(self.loc, latent_scale(self.log_scale)).to_event(1)
 
 
 @final
@@ -83,19 +85,33 @@ class StudentT(Prior):
         scale: the scale of each coordinate's distribution.
 
     Raises:
-        ValueError: the degrees of freedom or the scale are not positive.
+        ValueError: the degrees of freedom or the scale are not positive and finite.
     """
 
     loc: Tensor
 
     def __init__(self, dims: Dims, df: float = 5.0, scale: float = 1.0) -> None:
         super().__init__(dims)
-        if not (df > 0 and scale > 0):
-            raise ValueError(f"df and scale: expected positive numbers, got {df} and {scale}")
+        if not (0 < df < inf and 0 < scale < inf):
+            raise ValueError(f"df and scale: expected positive finite numbers, got {df} and {scale}")
         self.df, self.scale = df, scale
         self.register_buffer("loc", torch.zeros(dims.latent), persistent=False)
 
     def forward(self) -> Distribution:
         """Returns the product of Student's t-distributions."""
         df, scale = torch.full_like(self.loc, self.df), torch.full_like(self.loc, self.scale)
-        return dist.StudentT(df, self.loc, scale).to_event(1)
+        return _StudentT(df, self.loc, scale).to_event(1)
+
+
+class _StudentT(dist.StudentT):
+    """Student's t-distribution, whose density is right for large degrees of freedom and for values far out."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns the log density in nats, in float64: the constant is a difference of two log Γ."""
+        df, half = self.df.double(), self.df.double() / 2
+        y = (value - self.loc).double() / self.scale.double()
+        # log Γ(h + ½) - log Γ(h) by Stirling's remainders, which tends to log √h
+        remainders = stirling_remainder(half + 0.5) - stirling_remainder(half)
+        ratio = half * torch.log1p(0.5 / half) - 0.5 + half.log() / 2 + remainders
+        constant = ratio - (df * pi).log() / 2 - self.scale.double().log()
+        return (constant - (df + 1) / 2 * torch.log1p(y**2 / df)).to(value.dtype)
