@@ -29,6 +29,7 @@ from pyro_vae.models import ModelSpec
 from pyro_vae.runs import load
 from pyro_vae.scopes import seeded
 from pyro_vae.training import Progress, TrainingPlan, fit
+from pyro_vae.trust import here
 
 console = Console(highlight=False)
 LEFT_OUT = frozenset({"model", "estimator", "objective", "callbacks"})
@@ -86,7 +87,7 @@ def autoencoder(
                 cells.put(cell, name)
             bar.update(task, completed=i + 1)
             rows.append({"trained with": name, **cell["terms"]})
-            vae: Any = load(cells.run_folder(name)).to(where)
+            vae: Any = load(cells.run_folder(name), here()).to(where)
             with objective.sampling():
                 drawn, t = reconstruct(vae, first.x[:18]), encode(vae, first.x)["t"]
             with torch.no_grad(), seeded(where, plan.seed, "prior"):

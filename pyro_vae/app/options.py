@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any, ClassVar, NoReturn, get_args, get_type_hints
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
 
 from pyro_vae.app.console import fail
+from pyro_vae.app.guard import NotAllowedError, guarded
 from pyro_vae.app.setting import Setting
+from pyro_vae.construction import make
 from pyro_vae.data import Splits
 from pyro_vae.description import describe, path_of
+from pyro_vae.files import read_yaml
 from pyro_vae.likelihoods import default_likelihood
 from pyro_vae.models import ModelSpec
 from pyro_vae.training import TrainingPlan
+from pyro_vae.trust import Trust, here
 
 SPECIFICATIONS = (ModelSpec, TrainingPlan, Setting)
 """Classes whose fields are options."""
@@ -107,56 +112,83 @@ class Options:
         left_out: Set[str] = frozenset(),
         prog: str | None = None,
     ) -> None:
-        if (here := str(Path.cwd())) not in sys.path:
-            sys.path.insert(0, here)  # classes from files in the current folder are in reach
+        self.trust = here()
+        if (folder := str(self.trust.folder)) not in sys.path:
+            sys.path.insert(0, folder)  # classes from files in the current folder are in reach
+        self.arguments = arguments
+        self.owners: list[Callable[..., Any]] = [function, *_specifications(function).values()]
         self.function = function
-        owners: list[Callable[..., Any]] = [function, *_specifications(function).values()]
-        Parser.slots = {name: hint for owner in owners for name, hint in get_type_hints(owner).items()}
+        Parser.slots = {name: hint for owner in self.owners for name, hint in get_type_hints(owner).items()}
         self.parser = Parser.of(function, left_out, prog or program())
+        _check_files(arguments)
+        with self._guarded():
+            print_config = self._read(left_out)
+        if print_config:
+            print(self.as_yaml(), end="")
+            sys.exit(0)
+
+    def _read(self, left_out: Set[str]) -> bool:
+        """Resolves the options; returns whether they are to be printed."""
         defaults = {
             name: parameter.default
-            for owner in owners
+            for owner in self.owners
             for name, parameter in signature(owner).parameters.items()
             if name not in left_out and _is_made_by_a_class(parameter.default)
         }
         self.parser.set_defaults({name: {"class_path": path_of(_class_of(value))} for name, value in defaults.items()})
-        given = self.parser.parse_args(arguments, defaults=False).as_dict()
+        given = self.parser.parse_args(self.arguments, defaults=False).as_dict()
         given.pop("config", None)
-        print_config = given.pop("print_config", False)
+        print_config = bool(given.pop("print_config", False))
         for name, value in defaults.items():
             kind, described = _class_of(value), describe(value)
             default: dict[str, Any] = described if isinstance(described, dict) else {"class_path": path_of(kind)}
             chosen = given.setdefault(name, default)
-            if resolve_name(chosen["class_path"]) is kind:
+            if self.trust.find(chosen["class_path"]) is kind:
                 # The default class keeps the other options of its default.
                 chosen["init_args"] = {**default.get("init_args", {}), **chosen.get("init_args", {})}
         try:
-            for owner in owners:
-                _complete(owner, given)
+            for owner in self.owners:
+                _complete(owner, given, self.trust)
             self.values = self.parser.parse_object(given)
         except ArgumentError as error:
             self.parser.error(str(error))
         del self.values["config"], self.values["print_config"]
-        if print_config:
-            print(self.as_yaml(), end="")
-            sys.exit(0)
+        return print_config
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Inside, nothing is imported but what may be named. Something else ends the program and is told."""
+        try:
+            with guarded(self.trust):
+                yield
+        except NotAllowedError as error:
+            fail(f"{_place(error.path, self.arguments)}{error}", status=2)
 
     def as_yaml(self) -> str:
         """All options as a file that ``--config`` takes back."""
         return self.parser.dump(self.values, skip_unset=False)
 
     def made(self) -> dict[str, Any]:
-        """The arguments of the function, with the classes made."""
-        made = dict(vars(self.parser.instantiate(self.values)))
-        for name in ("config", "print_config"):
-            made.pop(name, None)
+        """The arguments of the function, with the classes made.
+
+        Raises:
+            ValueError: one does not fit its place.
+        """
+        described = yaml.safe_load(self.as_yaml())
+        made = {}
+        for owner in self.owners:
+            hints = get_type_hints(owner)
+            for name, parameter in signature(owner).parameters.items():
+                if name in described:
+                    made[name] = make(described[name], hints[name], name, self.trust, parameter.default)
         for name, kind in _specifications(self.function).items():
             made[name] = kind(**{field: made.pop(field) for field in _names(kind) & made.keys()})
         return made
 
     def with_data(self) -> tuple[dict[str, Any], Splits]:
         """The function's arguments, and its data, loaded. Without a choice the likelihood is the one that fits the data."""
-        splits: Splits = self.parser.instantiate(Namespace(data=self.values.data)).data.load()
+        described = yaml.safe_load(self.as_yaml())["data"]
+        splits: Splits = make(described, Parser.slots["data"], "data", self.trust).load()
         slot = "likelihoods" if "likelihoods" in self.values else "likelihood"
         if self.values[slot] is None:
             fitting, reason = default_likelihood(splits.support, splits.train.x, splits.standardize)
@@ -164,9 +196,58 @@ class Options:
             print(f"Likelihood: {chosen.func.__name__}, since {reason}. Another: --{slot} CLASS")
             described = {"class_path": path_of(chosen.func), "init_args": chosen.keywords}
             likelihood = {slot: described if slot == "likelihood" else [described]}
-            self.values = self.parser.parse_object(likelihood, namespace=self.values)
+            with self._guarded():
+                self.values = self.parser.parse_object(likelihood, namespace=self.values)
             del self.values["config"], self.values["print_config"]
         return self.made(), splits
+
+
+def _check_files(arguments: Sequence[str]) -> None:
+    """Ends the program where a configuration is no text, or is too large, or names another one."""
+    for option, value in _options(arguments):
+        if option == "--config" and Path(value).is_file():
+            try:
+                tree = read_yaml(Path(value))
+            except ValueError as error:
+                if isinstance(error.__cause__, yaml.YAMLError):
+                    continue  # the parser tells it
+                fail(f"config: {error}", status=2)
+            if isinstance(tree, dict) and (inner := tree.keys() & {"config", "print_config"}):
+                fail(f"config: {value}: {inner.pop()} is an option of the command line, and of no file", status=2)
+
+
+def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The values among the words of a command line, each with its option."""
+    option = ""
+    for word in arguments:
+        value = word
+        if word.startswith("--"):
+            option, _, value = word.partition("=")
+        yield option, value
+
+
+def _place(path: str, arguments: Sequence[str]) -> str:
+    """The options, or the places in a configuration, that name this import path, for a message."""
+    for option, value in _options(arguments):
+        if option == "--config" and Path(value).is_file():
+            if where := _search(path, read_yaml(Path(value))):
+                return f"{value}: {where.lstrip('.')}: "
+        elif path in value:
+            return f"{option}: "
+    return ""
+
+
+def _search(path: str, tree: Any, where: str = "") -> str:
+    """The place of a text in plain data, as an option is written; the empty text, if it is not there."""
+    if isinstance(tree, Mapping):
+        inner = (
+            (where if key in ("class_path", "init_args") else f"{where}.{key}", each) for key, each in tree.items()
+        )
+    elif isinstance(tree, list):
+        inner = ((f"{where}[{number}]", each) for number, each in enumerate(tree))
+    else:
+        return where if tree == path else ""
+    return next((found for place, each in inner if (found := _search(path, each, place))), "")
 
 
 def program() -> str:
@@ -194,14 +275,14 @@ def _names(kind: type[Any]) -> set[str]:
     return {field.name for field in fields(kind)}
 
 
-def _complete(owner: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
+def _complete(owner: Callable[..., Any], given: dict[str, Any], trust: Trust) -> dict[str, Any]:
     """Fills in the options that each given class was not told, each class by itself, the inner ones first."""
     names: set[Any] = set(signature(owner).parameters)
     for name, value in given.items():
         classes = [each for each in _listed(value) if isinstance(each, dict) and "class_path" in each]
         if classes and name in names:
             for each in classes:
-                each["init_args"] = _complete(resolve_name(each["class_path"]), each.get("init_args", {}))
+                each["init_args"] = _complete(trust.find(each["class_path"]), each.get("init_args", {}), trust)
             alone = ArgumentParser(exit_on_error=False)
             add = alone.add_class_arguments if isinstance(owner, type) else alone.add_function_arguments
             add(owner, skip=names - {name}, fail_untyped=False)

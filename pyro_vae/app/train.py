@@ -42,6 +42,7 @@ from pyro_vae.reports import (
 )
 from pyro_vae.runs import Run, load
 from pyro_vae.training import Epoch, Progress, Training, TrainingPlan, fit
+from pyro_vae.trust import here
 
 console = Console(highlight=False)
 Made = TypeVar("Made")
@@ -96,7 +97,7 @@ def train(
         raise SystemExit(130)
     try:
         if interrupted:
-            model = load(run.folder).to(where)
+            model = load(run.folder, here()).to(where)
             console.print(f"Evaluating the weights of epoch {len(records)}; Ctrl-C again skips this.")
         trained = Trained(model, splits, plan, records, setting.test_particles, setting.test_images)
         report(run, trained, measured, trained_for)

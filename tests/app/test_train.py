@@ -126,7 +126,7 @@ def test_a_class_of_ones_own(train, tmp_path):
     code, out, err = train(*QUICK, *options, "--out", "run")
     assert (code, err) == (0, "")
     assert "VAE: StudentT, DiagonalNormal, Binomial" in out
-    assert load(tmp_path / "run").prior.df == 5
+    assert load(tmp_path / "run", trust="my_priors").prior.df == 5
     code, out, _ = train("--prior.help", "my_priors.StudentT")
     assert code == 0
     assert "degrees of freedom" in out

@@ -121,7 +121,7 @@ def no_weights(folder):
         (cut_weights, "model.safetensors: damaged"),
         (pickle_weights, "model.safetensors: damaged"),
         (foreign_weights, "weights, but not of a run of pyro_vae"),
-        (other_model, "model.safetensors: .*size mismatch"),
+        (other_model, "config.yaml: .*was changed or damaged since"),
         (unknown_class, "config.yaml: .*my_file.MyPrior"),
         (no_slot, "config.yaml: no configuration of a run"),
         (broken_yaml, "config.yaml: damaged"),

@@ -109,7 +109,7 @@ def test_own_classes_come_back(tmp_path, monkeypatch):
         DIMS, partial(own_priors.Cauchy, scale=3.0), DiagonalNormal, partial(Bernoulli, network=NETWORK)
     )
     save(model, tmp_path / "run")
-    again = load(tmp_path / "run")
+    again = load(tmp_path / "run", trust=["own_priors", "own_models"])
     assert again.top.scale == 3.0
     same_bound(model, again, BITS[:4])
 

@@ -22,6 +22,7 @@ from pyro_vae.models import Model, ModelSpec
 from pyro_vae.runs import load
 from pyro_vae.scopes import seeded
 from pyro_vae.training import check_support
+from pyro_vae.trust import here
 
 console = wide_console()
 
@@ -224,7 +225,7 @@ def _signed(interval: Interval) -> str:
 
 def _of_run(run: Path, splits: Splits) -> Model:
     """The VAE of a run folder, if it is one for these data."""
-    vae = load(run)
+    vae = load(run, here())
     if vae.dims.x_shape != splits.x_shape:
         raise ValueError(
             f"run: {run} holds a model of data of shape {vae.dims.x_shape}, and the data given have shape {splits.x_shape}; "

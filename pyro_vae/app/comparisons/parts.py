@@ -42,6 +42,7 @@ from pyro_vae.priors import MixtureOfNormals, StandardNormal, VampPrior
 from pyro_vae.runs import load
 from pyro_vae.scopes import seeded
 from pyro_vae.training import Progress, TrainingPlan, fit
+from pyro_vae.trust import here
 
 console = wide_console()
 KINDS = ("prior", "guide", "likelihood", "estimator")
@@ -207,7 +208,7 @@ def draw(
     pictures, clouds, bars, look = {}, {}, {}, figures.look_of(splits)
     for names, of_cell in done.items():
         name, cell = "\n".join(_telling(names, named)), of_cell[0]
-        vae: Any = load(cell["folder"]).to(first.x.device)
+        vae: Any = load(cell["folder"], here()).to(first.x.device)
         pictures[name] = sample(vae, first.x, 1000, noise=True) if look.kind == "table" else sample(vae, first.x, 36)
         t, prior = encode(vae, first.x)["t"], vae.prior()
         used = t.var(0).argsort(descending=True)[:2].sort().values

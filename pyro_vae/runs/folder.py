@@ -1,16 +1,4 @@
-"""A run is a folder: what was asked, what happened, the weights, the versions, the figures.
-
-===================== =====================================================
-config.yaml           the resolved command line: ``--config`` takes it back
-metrics.jsonl         one `Epoch` a line
-result.json           the final evaluation
-model.safetensors     weights of the last epoch, with the sizes of the VAE
-versions.json         of this project and of what it stands on
-figures/*.png         pictures
-===================== =====================================================
-
-Nothing in it is unpickled.
-"""
+"""Saving and loading: the folder of a run as it is written, and the model that is built again from it."""
 
 from __future__ import annotations
 
@@ -26,17 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from pyro_vae._version import version as own_version
+from pyro_vae.construction import options
 from pyro_vae.description import Described, undescribed
+from pyro_vae.files import digest, read_yaml, to_json
 from pyro_vae.models import VAE, Model
 from pyro_vae.models.specification import assemble
 from pyro_vae.parts import Dims
-from pyro_vae.scopes import seeded
+from pyro_vae.runs.weights import read_weights, write_weights
+from pyro_vae.scopes import filled_later, seeded
 from pyro_vae.training import Epoch
+from pyro_vae.trust import Trust, UntrustedError
 
 if TYPE_CHECKING:  # a second of import that only figures need
     from matplotlib.figure import Figure
@@ -69,7 +59,8 @@ class Run:
             raise FileExistsError(f"out: {folder} exists and is left as it is; choose another folder") from None
         except OSError as error:
             raise OSError(f"out: {folder} cannot be made ({error.strerror})") from error
-        (folder / _CONFIG).write_text(config)
+        (folder / _CONFIG).write_text(config, encoding="utf-8")
+        self._slots = digest(_slots(yaml.safe_load(config)))
         names = ["torch", "pyro-ppl", "numpy", "safetensors"]
         versions = {"pyro_vae": own_version, "python": platform.python_version()} | {n: version(n) for n in names}
         (folder / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
@@ -86,27 +77,20 @@ class Run:
         row = asdict(epoch)
         for split in ("train", "valid"):
             row[split] = getattr(epoch, split)._asdict()
-        with (self.folder / _METRICS).open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        with (self.folder / _METRICS).open("a", encoding="utf-8") as file:
+            file.write(to_json(row) + "\n")
 
     def result(self, values: dict[str, Any]) -> None:
         """Keeps the final evaluation."""
-        (self.folder / "result.json").write_text(json.dumps(values, indent=2) + "\n")
+        (self.folder / "result.json").write_text(to_json(values, indent=2) + "\n", encoding="utf-8")
 
     def figure(self, name: str, figure: Figure) -> None:
         """Keeps a figure as ``figures/<name>.png``."""
         figure.savefig(self.folder / "figures" / f"{name}.png")
 
     def _keep_weights(self, model: Model, epoch: int | None, estimator: Mapping[str, Tensor]) -> None:
-        dims = model.dims
-        sizes = {"latent": dims.latent, "x_shape": dims.x_shape, "classes": dims.classes, "x_scale": dims.x_scale}
-        sizes["standardized"] = dims.standardized
         state = model.state_dict() | {_ESTIMATOR + name: value for name, value in estimator.items()}
-        state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-        metadata = {"pyro_vae": json.dumps(sizes | {"data": dims.train_size, "epoch": epoch})}
-        unfinished = self.folder / f".{_WEIGHTS}"
-        unfinished.write_bytes(to_bytes(state, metadata=metadata))
-        unfinished.replace(self.folder / _WEIGHTS)
+        write_weights(self.folder / _WEIGHTS, state, model.dims, epoch, self._slots)
 
 
 def save(model: Model, folder: str | os.PathLike[str]) -> None:
@@ -131,8 +115,8 @@ def save(model: Model, folder: str | os.PathLike[str]) -> None:
             f"functools.partial of one"
         )
     try:  # what could not be loaded is not saved
-        sizes = model.dims.without_data()
-        _fill(_empty(_dims(**vars(sizes) | {"data": sizes.train_size}), config), model.state_dict())
+        made = options(assemble, config, 1, "", Trust(tuple(_modules(config))))
+        _fill(_empty(_without_values(model.dims), made), model.state_dict())
     except (ValueError, TypeError, RuntimeError, KeyError) as error:
         raise ValueError(f"this model cannot be saved, since it could not be loaded again: {error}") from error
     Run(Path(folder), yaml.safe_dump(config, sort_keys=False))._keep_weights(model, None, {})
@@ -150,15 +134,20 @@ def describe_model(model: Model) -> dict[str, Any]:
     return slots
 
 
-def load(folder: str | os.PathLike[str]) -> Model:
+def load(folder: str | os.PathLike[str], trust: str | Sequence[str] | Trust = ()) -> Model:
     """Rebuilds the model of a run folder, on the CPU, in evaluation mode, with its trained weights.
 
+    A run folder may come from anybody. Nothing in it is unpickled, and nothing that it names is imported or called, unless it
+    is a part of this project, fits its place and is of PyTorch or Pyro, or is in a module that you trust.
+
     Args:
-        folder: a folder that a run or `save` wrote. Classes from a user's own file must be importable, as they were then.
+        folder: a folder that a run or `save` wrote.
+        trust: the modules of your own whose classes the model is made of, by name: ``"my_parts"``, or ``"__main__"`` for those
+            of the program that calls this. Trust a module that you would run. It must be importable.
 
     Raises:
         FileNotFoundError: there is no such folder, or a file of it is missing.
-        ValueError: a file of it is damaged, or is not from such a run; the message names the file.
+        ValueError: a file of it is damaged, or is not from such a run, or names what is not trusted; the message says which.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -166,32 +155,55 @@ def load(folder: str | os.PathLike[str]) -> Model:
     for name in (_CONFIG, _WEIGHTS):
         if not (path / name).is_file():
             raise FileNotFoundError(f"{path}: not a complete run folder, it has no {name}")
-    with _blamed(path / _WEIGHTS), safe_open(path / _WEIGHTS, framework="pt") as file:
-        sizes = (file.metadata() or {}).get("pyro_vae")
-        if sizes is None:
-            raise ValueError("these are weights, but not of a run of pyro_vae")
-        dims = _dims(**json.loads(sizes))
-        state = {name: file.get_tensor(name) for name in file.keys() if not name.startswith(_ESTIMATOR)}  # noqa: SIM118
+    with _blamed(path / _WEIGHTS):
+        weights = read_weights(path / _WEIGHTS)
+    config = read_yaml(path / _CONFIG)
     with _blamed(path / _CONFIG):
-        config = yaml.safe_load((path / _CONFIG).read_text())
         if not isinstance(config, dict) or not config.keys() >= set(_SLOTS):
             raise ValueError(f"no configuration of a run: it has not all of the keys {', '.join(_SLOTS)}")
-        slots = {name: config[name] for name in (*_SLOTS, "model") if name in config}
-        model = _empty(dims, slots)
+        slots = _slots(config)
+        made = options(assemble, slots, 1, "", Trust.of(trust))
+        if weights.slots not in (None, digest(slots)):
+            raise ValueError(
+                f"the description of the model ({', '.join(slots)}) is not the one that {_WEIGHTS} was written with: it was "
+                f"changed or damaged since"
+            )
+        model = _empty(weights.dims, made)
     with _blamed(path / _WEIGHTS):
-        _fill(model, state)
+        _fill(model, {name: value for name, value in weights.tensors.items() if not name.startswith(_ESTIMATOR)})
     return model.eval()
 
 
-def _empty(dims: Dims, slots: dict[str, Any]) -> Model:
-    """A model from the descriptions of its slots, without its weights.
+def _slots(config: Any) -> dict[str, Any]:
+    """The part of a configuration that describes the model."""
+    return {name: config[name] for name in (*_SLOTS, "model") if name in config} if isinstance(config, dict) else {}
+
+
+def _modules(description: Any) -> set[str]:
+    """The outermost modules of all that a description names. `save` trusts them: the model's own classes are from there."""
+    if isinstance(description, Mapping):
+        return set().union(*map(_modules, description.values()))
+    if isinstance(description, list):
+        return set().union(*map(_modules, description))
+    return {description.partition(".")[0]} - {""} if isinstance(description, str) and "." in description else set()
+
+
+def _without_values(dims: Dims) -> Dims:
+    """The sizes of a model while it is loaded: its training data have a shape and no values."""
+    size = dims.without_data().train_size
+    train = None if size is None else torch.empty((size, *dims.x_shape), device="meta")
+    return Dims(dims.latent, dims.x_shape, train=train, classes=dims.classes, x_scale=dims.x_scale)
+
+
+def _empty(dims: Dims, made: dict[str, Any]) -> Model:
+    """A model of what fills its slots, without its weights.
 
     Raises:
         ValueError: it cannot be built from them.
     """
     try:
-        with seeded(torch.device("cpu"), "rebuilt"):
-            return build(dims, slots)
+        with seeded(torch.device("cpu"), "rebuilt"), filled_later():
+            return assemble(dims, **made)
     except RuntimeError as error:
         if "meta tensor" not in str(error):
             raise
@@ -206,39 +218,23 @@ def _fill(model: Model, state: dict[str, Tensor]) -> None:
 
     Raises:
         RuntimeError: these are not its weights.
-        ValueError: a tensor that was made of training data is not among them.
+        ValueError: a weight is NaN or infinite, or a tensor that was made of training data is not among them.
     """
     model.load_state_dict(state, assign=True)
+    if bad := [name for name, value in model.named_parameters() if not value.is_meta and not value.isfinite().all()]:
+        raise ValueError(f"these weights are NaN or infinite: {', '.join(bad)}")
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     if empty := [name for name, value in tensors.items() if value.is_meta]:
         raise ValueError(f"{', '.join(empty)} is made of training data and is not among the weights")
 
 
-def _dims(
-    latent: int,
-    x_shape: Sequence[int],
-    data: int | None = None,
-    classes: int | None = None,
-    x_scale: float = 1.0,
-    standardized: bool = False,
-    **_: Any,
-) -> Dims:
-    """The sizes of a saved model. Its training data have a shape and no values: what parts took from them are weights."""
-    train = None if data is None else torch.empty((data, *x_shape), device="meta")
-    return Dims(latent, tuple(x_shape), train=train, classes=classes, x_scale=x_scale, standardized=standardized)
+def build(dims: Dims, slots: dict[str, Any], trust: Trust = Trust()) -> Model:  # noqa: B008  (it cannot change)
+    """A model from the descriptions of its slots (class path and options), as config.yaml has them.
 
-
-def build(dims: Dims, slots: dict[str, Any]) -> Model:
-    """A model from the descriptions of its slots (class path and arguments), as the command line and config.yaml give them."""
-    from jsonargparse import ArgumentError, ArgumentParser  # noqa: PLC0415  (half a second of import that only this needs)
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_function_arguments(assemble, skip={"dims"}, fail_untyped=False)
-    try:
-        made = parser.instantiate(parser.parse_object(slots))
-    except ArgumentError as error:
-        raise ValueError(f"damaged, or not from such a run ({error})") from error
-    return assemble(dims, **vars(made))
+    Raises:
+        ValueError: a description names what is not trusted, or does not fit its slot; nothing of it was called then.
+    """
+    return assemble(dims, **options(assemble, slots, 1, "", trust))
 
 
 @contextmanager
@@ -246,7 +242,7 @@ def _blamed(file: Path) -> Iterator[None]:
     """Turns whatever reading a file raises into one ValueError that names it."""
     try:
         yield
-    except (SafetensorError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: damaged, or not from such a run ({error})") from error
+    except UntrustedError as error:
+        raise UntrustedError(f"{file}: {error}") from error
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{file}: {error}") from error

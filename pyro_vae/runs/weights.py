@@ -1,0 +1,152 @@
+"""The file of a model's weights: tensors, the sizes of the model, and digests that tell whether anything has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from pyro_vae.files import from_json
+from pyro_vae.parts import Dims
+
+logger = logging.getLogger("pyro_vae")
+_SIZES, _DIGEST = "pyro_vae", "sha256"
+"""The entry of the file's metadata, one alone since several stand in any order, and the digest in it."""
+_FORMAT = 2
+"""Files since this format carry digests; those before it do not say their format."""
+_OLD = {"latent", "x_shape", "classes", "x_scale", "data", "epoch"}
+"""What files without digests say."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a file of weights holds.
+
+    Attributes:
+        tensors: the model's state and the estimator's, by name.
+        dims: the model's sizes. The training data are a tensor without values.
+        slots: the digest of the description that belongs to these weights; None in files of older versions.
+    """
+
+    tensors: dict[str, Tensor]
+    dims: Dims
+    slots: str | None
+
+
+def write_weights(file: Path, tensors: Mapping[str, Tensor], dims: Dims, epoch: int | None, slots: str) -> None:
+    """Writes weights in one move, so that a cut leaves the old ones.
+
+    Args:
+        file: the file.
+        tensors: the model's state and the estimator's, by name.
+        dims: the model's sizes.
+        epoch: the epoch that they are of, if they are of one.
+        slots: the digest of the model's description.
+    """
+    state = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    sizes = {"latent": dims.latent, "x_shape": dims.x_shape, "classes": dims.classes, "x_scale": dims.x_scale}
+    sizes["standardized"] = dims.standardized
+    kept = sizes | {"data": dims.train_size, "epoch": epoch, "format": _FORMAT, "slots": slots}
+    text = json.dumps(kept | {_DIGEST: _digest(kept, state)}, allow_nan=False)
+    unfinished = file.with_name(f".{file.name}")
+    unfinished.write_bytes(to_bytes(state, metadata={_SIZES: text}))
+    unfinished.replace(file)
+
+
+def read_weights(file: Path) -> Weights:
+    """Reads weights, and checks their digest and every size.
+
+    Raises:
+        ValueError: the file is damaged, or it is not from such a run.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, UnicodeDecodeError, RuntimeError, ValueError, TypeError) as error:
+        raise ValueError(f"damaged, or not from such a run ({error})") from error
+    if (text := metadata.get(_SIZES)) is None:
+        raise ValueError("these are weights, but not of a run of pyro_vae")
+    kept = _parsed(text)
+    found = kept.pop(_DIGEST, None)
+    if found is not None:
+        if found != _digest(kept, tensors) or text != json.dumps(kept | {_DIGEST: found}):
+            raise ValueError("damaged: the weights are not those that were written (their digest is another)")
+    elif kept.keys() - _OLD:
+        raise ValueError("damaged: the digest is missing")
+    else:
+        logger.warning("%s is of an older version, without a digest: damage to it would not be seen", file)
+    return Weights(tensors, _dims(kept), kept.get("slots"))
+
+
+def _digest(kept: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of the sizes, and of names, dtypes, shapes and bytes of all tensors."""
+    found = hashlib.sha256(json.dumps(kept).encode())
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        found.update(f"\n{name!r} {value.dtype} {tuple(value.shape)}\n".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        kept = from_json(text)
+    except ValueError as error:
+        raise ValueError(f"damaged: its sizes are no JSON ({error})") from error
+    if not isinstance(kept, dict):
+        raise ValueError("damaged: its sizes have no names")
+    return kept
+
+
+def _dims(kept: Mapping[str, Any]) -> Dims:
+    """The sizes of a saved model, each checked. What its parts took from the training data is among the weights.
+
+    Raises:
+        ValueError: a size is missing, or is none; the message names it.
+    """
+    shape = kept.get("x_shape")
+    fits = {
+        "latent": _is_size(kept.get("latent")),
+        "x_shape": isinstance(shape, list) and len(shape) > 0 and all(map(_is_size, shape)),
+        **{name: kept.get(name) is None or _is_size(kept[name]) for name in ("data", "classes", "epoch")},
+        "x_scale": _is_scale(kept.get("x_scale", 1.0)),
+        "standardized": isinstance(kept.get("standardized", False), bool),
+    }
+    for name, fit in fits.items():
+        if not fit:
+            expected = {
+                "x_shape": "sizes of at least 1",
+                "x_scale": "a finite number above 0",
+                "standardized": "true or false",
+            }
+            what = expected.get(name, "a whole number of at least 1")
+            raise ValueError(f"damaged, or not from such a run: {name}: expected {what}, got {kept.get(name)!r}")
+    size, x_shape = kept.get("data"), tuple(kept["x_shape"])
+    train = None if size is None else torch.empty((size, *x_shape), device="meta")
+    return Dims(
+        kept["latent"],
+        x_shape,
+        train=train,
+        classes=kept.get("classes"),
+        x_scale=kept.get("x_scale", 1.0),
+        standardized=kept.get("standardized", False),
+    )
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_scale(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and value > 0
