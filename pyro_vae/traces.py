@@ -77,9 +77,11 @@ class Particles:
         reparameterized: whether each of the guide's sites has a pathwise gradient.
         scale: the product of the scales of plates and handlers: one number, or one number for each datum (B,).
         drawn: the latents as the guide drew them, which depend on φ unless ``latents`` is "fixed". `values` are the
-            same tensors unless ``latents`` is "leaves".
-        distributions: the distributions q and p of each latent site in this run of the programs.
-        guide_at: a function that returns the guide's log-probabilities by site at other values of its latents.
+            same tensors unless ``latents`` is "leaves"; then each is a function of φ and of the leaves before it.
+        distributions: the distributions q and p of each latent site in this run of the programs, with their masks.
+        guide_at: a function that returns the guide's log-probabilities by site at other values of its latents. Each is
+            given the latents before it as they were in the run: the guide does not run again, since it may be random
+            beyond its sample sites.
         per_datum: a function that sums a tensor of a site's batch shape over the site's own plates, and returns (K, B).
         programs: the model, the guide, and the arguments that they were called with.
         kl_weight: the weight of log p(t) - log q(t|x,φ) in `log_w`. It is 1 in a bound and may be another number in an
@@ -176,12 +178,11 @@ def particles(
         with plate:
             return poutine.trace(program).get_trace(*args, **kwargs)
 
+    cut = _Cut(latents) if latents != "path" else None
     try:
-        with _Fixed() if latents == "fixed" else nullcontext():
+        with cut or nullcontext():
             guide_trace = run(guide)
-        drawn = {name: site["value"] for name, site in _sample_sites(guide_trace).items()}
-        values = {name: t.detach().requires_grad_() for name, t in drawn.items()} if latents == "leaves" else drawn
-        model_trace = run(poutine.replay(model, trace=_with_values(guide_trace, values)))
+        model_trace = run(poutine.replay(model, trace=guide_trace))
     except ValueError as error:
         if f'"{_PARTICLES}", collide' not in str(error):
             raise
@@ -198,35 +199,45 @@ def particles(
     def per_datum(value: Tensor) -> Tensor:
         return _per_datum(value, particle_dim, data_dim, shape)
 
+    values = {name: site["value"] for name, site in guide_sites.items()}
+    drawn = values if cut is None else {name: cut.drawn[name] for name in values}
+
     def guide_at(at: dict[str, Tensor]) -> dict[str, Tensor]:
-        # A single site cannot depend on other latents. Several sites can, so the guide runs again at the new values.
-        again = poutine.replay(guide, trace=_with_values(guide_trace, at))
-        new = guide_sites if len(guide_sites) == 1 else _sample_sites(run(again))
-        return {name: per_datum(_log_prob(site, at[name])) for name, site in new.items()}
+        return {name: per_datum(_log_prob(site, at[name])) for name, site in guide_sites.items()}
 
     return Particles(
         model={name: per_datum(_log_prob(site, site["value"])) for name, site in model_sites.items()},
-        guide=guide_at(values)
-        if latents == "leaves"
-        else {name: per_datum(_log_prob(site, site["value"])) for name, site in guide_sites.items()},
+        guide=guide_at(values),
         observed=observed_sites,
         values=values,
         reparameterized={name: bool(site["fn"].has_rsample) for name, site in guide_sites.items()},
         scale=_scale({**model_sites, **guide_sites}, shape[1]),
         drawn=drawn,
-        distributions={name: (site["fn"], model_sites[name]["fn"]) for name, site in guide_sites.items()},
+        distributions={name: (_masked(site), _masked(model_sites[name])) for name, site in guide_sites.items()},
         guide_at=guide_at,
         per_datum=per_datum,
         programs=(model, guide, args, kwargs),
     )
 
 
-class _Fixed(Messenger):
-    """Detaches each latent from φ when it is drawn."""
+class _Cut(Messenger):
+    """Cuts each latent off from φ when it is drawn: the rest of the run gets a constant, or a leaf of the same value.
+
+    So one run gives the draws as functions of φ, and all densities at the copies. A second run would be wrong for a
+    guide that is random beyond its sample sites, such as one with dropout.
+    """
+
+    def __init__(self, latents: Latents) -> None:
+        super().__init__()
+        self.leaves = latents == "leaves"
+        self.drawn: dict[str, Tensor] = {}
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if isinstance(msg["value"], Tensor) and not isinstance(msg["fn"], _Subsample):
-            msg["value"] = msg["value"].detach()
+        if msg["is_observed"] or isinstance(msg["fn"], _Subsample) or not isinstance(msg["value"], Tensor):
+            return
+        copy = msg["value"].detach()
+        self.drawn[msg["name"]] = msg["value"] if self.leaves else copy
+        msg["value"] = copy.requires_grad_() if self.leaves and copy.is_floating_point() else copy
 
 
 class _ModuleParams(Messenger):
@@ -267,6 +278,15 @@ def parameters(
     phi = _parameters(guide_trace)
     taken = {id(value) for value in phi.values()}
     return {name: value for name, value in _parameters(model_trace).items() if id(value) not in taken}, phi
+
+
+@contextmanager
+def parameters_used() -> Iterator[list[Tensor]]:
+    """Gives a list that holds, at the end, the unconstrained leaf of each parameter that programs used meanwhile."""
+    found: list[Tensor] = []
+    with poutine.trace(param_only=True) as captured:
+        yield found
+    found += _parameters(captured.trace).values()
 
 
 def observed(
@@ -366,14 +386,6 @@ def _sample_sites(trace: poutine.Trace) -> dict[str, Site]:
     }
 
 
-def _with_values(trace: poutine.Trace, values: dict[str, Tensor]) -> poutine.Trace:
-    """Returns a trace to replay, with other values of the latents and with the same subsamples of the plates."""
-    changed = poutine.Trace()
-    for name, node in trace.nodes.items():
-        changed.nodes[name] = {**node, "value": values[name]} if name in values else node
-    return changed
-
-
 def _check_latents(model: dict[str, Site], guide: dict[str, Site], observed_sites: frozenset[str]) -> None:
     latents = model.keys() - observed_sites
     if not observed_sites:
@@ -413,6 +425,12 @@ def _log_prob(site: Site, value: Tensor) -> Tensor:
     """Returns the log-probability of a value at a site, without its scale and with its mask."""
     log_prob: Tensor = site["fn"].log_prob(value, *site["args"], **site["kwargs"])
     return scale_and_mask(log_prob, 1.0, site["mask"])
+
+
+def _masked(site: Site) -> TorchDistributionMixin:
+    """Returns the distribution of a site with the site's mask."""
+    fn: TorchDistributionMixin = site["fn"]
+    return fn if site["mask"] is None else fn.mask(site["mask"])
 
 
 def _per_datum(value: Tensor, particle_dim: int, data_dim: int, shape: tuple[int, int]) -> Tensor:

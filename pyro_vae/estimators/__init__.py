@@ -20,6 +20,11 @@ estimator           bound                              gradient by φ           
 =================== ================================== ============================== ================================
 
 The word "path" means that φ acts through the draws t, and "score" that φ acts through log q(t|x,φ) at fixed t.
+
+A parameter that p and q share (the guide's under `VampPrior` or `ExemplarPrior`, p(t|t2) in `Ladder`) is one of w in its
+place in p(x,t), and one of φ in its place in q: every estimator's gradient by it is the sum of the two, as if p and q had
+copies of it. For estimators that climb one bound with both, this is the gradient of that bound. For `PIWAE` and `RWS`,
+whose w and φ climb different objectives, it is the gradient of neither.
 """
 
 from pyro_vae.estimators.base import Estimate, Estimator

@@ -34,8 +34,9 @@ class Estimate(NamedTuple):
         surrogate: the quantity that is differentiated, for each datum (B,). Its gradient is the estimator's gradient;
             its value has no meaning of its own.
         particles: the draws behind the bound, with their log-probabilities.
-        optimized: the draws behind the surrogate. They are those behind the bound, unless the objective is not the
-            bound.
+        optimized: the draws behind the surrogate. They are those behind the bound, unless the objective is without
+            noise. Then the programs run once more, with a randomness beyond their sample sites (dropout) that is
+            another one: neither the bound nor the surrogate mixes numbers of both runs.
     """
 
     bound: Float[Tensor, " B"]
@@ -165,10 +166,10 @@ class Estimator(pyro.infer.ELBO, ABC):
         optimized = draws
         if not objective.noise:
             self._require_closed_form(objective)
-            with objective.sampling():
+            with objective.sampling(guide):
                 optimized = draw()
         if not objective.is_the_bound:
-            optimized = objective.reweigh(optimized, kl_weight)
+            optimized = objective.reweigh(optimized, kl_weight, self.closed_form_kl)
         return Estimate(bound, self.surrogate(optimized), draws, optimized)
 
     @final

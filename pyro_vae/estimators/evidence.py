@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent, kl_divergence
 
 from pyro_vae.estimators.base import Estimator, require_particles
+from pyro_vae.estimators.divergence import closed_form_kl
+from pyro_vae.estimators.paths import path_log_w
 from pyro_vae.traces import Particles
 
 
@@ -58,22 +59,7 @@ class AnalyticKL(Estimator):
             ValueError: a site has no KL in closed form, or the guide's latents have another order than the model's. The
                 KL is never sampled instead.
         """
-        in_model = [name for name in draws.model if name not in draws.observed]
-        if list(draws.guide) != in_model:
-            raise ValueError(
-                f"AnalyticKL: the guide draws {list(draws.guide)}, the model {in_model}: expected one order"
-            )
-        kl = sum((self._kl(name, draws) for name in in_model), torch.zeros_like(draws.log_lik))
-        return (draws.log_lik - draws.kl_weight * kl).mean(0)
-
-    def _kl(self, name: str, draws: Particles) -> Tensor:
-        q, p = draws.distributions[name]
-        try:
-            return draws.per_datum(kl_divergence(q, p))
-        except NotImplementedError:
-            raise ValueError(
-                f"AnalyticKL: no closed-form KL is known at site {name!r} from {_name(q)} to {_name(p)}; use ELBO"
-            ) from None
+        return (draws.log_lik - draws.kl_weight * closed_form_kl(draws)).mean(0)
 
 
 @final
@@ -171,18 +157,3 @@ class ScoreFunction(Estimator):
             return torch.zeros_like(log_w)
         # This average of earlier steps does not depend on this step's draws, so the gradient keeps its mean.
         return self.state["average"].to(log_w)
-
-
-def path_log_w(draws: Particles) -> Tensor:
-    """Returns the sum of log w (K, B) and of log q at fixed latents.
-
-    Its gradient by φ goes through t alone, since the two scores cancel.
-    """
-    fixed = draws.guide_at({name: value.detach() for name, value in draws.values.items()})
-    return draws.log_w + draws.kl_weight * sum(fixed.values(), torch.zeros_like(draws.log_w))
-
-
-def _name(distribution: Any) -> str:
-    while isinstance(distribution, Independent):
-        distribution = distribution.base_dist
-    return type(distribution).__name__

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.estimators.base import Estimator, require_particles
-from pyro_vae.estimators.evidence import path_log_w
+from pyro_vae.estimators.paths import path, path_log_w
 from pyro_vae.traces import Particles
 
 
@@ -148,7 +148,10 @@ class PIWAE(Estimator):
 
     Bound: L_{MK}, the bound whose gradient w follows.
 
-    Gradient: by w, the gradient of L_{MK}; by φ, the gradient of (1/M) Σ_m L_K^(m).
+    Gradient: by w, the gradient of L_{MK}; by φ, the gradient of (1/M) Σ_m L_K^(m). A parameter that p and q share,
+    such as the guide's under `VampPrior` or p(t|t2) in `Ladder`, is both: its gradient is the sum of that of L_{MK}
+    through p(x,t) at fixed t, and that of (1/M) Σ_m L_K^(m) through q, as if p and q had copies of it. This sum is the
+    gradient of neither bound.
 
     Domain: guides whose sites are all reparameterized (``rsample``).
 
@@ -359,28 +362,6 @@ def _log_sum_of_others(log_w: Tensor) -> Tensor:
 def normalized(log_w: Tensor) -> Tensor:
     """Returns the normalized weights w̃ (K, B), without a gradient."""
     return log_w.detach().softmax(0)
-
-
-def path(draws: Particles, weights: Tensor) -> Tensor:
-    """Returns a surrogate (B,) whose gradient by φ is Σ_k c_k ∂log w_k/∂t_k ∂t_k/∂φ, for weights c (K, B).
-
-    The derivative of log w by t is taken in this function, and is a constant in the surrogate.
-    """
-    names = list(draws.values)
-    if not draws.log_w.requires_grad:  # nothing is differentiated, so no surrogate is needed
-        return torch.zeros_like(draws.log_w[0])
-    slopes = torch.autograd.grad(draws.log_w.sum(), [draws.values[name] for name in names], retain_graph=True)
-    along = [
-        draws.per_datum(_over_event(slope * draws.drawn[name], draws, name))
-        for name, slope in zip(names, slopes, strict=True)
-    ]
-    return (weights * sum(along, torch.zeros_like(weights))).sum(0)
-
-
-def _over_event(value: Tensor, draws: Particles, name: str) -> Tensor:
-    """Returns the value summed over the event dimensions of a latent."""
-    event = len(draws.distributions[name][0].event_shape)
-    return value.sum(tuple(range(-event, 0))) if event else value
 
 
 def _positive(M: int, estimator: Estimator) -> int:

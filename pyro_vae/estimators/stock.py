@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_vae.estimators.base import Estimate, Estimator
 from pyro_vae.estimators.objective import Objective
-from pyro_vae.traces import Particles, Program, particles
+from pyro_vae.traces import Particles, Program, parameters_used, particles
 
 
 @final
@@ -67,18 +67,31 @@ class Stock(Estimator):
         kl_weight: float | Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Estimate, list[Tensor]]:
-        """Returns the estimate, and Pyro's gradient of the mean bound by each of the leaves."""
+        """Returns the estimate, and Pyro's gradient of the mean bound by each of the leaves.
+
+        The attribute ``grad`` of every parameter that the programs register is afterwards as it was.
+
+        Raises:
+            ValueError: the objective is not the bound, or each datum has its own scale.
+        """
         objective = objective or Objective()
-        with torch.no_grad():
+        with torch.no_grad(), parameters_used() as used:
             draws = particles(model, guide, *args, K=self.K, max_plate_nesting=self.max_plate_nesting, **kwargs)
             draws = draws if objective.is_the_bound else objective.reweigh(draws, kl_weight)
-        kept, size = [leaf.grad for leaf in leaves], self._size(draws)
-        for leaf in leaves:
-            leaf.grad = None
-        loss = self.elbo.loss_and_grads(model, guide, *args, **kwargs)
-        found = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad / -size for leaf in leaves]
-        for leaf, grad in zip(leaves, kept, strict=True):
-            leaf.grad = grad
+        if not objective.noise:
+            raise ValueError("Stock: Pyro's estimators draw t with noise; use one of pyro_vae.estimators")
+        size = self._size(draws)
+        # Pyro adds its gradient to that of every parameter, also of those that are not among the leaves.
+        touched = {id(each): each for each in (*leaves, *used)}.values()
+        kept = [each.grad for each in touched]
+        for each in touched:
+            each.grad = None
+        try:
+            loss = self.elbo.loss_and_grads(model, guide, *args, **kwargs)
+            found = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad / -size for leaf in leaves]
+        finally:
+            for each, grad in zip(touched, kept, strict=True):
+                each.grad = grad
         bound = torch.full_like(draws.log_w[0], -loss / size)
         return Estimate(bound, bound, draws, draws), found
 

@@ -93,9 +93,10 @@ class PerDatum(Guide):
     """q(t|x_i) = N(m_i, diag s_i²), where each training datum has its own m_i and s_i, and there is no encoder.
 
     This is stochastic variational inference as it was before amortization (Hoffman et al. 2013); with ``--e_steps`` and
-    ``--m_steps`` it is the classic EM-style schedule. A datum is recognized by its values. Data that were not in
-    training have no parameters: they all get the same Gaussian, with the mean and the variance of all posteriors
-    together. `SemiAmortized`, with this guide as its inner guide, fits each of them.
+    ``--m_steps`` it is the classic EM-style schedule. A datum is recognized by its values, so that equal data share
+    one m and s. Data that were not in training have no parameters: they all get the same Gaussian, with the mean and
+    the variance of the training data's posteriors together, in which each training datum counts once. `SemiAmortized`,
+    with this guide as its inner guide, fits each of them.
 
     Args:
         dims: the sizes and the training data, filled in by the program.
@@ -107,7 +108,9 @@ class PerDatum(Guide):
 
     direction: Tensor
     keys: Tensor
+    """The training data's hashes, in ascending order."""
     order: Tensor
+    """The row of m and s that belongs to each of the keys."""
 
     def __init__(self, dims: Dims, scale: float = 1.0) -> None:
         super().__init__(dims)
@@ -127,7 +130,9 @@ class PerDatum(Guide):
         direction = torch.randint(-(2**62), 2**62, (prod(dims.x_shape),), generator=generator, device="cpu")
         train = dims.train if dims.train.is_meta else dims.train.cpu()
         keys = torch.cat([_hash(x.flatten(1), direction.to(train.device)) for x in train.split(_HASHED)])
-        for name, value in zip(("direction", "keys", "order"), (direction, *keys.sort()), strict=True):
+        keys, order = keys.sort(stable=True)
+        order = order[torch.searchsorted(keys, keys)]  # the row of the first of equal data, for all of them
+        for name, value in zip(("direction", "keys", "order"), (direction, keys, order), strict=True):
             self.register_buffer(name, placed(value))
 
     def forward(self, x: Tensor) -> Distribution:
@@ -136,8 +141,10 @@ class PerDatum(Guide):
         at = torch.searchsorted(self.keys, key).clamp(max=len(self.keys) - 1)
         known, row = (self.keys[at] == key).unsqueeze(-1), self.order[at]
         with torch.no_grad():
-            loc = self.loc.mean(0)
-            scale = ((latent_scale(self.log_scale) ** 2).mean(0) + self.loc.var(0, correction=0)).sqrt()
+            # of each training datum
+            each, variance = self.loc[self.order], latent_scale(self.log_scale[self.order]) ** 2
+            loc = each.mean(0)
+            scale = (variance.mean(0) + each.var(0, correction=0)).sqrt()
         return dist.Normal(
             torch.where(known, self.loc[row], loc), torch.where(known, latent_scale(self.log_scale[row]), scale)
         ).to_event(1)

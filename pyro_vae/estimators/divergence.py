@@ -1,0 +1,48 @@
+"""KL(q‖p) in closed form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from pyro.distributions import MaskedDistribution
+from torch import Tensor
+from torch.distributions import Independent, kl_divergence
+
+from pyro_vae.traces import Particles
+
+
+def closed_form_kl(draws: Particles) -> Float[Tensor, "K B"]:
+    """Returns KL(q(t|x,φ)‖p(t)) in nats, the sum over sites of the KL of each latent given those before it.
+
+    With one latent it is the same for each particle. With several, it depends on the draws of those before the last.
+
+    Raises:
+        ValueError: a site has no KL in closed form, the guide's latents have another order than the model's, or only
+            one of the two has a mask. The KL is never sampled instead.
+    """
+    in_model = [name for name in draws.model if name not in draws.observed]
+    if list(draws.guide) != in_model:
+        raise ValueError(f"AnalyticKL: the guide draws {list(draws.guide)}, the model {in_model}: expected one order")
+    return sum((_of_site(name, draws) for name in in_model), torch.zeros_like(draws.log_lik))
+
+
+def _of_site(name: str, draws: Particles) -> Tensor:
+    q, p = draws.distributions[name]
+    masked = [isinstance(each, MaskedDistribution) for each in (q, p)]
+    if masked[0] != masked[1]:
+        raise ValueError(f"AnalyticKL: at site {name!r}, only the {'guide' if masked[0] else 'model'} has a mask")
+    try:
+        kl = kl_divergence(q, p)
+    except NotImplementedError:
+        raise ValueError(
+            f"AnalyticKL: no closed-form KL is known at site {name!r} from {_name(q)} to {_name(p)}; use ELBO"
+        ) from None
+    return draws.per_datum(torch.as_tensor(kl).to(draws.log_lik))
+
+
+def _name(distribution: Any) -> str:
+    while isinstance(distribution, Independent | MaskedDistribution):
+        distribution = distribution.base_dist
+    return type(distribution).__name__
