@@ -60,8 +60,10 @@ def _require(observation: Observation, value: Tensor, site: str, name: str) -> N
         return
     base, standardized = _base(observation.distribution)
     kind = type(base).__name__.lstrip("_")
-    message = f"the {name} data hold values from {value.min():g} to {value.max():g} that {kind} at site {site!r} "
+    message = (
+        f"the {name} data hold values from {value.min():g} to {value.max():g} that {kind} at site {site!r} "
         f"cannot score: its support is {base.support}"
+    )
     message += getattr(base.support, "advice", "")
     if standardized:
         message += " and the data are standardized: give make_splits, or --data, standardize=false"
