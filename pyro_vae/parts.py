@@ -92,6 +92,13 @@ class Dims:
         size = self.train_size if self.train is None else len(self.train)
         return replace(self, x_mean=None, train=None, x_units=None, train_size=size)
 
+    def without_values(self) -> Dims:
+        """Returns the sizes while a saved model is loaded: the training data, if there were any, have a shape and no values."""
+        sizes = self.without_data()
+        if sizes.train_size is None:
+            return sizes
+        return replace(sizes, train=torch.empty((sizes.train_size, *sizes.x_shape), device="meta"))
+
 
 class Network(Described, nn.Module, ABC):
     """A deterministic map from ``(*lead, *in_shape)`` to ``(*lead, *out_shape)`` for any leading dimensions.

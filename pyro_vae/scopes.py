@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -40,21 +39,3 @@ def mode(programs: Any, training: bool) -> Iterator[None]:
         yield
     finally:
         module.train(was)
-
-
-_weights_follow = ContextVar("weights_follow", default=False)
-
-
-@contextmanager
-def filled_later() -> Iterator[None]:
-    """Says that what is built inside gets its weights from a file afterwards. Nothing needs to be downloaded for it."""
-    token = _weights_follow.set(True)
-    try:
-        yield
-    finally:
-        _weights_follow.reset(token)
-
-
-def weights_follow() -> bool:
-    """Whether what is built now gets its weights from a file afterwards (see `filled_later`)."""
-    return _weights_follow.get()

@@ -53,8 +53,7 @@ class Conditional(ThreePartModel):
             )
         self.classes, (channels, *pixels) = dims.classes, dims.x_shape
         added = -(-self.classes // prod(pixels))
-        plain = Dims(dims.latent, (channels + added, *pixels), train_size=dims.without_data().train_size)
-        wider = replace(plain, classes=dims.classes)
+        wider = Dims(dims.latent, (channels + added, *pixels), classes=dims.classes)
         super().__init__(dims, prior(dims), guide(wider), likelihood(replace(dims, latent=dims.latent + self.classes)))
         self.units = Units(dims)
         self.embedding = nn.Embedding(self.classes, added * prod(pixels))

@@ -24,7 +24,7 @@ from pyro_vae.models import VAE, Model
 from pyro_vae.models.specification import assemble
 from pyro_vae.parts import Dims
 from pyro_vae.runs.weights import read_weights, write_weights
-from pyro_vae.scopes import filled_later, seeded
+from pyro_vae.scopes import seeded
 from pyro_vae.training import Epoch
 from pyro_vae.trust import Trust, UntrustedError
 
@@ -116,7 +116,7 @@ def save(model: Model, folder: str | os.PathLike[str]) -> None:
         )
     try:  # what could not be loaded is not saved
         made = options(assemble, config, 1, "", Trust(tuple(_modules(config))))
-        _fill(_empty(_without_values(model.dims), made), model.state_dict())
+        _fill(_empty(model.dims.without_values(), made), model.state_dict())
     except (ValueError, TypeError, RuntimeError, KeyError) as error:
         raise ValueError(f"this model cannot be saved, since it could not be loaded again: {error}") from error
     Run(Path(folder), yaml.safe_dump(config, sort_keys=False))._keep_weights(model, None, {})
@@ -188,13 +188,6 @@ def _modules(description: Any) -> set[str]:
     return {description.partition(".")[0]} - {""} if isinstance(description, str) and "." in description else set()
 
 
-def _without_values(dims: Dims) -> Dims:
-    """The sizes of a model while it is loaded: its training data have a shape and no values."""
-    size = dims.without_data().train_size
-    train = None if size is None else torch.empty((size, *dims.x_shape), device="meta")
-    return Dims(dims.latent, dims.x_shape, train=train, classes=dims.classes, x_scale=dims.x_scale)
-
-
 def _empty(dims: Dims, made: dict[str, Any]) -> Model:
     """A model of what fills its slots, without its weights.
 
@@ -202,7 +195,7 @@ def _empty(dims: Dims, made: dict[str, Any]) -> Model:
         ValueError: it cannot be built from them.
     """
     try:
-        with seeded(torch.device("cpu"), "rebuilt"), filled_later():
+        with seeded(torch.device("cpu"), "rebuilt"):
             return assemble(dims, **made)
     except RuntimeError as error:
         if "meta tensor" not in str(error):

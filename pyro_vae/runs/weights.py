@@ -132,16 +132,14 @@ def _dims(kept: Mapping[str, Any]) -> Dims:
             }
             what = expected.get(name, "a whole number of at least 1")
             raise ValueError(f"damaged, or not from such a run: {name}: expected {what}, got {kept.get(name)!r}")
-    size, x_shape = kept.get("data"), tuple(kept["x_shape"])
-    train = None if size is None else torch.empty((size, *x_shape), device="meta")
     return Dims(
         kept["latent"],
-        x_shape,
-        train=train,
+        tuple(kept["x_shape"]),
         classes=kept.get("classes"),
         x_scale=kept.get("x_scale", 1.0),
+        train_size=kept.get("data"),
         standardized=kept.get("standardized", False),
-    )
+    ).without_values()
 
 
 def _is_size(value: Any) -> bool:
