@@ -6,11 +6,15 @@ use these functions instead. All can be traced into a graph and differentiated t
 
 from __future__ import annotations
 
+from copy import copy
 from math import log, pi
+from typing import Any
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor
+from torch.distributions.constraints import Constraint
 
 _LIMIT = 15.0
 
@@ -82,3 +86,25 @@ class Mixture(dist.MixtureSameFamily):
         largest = each.amax(-1, keepdim=True).detach()
         log_weights = self.mixture_distribution.logits.log_softmax(-1)
         return (each - largest + log_weights).logsumexp(-1) + largest.squeeze(-1)
+
+
+class Elementwise(TorchDistribution):
+    """A distribution of single numbers, one for each entry of its parameters; event shape ``()``.
+
+    Args:
+        **parameters: tensors of one shape, which become attributes.
+    """
+
+    arg_constraints: dict[str, Constraint] = {}  # noqa: RUF012  (as torch declares it)
+
+    def __init__(self, **parameters: Tensor) -> None:
+        for name, value in parameters.items():
+            setattr(self, name, value)
+        self._names = tuple(parameters)
+        super().__init__(parameters[self._names[0]].shape, Size(), validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Elementwise:
+        """Returns the same distribution for more data or particles."""
+        new = copy(self)
+        Elementwise.__init__(new, **{name: getattr(self, name).expand(batch_shape) for name in self._names})
+        return new

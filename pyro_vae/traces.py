@@ -308,6 +308,14 @@ def observed(
     return {name: site["fn"] for name, site in sites.items() if site["infer"].get("was_observed")}
 
 
+def layers(distribution: Any) -> list[Any]:
+    """Returns a distribution and those inside it, under ``to_event`` and masks, the innermost last."""
+    found = [distribution]
+    while isinstance(found[-1], Independent | MaskedDistribution):
+        found.append(found[-1].base_dist)
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class Observation:
     """What a model observes at one of its sites.
@@ -325,11 +333,8 @@ class Observation:
     @property
     def masks(self) -> list[tuple[Tensor, torch.Size]]:
         """The masks of the site and of its distribution that are tensors, each with the batch shape that it stands for."""
-        found, base = [(self.mask, self.distribution.batch_shape)], self.distribution
-        while isinstance(base, Independent | MaskedDistribution):
-            if isinstance(base, MaskedDistribution):
-                found.append((base._mask, base.batch_shape))
-            base = base.base_dist
+        inner = [each for each in layers(self.distribution) if isinstance(each, MaskedDistribution)]
+        found = [(self.mask, self.distribution.batch_shape)] + [(each._mask, each.batch_shape) for each in inner]
         return [(torch.as_tensor(mask), shape) for mask, shape in found if mask is not None]
 
     def scored(self, value: Tensor) -> Tensor:
@@ -338,10 +343,7 @@ class Observation:
         The result has the batch shape of the innermost distribution, which is the shape of the value unless its numbers
         belong together.
         """
-        base = self.distribution
-        while isinstance(base, Independent | MaskedDistribution):
-            base = base.base_dist
-        scored: Tensor = base.support.check(value)
+        scored: Tensor = layers(self.distribution)[-1].support.check(value)
         for mask, shape in self.masks:
             exists = mask.to(scored.device).expand(shape)
             scored = scored | ~exists.reshape(*shape, *[1] * (scored.dim() - len(shape)))

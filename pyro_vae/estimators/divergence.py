@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from pyro.distributions import MaskedDistribution
 from torch import Tensor
-from torch.distributions import Independent, kl_divergence
+from torch.distributions import kl_divergence
 
-from pyro_vae.traces import Particles
+from pyro_vae.traces import Particles, layers
 
 
 def closed_form_kl(draws: Particles) -> Float[Tensor, "K B"]:
@@ -36,13 +34,8 @@ def _of_site(name: str, draws: Particles) -> Tensor:
     try:
         kl = kl_divergence(q, p)
     except NotImplementedError:
+        names = [type(layers(each)[-1]).__name__ for each in (q, p)]
         raise ValueError(
-            f"AnalyticKL: no closed-form KL is known at site {name!r} from {_name(q)} to {_name(p)}; use ELBO"
+            f"AnalyticKL: no closed-form KL is known at site {name!r} from {names[0]} to {names[1]}; use ELBO"
         ) from None
     return draws.per_datum(torch.as_tensor(kl).to(draws.log_lik))
-
-
-def _name(distribution: Any) -> str:
-    while isinstance(distribution, Independent | MaskedDistribution):
-        distribution = distribution.base_dist
-    return type(distribution).__name__

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import final
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import constraints
-from torch.distributions.constraints import Constraint
 
 from pyro_vae.flows import Sizes
 from pyro_vae.likelihoods.decoder_outputs import logit_of_mean, mean_or
 from pyro_vae.networks import MLP, NetworkFactory
 from pyro_vae.parts import Dims, Distribution, Likelihood
-from pyro_vae.special import half_langevin, log_sinhc
+from pyro_vae.special import Elementwise, half_langevin, log_sinhc
 
 
 @final
@@ -62,7 +60,7 @@ class ContinuousBernoulli(Likelihood):
         return _ContinuousBernoulli(self.network(t) + self.offset).to_event(len(self.dims.x_shape))
 
 
-class _ContinuousBernoulli(TorchDistribution):
+class _ContinuousBernoulli(Elementwise):
     """The density λ^x (1 - λ)^(1 - x) C(λ) on [0, 1], which is proportional to e^(l x) where l = logit λ.
 
     PyTorch's distribution is not used, because it clamps λ, so that its density does not integrate to one where |l| is
@@ -72,16 +70,11 @@ class _ContinuousBernoulli(TorchDistribution):
         logits: l.
     """
 
-    arg_constraints: dict[str, Constraint] = {}  # noqa: RUF012  (as torch declares it)
+    logits: Tensor
     support = constraints.unit_interval
 
     def __init__(self, logits: Tensor) -> None:
-        self.logits = logits
-        super().__init__(logits.shape, Size(), validate_args=False)
-
-    def expand(self, batch_shape: Sizes, _instance: Any = None) -> _ContinuousBernoulli:
-        """Returns the same distribution for more data or particles."""
-        return _ContinuousBernoulli(self.logits.expand(batch_shape))
+        super().__init__(logits=logits)
 
     def _split(self) -> tuple[Tensor, Tensor, Tensor]:
         """Returns whether |l| < 2, and l where that is so and |l| where it is not; elsewhere both are 1 or 2."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from math import pi
-from typing import Any, final
+from typing import final
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
@@ -16,7 +15,7 @@ from pyro_vae.flows import Sizes
 from pyro_vae.likelihoods.decoder_outputs import logit_of_mean, mean_or
 from pyro_vae.networks import MLP, NetworkFactory
 from pyro_vae.parts import Dims, Distribution, Likelihood
-from pyro_vae.special import bounded, stirling_remainder
+from pyro_vae.special import Elementwise, bounded, stirling_remainder
 
 _LIMIT = 80.0
 """Log rates and log shapes are bounded by ±80, so that a rate, and a sum of rates over pixels, is finite in float32."""
@@ -108,7 +107,7 @@ class NegativeBinomial(Likelihood):
 # type of the parameters holds; that is a whole number too.
 
 
-class _Binomial(TorchDistribution):
+class _Binomial(Elementwise):
     """Binomial(n, sigmoid(l)), right within 1e-4 nats up to n = 1e10.
 
     Args:
@@ -116,20 +115,16 @@ class _Binomial(TorchDistribution):
         logits: l.
     """
 
-    arg_constraints: dict[str, Constraint] = {}  # noqa: RUF012  (as torch declares it)
+    logits: Tensor
 
     def __init__(self, total_count: int, logits: Tensor) -> None:
-        self.total_count, self.logits = total_count, logits
-        super().__init__(logits.shape, Size(), validate_args=False)
+        self.total_count = total_count
+        super().__init__(logits=logits)
 
     @property
     def support(self) -> Constraint:
         """The support is the counts 0..n."""
         return constraints.integer_interval(0, self.total_count)
-
-    def expand(self, batch_shape: Sizes, _instance: Any = None) -> _Binomial:
-        """Returns the same distribution for more data or particles."""
-        return _Binomial(self.total_count, self.logits.expand(batch_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns log [n! / (k! (n - k)!)] + k l - n log(1 + e^l), in nats."""
@@ -152,23 +147,18 @@ class _Binomial(TorchDistribution):
             return torch.where(inside, drawn, drawn.nextafter(torch.zeros_like(drawn)))
 
 
-class _Poisson(TorchDistribution):
+class _Poisson(Elementwise):
     """Poisson(exp(a)), for rates from 0 to 1e34 (see `_LIMIT`).
 
     Args:
         log_rate: a.
     """
 
-    arg_constraints: dict[str, Constraint] = {}  # noqa: RUF012  (as torch declares it)
+    log_rate: Tensor
     support = constraints.nonnegative_integer
 
     def __init__(self, log_rate: Tensor) -> None:
-        self.log_rate = log_rate
-        super().__init__(log_rate.shape, Size(), validate_args=False)
-
-    def expand(self, batch_shape: Sizes, _instance: Any = None) -> _Poisson:
-        """Returns the same distribution for more data or particles."""
-        return _Poisson(self.log_rate.expand(batch_shape))
+        super().__init__(log_rate=log_rate)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns the log probability in nats, relative to that of the rate which equals the count."""
@@ -190,7 +180,7 @@ class _Poisson(TorchDistribution):
             return _poisson(rate).to(self.log_rate.dtype)
 
 
-class _NegativeBinomial(TorchDistribution):
+class _NegativeBinomial(Elementwise):
     """The negative binomial distribution of mean exp(a) and shape exp(ρ), which tends to `_Poisson` as ρ grows.
 
     Args:
@@ -198,16 +188,12 @@ class _NegativeBinomial(TorchDistribution):
         log_shape: ρ.
     """
 
-    arg_constraints: dict[str, Constraint] = {}  # noqa: RUF012  (as torch declares it)
+    log_mean: Tensor
+    log_shape: Tensor
     support = constraints.nonnegative_integer
 
     def __init__(self, log_mean: Tensor, log_shape: Tensor) -> None:
-        self.log_mean, self.log_shape = log_mean, log_shape
-        super().__init__(log_mean.shape, Size(), validate_args=False)
-
-    def expand(self, batch_shape: Sizes, _instance: Any = None) -> _NegativeBinomial:
-        """Returns the same distribution for more data or particles."""
-        return _NegativeBinomial(self.log_mean.expand(batch_shape), self.log_shape.expand(batch_shape))
+        super().__init__(log_mean=log_mean, log_shape=log_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns the log probability in nats, relative to that of the mean which equals the count.

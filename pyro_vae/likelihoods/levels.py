@@ -6,11 +6,10 @@ For these likelihoods, bits per dimension are meaningful.
 from __future__ import annotations
 
 from math import lgamma, log
-from typing import Any, final
+from typing import final
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
@@ -20,7 +19,7 @@ from pyro_vae.flows import Sizes
 from pyro_vae.likelihoods.decoder_outputs import logit_of_mean, mean_or, stacked, unstacked
 from pyro_vae.networks import MLP, NetworkFactory
 from pyro_vae.parts import Dims, Distribution, Likelihood
-from pyro_vae.special import Mixture, bounded
+from pyro_vae.special import Elementwise, Mixture, bounded
 
 _SHARPEST = -7.0
 """The smallest log s, for levels scaled to [-1, 1], as in the code of Salimans et al. 2017; what is below comes within 1 of it.
@@ -124,7 +123,7 @@ def _scale(number: Tensor) -> Tensor:
     return bounded(number + log(0.2), _SHARPEST, _FLATTEST).exp()
 
 
-class _Discretized(TorchDistribution):
+class _Discretized(Elementwise):
     """A logistic distribution in L bins of [-1, 1], of which the outer two reach to infinity; event shape ``()``.
 
     Args:
@@ -133,20 +132,17 @@ class _Discretized(TorchDistribution):
         levels: L, the number of bins.
     """
 
-    arg_constraints: dict[str, Constraint] = {}  # noqa: RUF012  (as torch declares it)
+    loc: Tensor
+    scale: Tensor
 
     def __init__(self, loc: Tensor, scale: Tensor, levels: int) -> None:
-        self.loc, self.scale, self.levels = loc, scale, levels
-        super().__init__(loc.shape, Size(), validate_args=False)
+        self.levels = levels
+        super().__init__(loc=loc, scale=scale)
 
     @property
     def support(self) -> Constraint:
         """The support is the levels 0..L-1."""
         return constraints.integer_interval(0, self.levels - 1)
-
-    def expand(self, batch_shape: Sizes, _instance: Any = None) -> _Discretized:
-        """Returns the same distribution for more data or particles."""
-        return _Discretized(self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.levels)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns log [σ(a) - σ(b)] = log σ(a) + log σ(-b) + log(1 - e^(b - a)) for the bin of the value.

@@ -8,7 +8,6 @@ from typing import Any, Literal, final
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Size, Tensor, nn
 from torch.distributions.constraints import Constraint
 from torch.nn.functional import logsigmoid
@@ -17,7 +16,7 @@ from pyro_vae.flows import Sizes
 from pyro_vae.likelihoods.decoder_outputs import mean_or, stacked, unstacked
 from pyro_vae.networks import MLP, NetworkFactory
 from pyro_vae.parts import Dims, Distribution, Likelihood
-from pyro_vae.special import bounded, stirling_remainder
+from pyro_vae.special import Elementwise, bounded, stirling_remainder
 
 _REMEMBERED = 100.0
 """The number of batches in the running mean of squared errors."""
@@ -154,7 +153,7 @@ class _BetweenZeroAndOne(Constraint):
         return "the numbers between 0 and 1, without both"
 
 
-class _OpenBeta(TorchDistribution):
+class _OpenBeta(Elementwise):
     """A Beta distribution of mean m = sigmoid(l) and concentration ν, whose support does not contain 0 and 1.
 
     log ν is bounded by -40 and 40 (see `pyro_vae.special.bounded`): a pixel that is nearly certain, or whose
@@ -165,16 +164,12 @@ class _OpenBeta(TorchDistribution):
         log_concentration: log ν.
     """
 
-    arg_constraints: dict[str, Constraint] = {}  # noqa: RUF012  (as torch declares it)
+    logit: Tensor
+    log_concentration: Tensor
     support: Constraint = _BetweenZeroAndOne()
 
     def __init__(self, logit: Tensor, log_concentration: Tensor) -> None:
-        self.logit, self.log_concentration = logit, log_concentration
-        super().__init__(logit.shape, Size(), validate_args=False)
-
-    def expand(self, batch_shape: Sizes, _instance: Any = None) -> _OpenBeta:
-        """Returns the same distribution for more data or particles."""
-        return _OpenBeta(self.logit.expand(batch_shape), self.log_concentration.expand(batch_shape))
+        super().__init__(logit=logit, log_concentration=log_concentration)
 
     def _logs(self) -> tuple[Tensor, Tensor, Tensor]:
         """Returns log α, log β and log ν in float64, where α = m ν and β = (1 - m) ν."""
