@@ -8,6 +8,7 @@ from math import isqrt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from pyro_vae.figures.layout import panels_of
@@ -113,6 +114,7 @@ def _columns(rows: np.ndarray, look: Look, title: str) -> tuple[Figure, list[Axe
     for j, axes in enumerate(panels):
         axes.set_title(look.name(j), fontsize=9)
         axes.tick_params(labelsize=7)
+        axes.xaxis.set_major_locator(MaxNLocator(4))  # more labels of long numbers would overlap
         axes.grid(alpha=0.25, lw=0.4)
     return figure, panels
 
