@@ -175,8 +175,11 @@ def load(folder: str | os.PathLike[str], trust: str | Sequence[str] | Trust = ()
 
 
 def _slots(config: Any) -> dict[str, Any]:
-    """The part of a configuration that describes the model."""
-    return {name: config[name] for name in (*_SLOTS, "model") if name in config} if isinstance(config, dict) else {}
+    """The part of a configuration that describes the model. A ``model`` of null, the `VAE`, is the same as none."""
+    if not isinstance(config, dict):
+        return {}
+    names = [*_SLOTS, "model"] if config.get("model") is not None else _SLOTS
+    return {name: config[name] for name in names if name in config}
 
 
 def _modules(description: Any) -> set[str]:
