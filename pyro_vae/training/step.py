@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -49,7 +50,9 @@ class Update:
         found, gradients = self.gradients(self.columns.tensors, index, kl_weight, leaves)
         self.optimizer.zero_grad(set_to_none=True)  # an estimator of Pyro's may have left gradients of the other side
         for leaf, gradient in zip(leaves, gradients, strict=True):
-            leaf.grad = gradient
+            # PyTorch's fused optimizers read a gradient in the order of the parameter's memory, whatever its own order is.
+            same = gradient.stride() == leaf.stride()
+            leaf.grad = gradient if same else torch.empty_like(leaf).copy_(gradient)
         try:
             self.optimizer.step()
         except RuntimeError as error:

@@ -238,3 +238,31 @@ def test_tally_is_on_the_meta_device_too():
     tally = Totals(names_of(estimate))
     tally.add(sums(estimate))
     assert tally.count == 4
+
+
+class Turned(Network):
+    """A linear map by `torch.einsum`, whose gradient is a transposed matrix in memory."""
+
+    def __init__(self, in_shape, out_shape):
+        super().__init__(in_shape, out_shape)
+        self.weight = torch.nn.Parameter(torch.randn(1, out_shape[0], in_shape[0]))
+
+    def forward(self, inputs):
+        return torch.einsum("dij,...dj->...di", self.weight, inputs.unsqueeze(-2)).squeeze(-2)
+
+
+@pytest.mark.parametrize("optimizer", [partial(SGD, lr=0.01), partial(Adam, lr=0.01)])
+def test_gradients_are_followed_whatever_their_order_in_memory(optimizer):
+    """PyTorch's fused optimizers, the default here, read a transposed gradient as if it were not; the others do not."""
+    probe = Turned((4,), (4,))
+    (gradient,) = torch.autograd.grad(probe(torch.randn(3, 4)).square().sum(), [probe.weight])
+    assert gradient.stride() != probe.weight.stride()
+    x, ends = torch.randn(40, 4, generator=torch.Generator().manual_seed(0)), []
+    for options in ({}, {"foreach": True}):
+        with seeded(torch.device("cpu"), "weights"):
+            dims = Dims(2, (x.shape[1],))
+            vae = VAE(StandardNormal(dims), DiagonalNormal(dims, Turned), Normal(dims, Turned))
+        data = Splits(Split(x[:20]), Split(x[20:30]), Split(x[30:]), constraints.real)
+        list(fit(vae, data, epochs=2, batch_size=10, optimizer=partial(optimizer, **options)))
+        ends.append(weights(vae))
+    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)
