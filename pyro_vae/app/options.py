@@ -129,19 +129,26 @@ class Options:
 
     def _read(self, left_out: Set[str]) -> bool:
         """Resolves the options; returns whether they are to be printed."""
-        defaults = {
+        plain = {
             name: parameter.default
             for owner in self.owners
             for name, parameter in signature(owner).parameters.items()
-            if name not in left_out and _is_made_by_a_class(parameter.default)
+            if name not in left_out
+        }
+        defaults = {name: value for name, value in plain.items() if _is_made_by_a_class(value)}
+        lists = {
+            name: value
+            for name, value in plain.items()
+            if isinstance(value, list | tuple) and value and all(map(_is_made_by_a_class, value))
         }
         self.parser.set_defaults({name: {"class_path": path_of(_class_of(value))} for name, value in defaults.items()})
         given = self.parser.parse_args(self.arguments, defaults=False).as_dict()
         given.pop("config", None)
         print_config = bool(given.pop("print_config", False))
+        for name, values in lists.items():
+            given.setdefault(name, [_described(value) for value in values])
         for name, value in defaults.items():
-            kind, described = _class_of(value), describe(value)
-            default: dict[str, Any] = described if isinstance(described, dict) else {"class_path": path_of(kind)}
+            kind, default = _class_of(value), _described(value)
             chosen = given.setdefault(name, default)
             if self.trust.find(chosen["class_path"]) is kind:
                 # The default class keeps the other options of its default.
@@ -260,6 +267,12 @@ def program() -> str:
 
 def _class_of(value: Any) -> type[Any]:
     return value if isinstance(value, type) else type(value)
+
+
+def _described(value: Any) -> dict[str, Any]:
+    """A default, a class or an object that a class made, as a configuration writes it."""
+    described = describe(value)
+    return described if isinstance(described, dict) else {"class_path": path_of(_class_of(value))}
 
 
 def _is_made_by_a_class(default: Any) -> bool:
