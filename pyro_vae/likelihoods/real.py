@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import log, pi
+from math import exp, log, pi
 from typing import Any, Literal, final
 
 import pyro.distributions as dist
@@ -20,6 +20,8 @@ from pyro_vae.special import Elementwise, bounded, stirling_remainder
 
 _REMEMBERED = 100.0
 """The number of batches in the running mean of squared errors."""
+_LARGEST_LOG_SCALE = 24.0
+"""The bound of |log σ|. A square of σ, and of its reciprocal, is far inside the range of float32."""
 _SMALLEST = 1e-12
 """The smallest variance, because a decoder that is exact on all data has no optimal scale."""
 
@@ -40,7 +42,7 @@ class Normal(Likelihood):
             the ELBO, and is larger than the optimum of bounds that weigh their particles. It changes in E-steps too.
 
     Raises:
-        ValueError: the scale is not positive.
+        ValueError: the scale is not positive, or outside what float32 can square.
     """
 
     offset: Tensor
@@ -55,8 +57,11 @@ class Normal(Likelihood):
         learn_scale: bool | Literal["pixel", "optimal"] = False,
     ) -> None:
         super().__init__(dims)
-        if not scale > 0:
-            raise ValueError(f"scale: expected a positive number, got {scale}")
+        if not exp(-_LARGEST_LOG_SCALE) <= scale <= exp(_LARGEST_LOG_SCALE):
+            raise ValueError(
+                f"scale: expected a number from {exp(-_LARGEST_LOG_SCALE):.0e} to {exp(_LARGEST_LOG_SCALE):.0e}, got "
+                f"{scale}; standardize the data, or bring them to other units"
+            )
         self.network = network((dims.latent,), dims.x_shape)
         self.register_buffer("offset", mean_or(dims, 0.0))
         log_scale = torch.full(dims.x_shape if learn_scale == "pixel" else (), scale).log()
@@ -70,7 +75,7 @@ class Normal(Likelihood):
 
     def forward(self, t: Tensor) -> Distribution:
         """Returns N(m(t), σ² I) for t of shape ``(*batch, d)``."""
-        loc, scale = self.network(t) + self.offset, bounded(self.log_scale, -24.0, 24.0).exp()
+        loc, scale = self.network(t) + self.offset, bounded(self.log_scale, -_LARGEST_LOG_SCALE, _LARGEST_LOG_SCALE).exp()
         if self.optimal and self.training and torch.is_grad_enabled():
             return _Watched(loc, scale, self._follow).to_event(len(self.dims.x_shape))
         return dist.Normal(loc, scale).to_event(len(self.dims.x_shape))

@@ -211,3 +211,9 @@ def test_beta_says_what_to_do_with_zeros():
 def test_bad_options_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, 1e-20, 1e30, float("nan"), float("inf")])
+def test_a_scale_that_float32_cannot_square_is_refused(scale):
+    with pytest.raises(ValueError, match="scale: expected a number from"):
+        Normal(DIMS, NETWORK, scale=scale)
