@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, final
+from typing import Literal, final, get_args
 
 import numpy as np
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from pyro_vae.data.splits import Binarize, Data, Split, Splits, make_splits
 from pyro_vae.data.view import Shown, View
+
+Channels = Literal["first", "last", "none"]
+"""Where the channels of images and signals are in a file."""
 
 _EXACT = 2**24
 """The largest whole number up to which float32 holds every whole number."""
@@ -33,8 +36,9 @@ class Arrays(Data):
         standardize: whether networks and likelihoods see each number of x with its training mean subtracted and divided by its
             standard deviation. What is reported stays log p(x) of the data as they are. By default real numbers are
             standardized unless they are images.
-        channels: where the channels of images and signals are: first, ``(N, C, H, W)``, or last, ``(N, H, W, C)``. By default
-            they are first, and data that look as if they were last are refused.
+        channels: where the channels of images and signals are: first, ``(N, C, H, W)``, or last, ``(N, H, W, C)``. With none,
+            data without channels, ``(N, L)`` or ``(N, H, W)``, get one. By default they are first, and data that look as if
+            they were last are refused.
         kind: what pictures show: image, signal or table; auto tells it by the shape of a datum.
         ink: pictures draw large values dark, as in handwriting; otherwise light, as in photographs.
     """
@@ -47,7 +51,7 @@ class Arrays(Data):
         test: int = 1000,
         split_seed: int = 0,
         standardize: bool | None = None,
-        channels: Literal["first", "last"] | None = None,
+        channels: Channels | None = None,
         kind: Shown = "auto",
         ink: bool = False,
     ) -> None:
@@ -96,14 +100,16 @@ def _labels(array: np.ndarray, N: int, path: Path) -> Tensor:
     return torch.from_numpy(labels.astype(np.float64))
 
 
-def _channels_first(x: np.ndarray, channels: Literal["first", "last"] | None, path: Path) -> np.ndarray:
+def _channels_first(x: np.ndarray, channels: Channels | None, path: Path) -> np.ndarray:
     """Returns x with its channels before its pixels.
 
     Raises:
         ValueError: x has no channels, or it was not said where they are and they seem to be last.
     """
-    if channels not in (None, "first", "last"):
-        raise ValueError(f"channels: expected first or last, got {channels!r}")
+    if channels not in (None, *get_args(Channels)):
+        raise ValueError(f"channels: expected first, last or none, got {channels!r}")
+    if channels == "none":
+        return np.expand_dims(x, 1)
     if channels == "last":
         if x.ndim < 3:
             raise ValueError(f"channels: {path} has data of shape {x.shape[1:]}, which have no channels")

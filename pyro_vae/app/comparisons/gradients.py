@@ -57,8 +57,8 @@ def gradients(
             ‖mean‖ from the reference's draws, which tells it better where those have less noise.
         batch: How many of the first training data the gradient is taken over.
         fit_from: The smallest K that the slopes of log SNR against log K are fitted to.
-        run: A run folder: its trained VAE is the frozen state, on the data that it was trained on unless --data names others. By
-            default a model of the parts that are given, as initialized.
+        run: A run folder: its trained VAE is the frozen state, on the data that it was trained on unless --data names
+            others. By default a model of the parts that are given, as initialized.
         seed: The seed of the first weights and of all draws.
         splits: The data, loaded.
         config: The resolved options.
