@@ -95,12 +95,6 @@ def test_other_shapes_are_read_as_they_are(tmp_path, shape):
     assert read(tmp_path, rng().normal(size=(50, *shape))).x_shape == shape
 
 
-def test_a_text_file_is_told_how_to_be_saved(tmp_path):
-    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match=r"table.csv: expected a .npy or .npz file.*numpy.savez"):
-        Arrays(tmp_path / "table.csv").load()
-
-
 @pytest.mark.parametrize(
     ("x", "name", "reason"),
     [
