@@ -33,6 +33,8 @@ class Arrays(Data):
     A CSV file may be compressed (``.csv.gz``). A row is a datum, and the names of its columns are kept for pictures. In a
     ``.npz`` file the data are the array ``x``. Nothing is unpickled.
 
+    An empty cell, or NaN, is a missing value: the model is then one of the observed values (see `pyro_vae.missing`).
+
     Args:
         path: the file.
         binarize: dynamic and fixed take values in [0, 1] as probabilities of a pixel being 1; none keeps the values.
@@ -109,12 +111,18 @@ class Arrays(Data):
 
 
 def _check_finite(x: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """Raises ValueError if a value is infinite or missing; the message names the first place of one."""
-    if x.dtype.kind != "f" or (finite := np.isfinite(x)).all():
+    """Raises ValueError, which names the place, if a value is infinite or a number is missing in all data."""
+    if x.dtype.kind != "f":
         return
-    at = int((~finite).reshape(len(x), -1).any(0).argmax())
-    place = _place(at, x.shape[1:], names)
-    raise ValueError(f"{path}: {int((~finite).sum())} of {x.size} values are NaN or infinite, the first in {place}")
+    rows = x.reshape(len(x), -1)
+    if (infinite := np.isinf(rows)).any():
+        place = _place(int(infinite.any(0).argmax()), x.shape[1:], names)
+        raise ValueError(f"{path}: {int(infinite.sum())} of {x.size} values are infinite, the first in {place}")
+    if (never := np.isnan(rows).all(0)).any():
+        place, advice = _place(int(never.argmax()), x.shape[1:], names), "save the data without it"
+        if names:
+            advice = f'leave it out by --data.leave_out "[{names[int(never.argmax())]}]"'
+        raise ValueError(f"{path}: {place} has no value, since all of it is missing: {advice}")
 
 
 def _place(at: int, shape: tuple[int, ...], names: Sequence[str]) -> str:
@@ -178,11 +186,20 @@ def _float32(x: np.ndarray, names: Sequence[str], path: Path) -> Tensor:
     """
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         single = x.astype(np.float32)
-    if np.array_equal(single, x) and (x.dtype.kind not in "iu" or np.abs(single).max() <= _EXACT):
+    if np.array_equal(single, x, equal_nan=x.dtype.kind == "f") and (
+        x.dtype.kind not in "iu" or np.abs(single).max() <= _EXACT
+    ):
         return torch.from_numpy(single)
     wide, exact = single.astype(np.float64).reshape(len(x), -1), x.astype(np.float64).reshape(len(x), -1)
+    # The first value that is there in place of missing ones changes no range. Their spread is then taken without them.
+    missing = np.isnan(exact)
+    first = exact[(~missing).argmax(0), np.arange(exact.shape[1])]
     with np.errstate(over="ignore"):
-        error, spread, size = np.abs(wide - exact).max(0), exact.std(0), np.abs(exact).max(0)
+        spread = np.nanstd(exact, 0) if missing.any() else exact.std(0)
+        wide, exact = (
+            np.where(missing, values, each) for values, each in ((first.astype(np.float32), wide), (first, exact))
+        )
+        error, size = np.abs(wide - exact).max(0), np.abs(exact).max(0)
     whole = (exact == np.round(exact)).all(0)
     lost = (whole & (size > _EXACT)) | (error > np.where(whole, 0.5, _LOST * spread)) | ~np.isfinite(error)
     constant = (exact == exact[0]).all(0) & np.isfinite(error) & ~whole
