@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.description import Described
+from pyro_vae.missing import Marginal, filling_of
 
 Shape = tuple[int, ...]
 Distribution = TorchDistributionMixin
@@ -54,6 +55,8 @@ class Dims:
             deviation. Bounds stay densities of x itself (see `Units`). The mean `x_mean` is then 0.
         x_units: the training mean and the standard deviation of every number of x, of shape ``(2, *x_shape)``, where
             parts are built for standardized data.
+        missing: whether data may have missing values, which are NaN. Likelihoods then score the observed numbers alone, and
+            encoders see which these are (see `seen_shape`).
     """
 
     latent: int
@@ -66,6 +69,16 @@ class Dims:
     train_size: int | None = None
     standardized: bool = False
     x_units: Tensor | None = None
+    missing: bool = False
+
+    @property
+    def seen_shape(self) -> Shape:
+        """The shape of what an encoder sees of one datum.
+
+        It is ``x_shape``, or twice as long in its first dimension where values may be missing: x, with 0 for missing values,
+        and then 1 where x is observed and 0 where it is missing.
+        """
+        return (2 * self.x_shape[0], *self.x_shape[1:]) if self.missing else self.x_shape
 
     def __post_init__(self) -> None:
         """Checks that sizes are positive and that the mean has the shape of a datum.
@@ -191,7 +204,8 @@ class Units(nn.Module):
     """The units in which parts see data: z = (x - m) / s, with the mean m and the standard deviation s of training data.
 
     A guide is given z, and a likelihood describes z. What is reported is a density of x itself, since `Rescaled` contains
-    the Jacobian. Without standardized data this is x / x_scale for a guide, and x itself for a likelihood.
+    the Jacobian. Without standardized data this is x / x_scale for a guide, and x itself for a likelihood. Where values may
+    be missing, a guide is also told which are there, and the density is that of the others (`pyro_vae.missing.Marginal`).
 
     Args:
         dims: the sizes. Where data are standardized and ``x_units`` is not known, a model is being loaded: the values
@@ -199,6 +213,7 @@ class Units(nn.Module):
     """
 
     of_x: Tensor
+    filling: Tensor
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
@@ -208,16 +223,28 @@ class Units(nn.Module):
                 torch.empty((2, *dims.x_shape), device="meta") if dims.x_units is None else placed(dims.x_units).clone()
             )
             self.register_buffer("of_x", units)
+        self.missing, self.axes = dims.missing, len(dims.x_shape)
+        if self.missing:
+            filling = torch.full(dims.x_shape, 0.5)  # any number, where no data are known
+            if dims.train is not None:
+                meta = dims.train.is_meta
+                filling = torch.empty(dims.x_shape, device="meta") if meta else placed(filling_of(dims.train))
+            self.register_buffer("filling", filling)
 
     def scaled(self, x: Tensor) -> Tensor:
-        """Returns x as networks see it."""
+        """Returns x as networks see it, of the shape ``(*batch, *dims.seen_shape)``."""
+        z = x if self.x_scale == 1 else x / self.x_scale  # this avoids a copy of x
         if self.standardized:
-            return (x - self.of_x[0]) / self.of_x[1]
-        return x if self.x_scale == 1 else x / self.x_scale  # this avoids a copy of x
+            z = (x - self.of_x[0]) / self.of_x[1]
+        if not self.missing:
+            return z
+        there = ~x.isnan()
+        return torch.cat([torch.where(there, z, 0.0), there.to(z.dtype)], -self.axes)
 
     def rescaled(self, distribution: Distribution) -> Distribution:
         """Returns the distribution of x, given that of x in these units."""
-        return Rescaled(distribution, self.of_x) if self.standardized else distribution
+        whole = Rescaled(distribution, self.of_x) if self.standardized else distribution
+        return Marginal(whole, self.filling) if self.missing else whole
 
 
 class Rescaled(TorchDistribution):
@@ -330,6 +357,7 @@ class Guide(DistributionPart):
         """Returns the data as a network should see them: standardized, or divided by ``dims.x_scale``.
 
         Training data that are not standardized are then within [-1, 1]. Levels 0..255 would be too large for a network.
+        The shape is ``(*batch, *dims.seen_shape)``: where values may be missing, it is told which are there.
         """
         return self.units.scaled(x)
 
@@ -347,13 +375,15 @@ class Likelihood(DistributionPart):
     """p(x|t,w): ``likelihood(t)`` is a distribution over x.
 
     Its batch shape is ``t.shape[:-1]`` and its event shape is ``x_shape``. Where ``dims.standardized`` holds, ``forward``
-    describes standardized data, and what a call returns is the distribution of the data themselves.
+    describes standardized data, and what a call returns is the distribution of the data themselves. Where ``dims.missing``
+    holds, it is that of the observed numbers, for which the numbers of x must be independent given t.
 
     Args:
         dims: the sizes (see `Dims`).
 
     Raises (when called):
-        ValueError: t does not end in d, or ``forward`` returned a distribution of another shape.
+        ValueError: t does not end in d, ``forward`` returned a distribution of another shape, or values may be missing and the
+            numbers of x are not independent given t.
         TypeError: ``forward`` returned an object that is not a Pyro distribution.
     """
 

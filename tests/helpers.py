@@ -64,6 +64,13 @@ OPTIONS = {"network": NETWORK, "exemplars": 12, "drawn": 6}
 """Options that default to more than these small data hold, by name."""
 
 
+def with_gaps(x: Tensor, share: float = 0.3, seed: int = 0) -> Tensor:
+    """Data with this share of values missing at random; the first datum is whole, and the second has no value at all."""
+    gone = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)) < share
+    gone[0], gone[1] = False, True
+    return x.masked_fill(gone, torch.nan)
+
+
 def subclasses(base: type) -> list[type]:
     """All concrete subclasses of the project."""
     found = []

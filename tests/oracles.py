@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from pyro_vae import VAE, Dims, Prior
+from pyro_vae import VAE, Dims, Guide, Prior
 from pyro_vae.guides import DiagonalNormal
 from pyro_vae.likelihoods import Normal
 from pyro_vae.networks import MLP
@@ -111,6 +111,48 @@ class LinearGaussian:
             layer.bias[:d].copy_(-gain @ self.b)
             layer.weight[d:].zero_()
             layer.bias[d:].copy_(covariance.diagonal().log() / 2)
+
+
+class PosteriorOfObserved(Guide):
+    """The exact p(t|x_obs), for a standard normal prior and a `Normal` likelihood with an affine decoder."""
+
+    def forward(self, x):
+        W, b, variance, m, s = linear_parts(self.parts.likelihood)
+        there = ~x.isnan()
+        error = torch.where(there, (x - m) / s - b, 0.0)
+        weighted = W / variance[:, None]  # (n, d)
+        outer = (weighted[:, :, None] * W[:, None, :]).flatten(1)  # (n, d d)
+        d = W.shape[1]
+        precision = (there.to(x.dtype) @ outer).unflatten(-1, (d, d)) + torch.eye(d, dtype=x.dtype)
+        covariance = torch.linalg.inv(precision)
+        loc = (covariance @ (error @ weighted).unsqueeze(-1)).squeeze(-1)
+        return dist.MultivariateNormal(loc, covariance)
+
+
+def linear_parts(likelihood):
+    """W, b and the variance of each column in the units that parts see, and the mean and the scale of these units."""
+    layer, n = likelihood.network.layers[0], likelihood.dims.x_shape[0]
+    variance = (2 * likelihood.log_scale).exp().expand(n)
+    units = likelihood.units.of_x if likelihood.dims.standardized else torch.stack([torch.zeros(n), torch.ones(n)])
+    return layer.weight, layer.bias + likelihood.offset, variance, units[0], units[1]
+
+
+def log_p_observed(likelihood, x: Tensor) -> Tensor:
+    """log N(x_obs; b_obs, W_obs W_obsᵀ + diag σ_obs²) for each datum, in float64 and in the units of x.
+
+    It is 0 where no value is observed.
+    """
+    W, b, variance, m, s = (each.double() for each in linear_parts(likelihood))
+    found = []
+    for row in x.double():
+        at = (~row.isnan()).nonzero()[:, 0]
+        if not len(at):
+            found.append(row.new_zeros(()))
+            continue
+        scaled = W[at] * s[at, None]
+        covariance = scaled @ scaled.T + (variance[at] * s[at] ** 2).diag_embed()
+        found.append(MultivariateNormal(m[at] + s[at] * b[at], covariance).log_prob(row[at]))
+    return torch.stack(found)
 
 
 def oracle_and_data() -> tuple[LinearGaussian, Tensor]:

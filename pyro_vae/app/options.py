@@ -118,6 +118,7 @@ class Options:
         self.arguments = arguments
         self.owners: list[Callable[..., Any]] = [function, *_specifications(function).values()]
         self.function = function
+        self.notes: list[str] = []
         Parser.slots = {name: hint for owner in self.owners for name, hint in get_type_hints(owner).items()}
         self.parser = Parser.of(function, left_out, prog or program())
         _check_files(arguments)
@@ -141,18 +142,24 @@ class Options:
             for name, value in plain.items()
             if isinstance(value, list | tuple) and value and all(map(_is_made_by_a_class, value))
         }
-        self.parser.set_defaults({name: {"class_path": path_of(_class_of(value))} for name, value in defaults.items()})
-        given = self.parser.parse_args(self.arguments, defaults=False).as_dict()
-        given.pop("config", None)
+        described = {name: _described(value) for name, value in defaults.items()}
+        run = _run_of(self.arguments) if "run" in signature(self.function).parameters else None
+        if run:  # a run brings its data along: they are the default then
+            described["data"] = data_of_run(Path(run), self.trust)
+        # The parser knows no defaults here, and a class whose options are given must have those that it cannot do without.
+        given = self._given(described, _words("data", described["data"], self.trust) if run else [])
         print_config = bool(given.pop("print_config", False))
         for name, values in lists.items():
             given.setdefault(name, [_described(value) for value in values])
-        for name, value in defaults.items():
-            kind, default = _class_of(value), _described(value)
+        for name, default in described.items():
             chosen = given.setdefault(name, default)
-            if self.trust.find(chosen["class_path"]) is kind:
+            if self.trust.find(chosen["class_path"]) is self.trust.find(default["class_path"]):
                 # The default class keeps the other options of its default.
                 chosen["init_args"] = {**default.get("init_args", {}), **chosen.get("init_args", {})}
+        if run:
+            kept = given["data"] == described["data"]
+            whose = f"those of {run}" if kept else f"those given here and not those of {run}"
+            self.notes.append(_told(given["data"], whose))
         try:
             for owner in self.owners:
                 _complete(owner, given, self.trust)
@@ -161,6 +168,13 @@ class Options:
             self.parser.error(str(error))
         del self.values["config"], self.values["print_config"]
         return print_config
+
+    def _given(self, described: Mapping[str, dict[str, Any]], before: Sequence[str]) -> dict[str, Any]:
+        """Returns the options that are given. An option of a class that is not named is one of the default class."""
+        self.parser.set_defaults({name: {"class_path": each["class_path"]} for name, each in described.items()})
+        given = self.parser.parse_args([*before, *self.arguments], defaults=False).as_dict()
+        given.pop("config", None)
+        return given
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -194,6 +208,8 @@ class Options:
 
     def with_data(self) -> tuple[dict[str, Any], Splits]:
         """The function's arguments, and its data, loaded. Without a choice the likelihood is the one that fits the data."""
+        for note in self.notes:
+            print(note)
         described = yaml.safe_load(self.as_yaml())["data"]
         splits: Splits = make(described, Parser.slots["data"], "data", self.trust).load()
         slot = "likelihoods" if "likelihoods" in self.values else "likelihood"
@@ -207,6 +223,65 @@ class Options:
                 self.values = self.parser.parse_object(likelihood, namespace=self.values)
             del self.values["config"], self.values["print_config"]
         return self.made(), splits
+
+
+def _run_of(arguments: Sequence[str]) -> str | None:
+    """The run that the words of a command line, or a configuration that they name, give; the last one counts."""
+    found = None
+    for option, value in _options(arguments):
+        if option == "--run" and value != option:
+            found = value
+        elif option == "--config" and Path(value).is_file():
+            try:
+                tree = read_yaml(Path(value))
+            except ValueError:
+                continue  # the parser tells it
+            found = tree.get("run") or found if isinstance(tree, dict) else found
+    return str(found) if found else None
+
+
+def data_of_run(folder: Path, trust: Trust) -> dict[str, Any]:
+    """The description of the data that a run was trained on, from its folder.
+
+    Ends the program where the folder has none, or names a class that is not trusted.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        fail(f"run: {folder}: " + ("it has no config.yaml" if folder.is_dir() else "there is no such run folder"))
+    try:
+        config = read_yaml(path)
+    except ValueError as error:
+        fail(f"run: {error}")
+    data = config.get("data") if isinstance(config, dict) else None
+    if isinstance(data, str):
+        data = {"class_path": data}
+    if not isinstance(data, dict) or not isinstance(data.get("class_path"), str):
+        fail(f"run: {path} does not say which data the model was trained on: name them with --data CLASS")
+    try:
+        trust.find(data["class_path"])
+    except ValueError as error:
+        fail(f"run: {path}: data: {error}", status=2)
+    return {"class_path": data["class_path"], "init_args": dict(data.get("init_args") or {})}
+
+
+def _told(data: Mapping[str, Any], whose: str) -> str:
+    """A line that says which data are taken."""
+    options = ", ".join(f"{name}={value}" for name, value in data.get("init_args", {}).items())
+    return f"Data: {data['class_path'].rpartition('.')[2]}({options}), {whose}. Others: --data CLASS"
+
+
+def _words(option: str, described: Mapping[str, Any], trust: Trust) -> list[str]:
+    """The words that name a class, with the options that it cannot do without."""
+    parameters = signature(trust.find(described["class_path"])).parameters
+    given = described.get("init_args", {})
+    required = [name for name, each in parameters.items() if name in given and each.default is each.empty]
+    return [f"--{option}={described['class_path']}", *(f"--{option}.{name}={given[name]}" for name in required)]
+
+
+def _described(default: Any) -> dict[str, Any]:
+    """The class and the options of a default."""
+    described = describe(default)
+    return described if isinstance(described, dict) else {"class_path": path_of(_class_of(default))}
 
 
 def _check_files(arguments: Sequence[str]) -> None:
@@ -267,12 +342,6 @@ def program() -> str:
 
 def _class_of(value: Any) -> type[Any]:
     return value if isinstance(value, type) else type(value)
-
-
-def _described(value: Any) -> dict[str, Any]:
-    """A default, a class or an object that a class made, as a configuration writes it."""
-    described = describe(value)
-    return described if isinstance(described, dict) else {"class_path": path_of(_class_of(value))}
 
 
 def _is_made_by_a_class(default: Any) -> bool:

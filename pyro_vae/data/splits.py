@@ -15,6 +15,7 @@ from torch.distributions.constraints import Constraint
 from pyro_vae.data.columns import Columns
 from pyro_vae.data.view import View
 from pyro_vae.description import Described
+from pyro_vae.missing import has_missing, observed_mean, observed_values
 from pyro_vae.parts import Dims, Shape
 from pyro_vae.traces import inputs_of
 
@@ -33,7 +34,7 @@ class Split:
     """Data of one kind, on one device.
 
     Attributes:
-        x: data ``(N, *x_shape)``; probabilities in [0, 1] where `dynamic`.
+        x: data ``(N, *x_shape)``; probabilities in [0, 1] where `dynamic`. NaN is a missing value.
         labels: classes ``(N,)``, or None.
         dynamic: each use of a datum draws its pixels anew.
     """
@@ -105,13 +106,21 @@ class Splits(NamedTuple):
 
     def dims(self, latent: int) -> Dims:
         """The sizes that parts are built for, with the training data and their mean."""
-        x = self.train.x.cpu()
+        x, missing = self.train.x.cpu(), self.missing
         if self.standardize:
             units = _units(x)
             mean = torch.zeros_like(units[0])
-            return Dims(latent, self.x_shape, mean, x, classes=self.classes, standardized=True, x_units=units)
-        scale = max(1.0, x.abs().max().item())
-        return Dims(latent, self.x_shape, x.mean(0), x, self.train.dynamic, self.classes, scale)
+            return Dims(
+                latent, self.x_shape, mean, x, classes=self.classes, standardized=True, x_units=units, missing=missing
+            )
+        scale = max(1.0, observed_values(x).abs().max().item())
+        mean = observed_mean(x)
+        return Dims(latent, self.x_shape, mean, x, self.train.dynamic, self.classes, scale, missing=missing)
+
+    @property
+    def missing(self) -> bool:
+        """Whether a value is missing in one of the splits. All numbers that are reported are then of the observed values."""
+        return any(has_missing(split.x) for split in (self.train, self.valid, self.test))
 
     @property
     def classes(self) -> int | None:
@@ -170,7 +179,7 @@ def make_splits(
     The seed of the division is not that of a run: two runs with other seeds are judged on the same test data.
 
     Args:
-        data: all data, or, where the test data come apart, training and validation data.
+        data: all data, or, where the test data come apart, training and validation data. NaN is a missing value.
         valid: number of validation data, drawn at random.
         test: number of test data, drawn at random, or the test data themselves.
         binarize: dynamic and fixed draw each pixel with its value as the probability of a 1 (whole numbers 0..n are divided by
@@ -182,10 +191,12 @@ def make_splits(
         view: how the data are shown; by default their shape tells it (see `pyro_vae.data.view.View`).
 
     Raises:
-        ValueError: there are fewer data than asked for, or values that are no probabilities are to be binarized.
+        ValueError: there are fewer data than asked for, values that are missing or no probabilities are to be binarized, or a
+            number of x is missing in all data.
     """
     if binarize not in ("dynamic", "fixed", "none"):
         raise ValueError(f"binarize: expected dynamic, fixed or none, got {binarize!r}")
+    _check_observed(data, test, binarize)
     support, view = support_of(data.x) if support is None else support, view or View()
     train, held_out = (data, test) if isinstance(test, Split) else _hold_out(data, test, "test", split_seed)
     train, watched = _hold_out(train, valid, "valid", split_seed)
@@ -205,15 +216,23 @@ def make_splits(
 
 
 def _units(x: Tensor) -> Tensor:
-    """The mean and the standard deviation of each number of x, computed in float64. A constant has the unit 1."""
-    spread, mean = torch.std_mean(x.double(), 0, correction=0)
+    """The mean and the standard deviation of the observed values of each number of x, computed in float64.
+
+    A constant, and a number that is never observed, has the unit 1.
+    """
+    if has_missing(x):
+        mean = x.double().nanmean(0).nan_to_num(nan=0.0)
+        spread = (x.double() - mean).square().nanmean(0).nan_to_num(nan=0.0).sqrt()
+    else:
+        spread, mean = torch.std_mean(x.double(), 0, correction=0)
     # What rounding alone makes of a constant is no spread.
     constant = spread <= 1e-6 * mean.abs()
     return torch.stack([mean, torch.where(constant, 1.0, spread)]).to(x.dtype)
 
 
 def support_of(x: Tensor) -> Constraint:
-    """The narrowest of {0, 1}, whole numbers 0..max, [0, 1] and the real numbers that holds all values."""
+    """The narrowest of {0, 1}, whole numbers 0..max, [0, 1] and the real numbers that holds all observed values."""
+    x = observed_values(x)
     low, high = x.min().item(), x.max().item()
     if low >= 0 and bool((x == x.round()).all()):
         return constraints.boolean if high <= 1 else constraints.integer_interval(0, int(high))
@@ -231,6 +250,24 @@ def _hold_out(split: Split, size: int, name: str, seed: int) -> tuple[Split, Spl
         return Split(split.x[index], None if split.labels is None else split.labels[index])
 
     return chosen(order[:-size]), chosen(order[-size:])
+
+
+def _check_observed(data: Split, test: int | Split, binarize: Binarize) -> None:
+    """Checks that missing values can be left out, and that each number of x is observed in some datum.
+
+    Raises:
+        ValueError: they cannot, or one is not.
+    """
+    if not (has_missing(data.x) or (isinstance(test, Split) and has_missing(test.x))):
+        return
+    if binarize != "none":
+        raise ValueError(
+            "binarize: some values are missing (NaN), and pixels are drawn of known probabilities only: choose none"
+        )
+    if never := int(data.x.isnan().all(0).sum()):
+        raise ValueError(
+            f"x: {never} of {data.x[0].numel()} numbers of a datum are missing (NaN) in all data: leave them out"
+        )
 
 
 def _as_probabilities(split: Split, support: Constraint) -> Split:

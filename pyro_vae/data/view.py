@@ -13,7 +13,7 @@ Kind = Literal["image", "signal", "table"]
 Shown = Literal["auto", "image", "signal", "table"]
 """A kind, or auto: the shape of a datum tells it."""
 
-_LONGEST_ROW = 30
+LONGEST_ROW = 30
 """A vector of more numbers than this is taken for a signal: so many columns cannot be read."""
 
 _MOST_CHANNELS = 4
@@ -28,11 +28,13 @@ class View:
         kind: image, signal or table; auto tells it by the shape of a datum (see `kind_of`).
         columns: the names of a table's columns, if they have any.
         ink: large values are drawn dark, as in handwriting; otherwise light, as in photographs. Color images have no ink.
+        classes: the names of the labels 0, 1, ..., if they have any.
     """
 
     kind: Shown = "auto"
     columns: tuple[str, ...] = ()
     ink: bool = False
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks the kind.
@@ -53,10 +55,15 @@ class View:
         if self.kind != "auto":
             return self.kind
         if len(x_shape) < 2:
-            return "table" if self.columns or sum(x_shape) <= _LONGEST_ROW else "signal"
+            return "table" if self.columns or sum(x_shape) <= LONGEST_ROW else "signal"
         if len(x_shape) == 2:
             return "signal" if x_shape[0] <= _MOST_CHANNELS < x_shape[1] else "image"
         return "image"
+
+    def label(self, value: float) -> str:
+        """What a label is called: by its name, if it has one."""
+        named = float(value).is_integer() and 0 <= value < len(self.classes)
+        return self.classes[int(value)] if named else f"{value:g}"
 
     def noun(self, x_shape: Shape) -> str:
         """What several data are called: images, or data."""

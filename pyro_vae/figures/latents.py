@@ -20,7 +20,12 @@ _FEWEST = 5
 """The fewest different points that t-SNE is asked to arrange: below, its perplexity is 1, and it fails at one."""
 
 
-def latents(t: Tensor | Mapping[str, Tensor], labels: Tensor | None, title: str = "") -> Figure:
+def latents(
+    t: Tensor | Mapping[str, Tensor],
+    labels: Tensor | None,
+    title: str = "",
+    name: Callable[[float], str] = "{:g}".format,
+) -> Figure:
     """Draws latents ``(N, d)`` as points, colored by label, with a panel for each latent.
 
     Latents with d > 2 are drawn by t-SNE (van der Maaten and Hinton 2008), which keeps neighbors together. Its larger
@@ -30,12 +35,13 @@ def latents(t: Tensor | Mapping[str, Tensor], labels: Tensor | None, title: str 
         t: one latent, or several by the name of their site.
         labels: classes ``(N,)``, or None.
         title: the title of the figure.
+        name: what a label is called.
     """
     by_site = {"t": t} if isinstance(t, Tensor) else t
     figure = new_figure(6.6 + 5.2 * (len(by_site) - 1), 5.6, title)
     panels = figure.subplots(1, len(by_site), squeeze=False)[0]
     for axes, (site, values) in zip(panels, by_site.items(), strict=True):
-        _scatter(axes, site, values, labels)
+        _scatter(axes, site, values, labels, name)
     if labels is not None and len(panels[0].collections) <= 20:
         handles = panels[0].get_legend_handles_labels()
         figure.legend(*handles, title="label", loc="outside right center", markerscale=2)
@@ -58,7 +64,7 @@ def coordinate(site: str, j: int, shape: Sequence[int]) -> str:
     return f"$t_{{{index}}}$" if site == "t" else f"{site}[{index}]"
 
 
-def _scatter(axes: Axes, site: str, t: Tensor, labels: Tensor | None) -> None:
+def _scatter(axes: Axes, site: str, t: Tensor, labels: Tensor | None, name: Callable[[float], str]) -> None:
     """Draws one latent ``(N, *shape)`` as points in the plane."""
     points = t.detach().cpu().double().reshape(len(t), -1).numpy()
     names = [coordinate(site, j, t.shape[1:]) for j in range(points.shape[1])]
@@ -79,7 +85,8 @@ def _scatter(axes: Axes, site: str, t: Tensor, labels: Tensor | None) -> None:
         for k, value in enumerate(classes):
             color = palette(k) if len(classes) <= 10 else palette(k / len(classes))
             of_class = points[member == k]
-            axes.scatter(of_class[:, 0], of_class[:, 1], s=9, alpha=0.75, linewidths=0, color=color, label=f"{value:g}")
+            label = name(float(value))
+            axes.scatter(of_class[:, 0], of_class[:, 1], s=9, alpha=0.75, linewidths=0, color=color, label=label)
     axes.set(xlabel=names[0], ylabel=names[1])
     if points.shape[1] == 2:
         axes.set_aspect("equal", adjustable="datalim")

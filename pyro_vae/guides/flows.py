@@ -55,7 +55,7 @@ class InverseAutoregressive(Guide):
         context: int = 32,
     ) -> None:
         super().__init__(dims)
-        self.network = network(dims.x_shape, (_head(dims, context),))
+        self.network = network(dims.seen_shape, (_head(dims, context),))
         self.flow = autoregressive(dims.latent, context, transforms, hidden)
 
     def forward(self, x: Tensor) -> Distribution:
@@ -90,7 +90,7 @@ class SplineAutoregressive(Guide):
         bins: int = 8,
     ) -> None:
         super().__init__(dims)
-        self.network = network(dims.x_shape, (_head(dims, context),))
+        self.network = network(dims.seen_shape, (_head(dims, context),))
         self.flow = autoregressive(dims.latent, context, transforms, hidden, **spline(bins))
 
     def forward(self, x: Tensor) -> Distribution:
@@ -120,7 +120,7 @@ class Householder(Guide):
         if reflections < 1:
             raise ValueError(f"reflections: expected at least 1, got {reflections}")
         self.reflections = reflections
-        self.network = network(dims.x_shape, (_head(dims, reflections * dims.latent),))
+        self.network = network(dims.seen_shape, (_head(dims, reflections * dims.latent),))
         self.axes = nn.Parameter(torch.randn(reflections, dims.latent))
 
     def forward(self, x: Tensor) -> Distribution:
@@ -162,7 +162,7 @@ class Sylvester(Guide):
             raise ValueError(f"transforms and columns: expected at least 1, got {transforms} and {columns}")
         d, M = dims.latent, min(columns, dims.latent)
         self.transforms, self.sizes = transforms, [M * d, M, M * (M - 1) // 2, M, M * (M - 1) // 2, M]
-        self.network = network(dims.x_shape, (_head(dims, transforms * sum(self.sizes)),))
+        self.network = network(dims.seen_shape, (_head(dims, transforms * sum(self.sizes)),))
         self.axes = nn.Parameter(torch.randn(transforms, M, d))
         self.register_buffer("place", below_diagonal(M), persistent=False)
 
@@ -213,7 +213,7 @@ class NeuralAutoregressive(Guide):
         super().__init__(dims)
         if signal < 1:
             raise ValueError(f"signal: expected a length of at least 1, got {signal}")
-        self.network = network(dims.x_shape, (_head(dims, context),))
+        self.network = network(dims.seen_shape, (_head(dims, context),))
         self.flow = autoregressive(dims.latent, context, transforms, hidden, **neural(dims.latent, signal))
 
     def forward(self, x: Tensor) -> Distribution:

@@ -34,7 +34,7 @@ class MixtureOfNormals(Guide):
         if components < 1:
             raise ValueError(f"components: expected at least 1, got {components}")
         self.components = components
-        self.network = network(dims.x_shape, (components * (2 * dims.latent + 1),))
+        self.network = network(dims.seen_shape, (components * (2 * dims.latent + 1),))
 
     def forward(self, x: Tensor) -> Distribution:
         """Returns the mixture for x of shape ``(*batch, *x_shape)``."""

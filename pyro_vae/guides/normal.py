@@ -32,7 +32,7 @@ class DiagonalNormal(Guide):
 
     def __init__(self, dims: Dims, network: NetworkFactory = MLP) -> None:
         super().__init__(dims)
-        self.network = network(dims.x_shape, (2 * dims.latent,))
+        self.network = network(dims.seen_shape, (2 * dims.latent,))
 
     def forward(self, x: Tensor) -> Distribution:
         """Returns N(m, diag s²) for x of shape ``(*batch, *x_shape)``."""
@@ -57,7 +57,7 @@ class FullRankNormal(Guide):
     def __init__(self, dims: Dims, network: NetworkFactory = MLP) -> None:
         super().__init__(dims)
         d = dims.latent
-        self.network = network(dims.x_shape, (2 * d + d * (d - 1) // 2,))
+        self.network = network(dims.seen_shape, (2 * d + d * (d - 1) // 2,))
         self.register_buffer("place", below_diagonal(d), persistent=False)
 
     def forward(self, x: Tensor) -> Distribution:
@@ -86,7 +86,7 @@ class LowRankNormal(Guide):
         if rank < 1:
             raise ValueError(f"rank: expected at least 1, got {rank}")
         self.rank = rank
-        self.network = network(dims.x_shape, ((2 + rank) * dims.latent,))
+        self.network = network(dims.seen_shape, ((2 + rank) * dims.latent,))
 
     def forward(self, x: Tensor) -> Distribution:
         """Returns N(m, W Wᵀ + diag s²) for x of shape ``(*batch, *x_shape)``."""

@@ -19,6 +19,8 @@ from pyro_vae.special import latent_scale
 
 _HASHED = 1000
 """The number of data that are hashed at a time."""
+_MISSING = 2.0**52 + 1
+"""What a missing value counts as where data are hashed: no number of this size is a value in float32."""
 
 
 @final
@@ -153,6 +155,8 @@ class PerDatum(Guide):
 def _hash(x: Tensor, direction: Tensor) -> Tensor:
     """Returns a number for each datum of ``(*batch, n)``, the same on every device, because integer sums are exact.
 
-    Values that are equal when rounded to multiples of 1/65536 count as the same. An integer overflow wraps around.
+    Values that are equal when rounded to multiples of 1/65536 count as the same, and so do missing values. An integer
+    overflow wraps around.
     """
-    return ((x.double() * 65536).round().long() * direction).sum(-1)
+    rounded = (x.double() * 65536).round()
+    return (torch.where(x.isnan(), _MISSING, rounded).long() * direction).sum(-1)

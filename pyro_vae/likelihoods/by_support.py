@@ -14,6 +14,7 @@ from pyro_vae.likelihoods.binary import Bernoulli
 from pyro_vae.likelihoods.counts import Binomial, NegativeBinomial
 from pyro_vae.likelihoods.levels import DiscretizedLogistic
 from pyro_vae.likelihoods.real import Normal
+from pyro_vae.missing import has_missing, observed_mean
 from pyro_vae.parts import Dims, Likelihood
 
 _BYTE = 255
@@ -69,7 +70,9 @@ def _of_counts(largest: int, x: Tensor | None) -> Choice:
             NegativeBinomial, f"the values are whole numbers up to {largest}, which are counts without a limit"
         )
     if x is not None and not image:
-        ratio = (x.var(0, correction=0).sum() / x.mean(0).sum()).item()
+        mean = observed_mean(x)
+        variance = observed_mean((x - mean).square()) if has_missing(x) else x.var(0, correction=0)
+        ratio = (variance.sum() / mean.sum()).item()
         if ratio > _DISPERSED:
             return Choice(NegativeBinomial, f"the values are counts whose variance is {ratio:.1f} times their mean")
     return Choice(partial(Binomial, total_count=largest), f"the values are whole numbers 0..{largest}")

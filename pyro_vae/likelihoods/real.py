@@ -75,17 +75,26 @@ class Normal(Likelihood):
 
     def forward(self, t: Tensor) -> Distribution:
         """Returns N(m(t), σ² I) for t of shape ``(*batch, d)``."""
-        loc, scale = self.network(t) + self.offset, bounded(self.log_scale, -_LARGEST_LOG_SCALE, _LARGEST_LOG_SCALE).exp()
+        loc, scale = (
+            self.network(t) + self.offset,
+            bounded(self.log_scale, -_LARGEST_LOG_SCALE, _LARGEST_LOG_SCALE).exp(),
+        )
         if self.optimal and self.training and torch.is_grad_enabled():
             return _Watched(loc, scale, self._follow).to_event(len(self.dims.x_shape))
         return dist.Normal(loc, scale).to_event(len(self.dims.x_shape))
 
     @torch.no_grad()
-    def _follow(self, error: Tensor) -> None:
+    def _follow(self, error: Tensor, there: Tensor | None) -> None:
         """Adds a batch's errors x - m(t) to the running mean of squares, at first the plain mean of all batches."""
         self.batches.add_(1).clamp_(max=_REMEMBERED)
         variance = (2 * self.log_scale).exp()
-        variance = variance + ((error**2).mean() - variance) / self.batches
+        if there is None:
+            squares = (error**2).mean()
+        else:
+            number = there.expand_as(error).sum()
+            squares = torch.where(there, error, 0.0).square().sum() / number.clamp(min=1)
+            squares = torch.where(number > 0, squares, variance)
+        variance = variance + (squares - variance) / self.batches
         self.log_scale.copy_(variance.clamp(min=_SMALLEST).log() / 2)
 
 
@@ -95,21 +104,28 @@ class _Watched(dist.Normal):
     Args:
         loc: the location.
         scale: the scale.
-        told: a function that is called with the errors x - loc.
+        told: a function that is called with the errors x - loc, and with which of them are of observed values.
+        there: which values are observed; None where all are.
     """
 
-    def __init__(self, loc: Tensor, scale: Tensor, told: Callable[[Tensor], None]) -> None:
+    def __init__(
+        self, loc: Tensor, scale: Tensor, told: Callable[[Tensor, Tensor | None], None], there: Tensor | None = None
+    ) -> None:
         super().__init__(loc, scale, validate_args=False)
-        self.told = told
+        self.told, self.there = told, there
+
+    def where_observed(self, there: Tensor) -> _Watched:
+        """Returns the same distribution, of values of which some are missing (see `pyro_vae.missing.Marginal`)."""
+        return _Watched(self.loc, self.scale, self.told, there)
 
     def expand(self, batch_shape: Sizes, _instance: Any = None) -> _Watched:
         """Returns the same distribution for more data or particles."""
-        return _Watched(self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.told)
+        return _Watched(self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.told, self.there)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns the log density in nats."""
         log_prob = dist.Normal.log_prob(self, value)
-        self.told(value - self.loc)
+        self.told(value - self.loc, self.there)
         return log_prob
 
 

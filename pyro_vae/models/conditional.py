@@ -51,7 +51,7 @@ class Conditional(ThreePartModel):
                 f"Conditional: labels count classes from 0 on, and there would be {dims.classes} of them for {len(dims.train)} "
                 f"training data: number the labels that occur 0, 1, ..."
             )
-        self.classes, (channels, *pixels) = dims.classes, dims.x_shape
+        self.classes, (channels, *pixels) = dims.classes, dims.seen_shape
         added = -(-self.classes // prod(pixels))
         wider = Dims(dims.latent, (channels + added, *pixels), classes=dims.classes)
         super().__init__(dims, prior(dims), guide(wider), likelihood(replace(dims, latent=dims.latent + self.classes)))

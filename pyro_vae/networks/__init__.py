@@ -1,13 +1,14 @@
 """Networks: the deterministic maps inside guides and likelihoods. Each accepts any leading dimensions.
 
-=============== ====================================================== ======================================
+=============== ====================================================== =========================================
 network         layers                                                 maps
-=============== ====================================================== ======================================
+=============== ====================================================== =========================================
 `MLP`           affine layers, with a nonlinearity between them        any shape to any shape
 `GatedMLP`      affine ⊙ sigmoid(affine)                               any shape to any shape
-`Convolutional` strided convolutions, with residual blocks if wanted   an image to any shape, or the reverse
+`Convolutional` strided convolutions, with residual blocks if wanted   a signal, an image or a volume to any
+                                                                       shape, or the reverse
 `Backbone`      a classifier of torchvision                            an image to any shape
-=============== ====================================================== ======================================
+=============== ====================================================== =========================================
 """
 
 from pyro_vae.networks.convolutional import Backbone, Convolutional

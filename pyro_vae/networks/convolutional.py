@@ -1,35 +1,51 @@
-"""Convolutional networks, for images of any size and number of channels."""
+"""Convolutional networks, for signals, images and volumes of any size and number of channels."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import gcd, prod
-from typing import final
+from typing import Any, final
 
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from pyro_vae.parts import Network, Shape
 
+logger = logging.getLogger("pyro_vae")
+_FEW = 4
+"""An array (C, L) of more lines than this may be an image without channels."""
+_CONVOLUTIONS: dict[int, tuple[Any, Any, str]] = {
+    1: (nn.Conv1d, nn.ConvTranspose1d, "time steps"),
+    2: (nn.Conv2d, nn.ConvTranspose2d, "pixels"),
+    3: (nn.Conv3d, nn.ConvTranspose3d, "voxels"),
+}
+"""For each number of axes: the convolution, the one that doubles sizes, and what it goes over."""
+
 
 @final
 class Convolutional(Network):
-    """An encoder, from an image (C, H, W) to any shape, or a decoder, from any other shape to an image.
+    """An encoder, from a signal, an image or a volume to any shape, or a decoder, the reverse.
 
-    Each stage of an encoder halves height and width, rounded up, and a decoder restores exactly the same sizes. There
+    The number of axes tells the kind: a signal (C, L), an image (C, H, W), or a volume (C, D, H, W). Each stage of an
+    encoder halves every size but that of the channels, rounded up, and a decoder restores exactly the same sizes. There
     is no batch normalization, because it would make the bound of one datum depend on the other data.
+
+    The side with more axes is the one with the signal, image or volume; with equally many, it is the input. A vector
+    (L,) is taken for a signal of one channel where the other side is a vector at most half as long.
 
     Args:
         in_shape: the shape of one input, without leading dimensions.
         out_shape: the shape of one output, without leading dimensions.
-        channels: the number of channels of each stage, from the image inwards.
+        channels: the number of channels of each stage, from the data inwards.
         blocks: the number of residual blocks after each halving, 0 for none. Each block has two convolutions, with a
             nonlinearity before each (He et al. 2016).
         activation: the class of the nonlinearity.
 
     Raises:
-        ValueError: neither shape is an image, there is no stage, or the image is too small to be halved that often.
+        ValueError: neither shape is a signal, an image or a volume, there is no stage, or the data are too small to be halved
+            that often.
     """
 
     def __init__(
@@ -45,34 +61,39 @@ class Convolutional(Network):
             raise ValueError(
                 f"channels and blocks: expected numbers of at least 1, and at least 0, got {list(channels)} and {blocks}"
             )
-        if len(in_shape) == 3:
-            sizes = _halved(in_shape, len(channels))
-            self.layers = nn.Sequential()
-            for before, after in pairwise((in_shape[0], *channels)):
-                self.layers.append(nn.Conv2d(before, after, 3, stride=2, padding=1))
-                self.layers.extend([_Residual(after, activation) for _ in range(blocks)])
+        encodes, grid = _grid(self.in_shape, self.out_shape)
+        sizes, axes = _halved(grid[1:], len(channels)), len(grid) - 1
+        convolution, transposed, _ = _CONVOLUTIONS[axes]
+        inner = channels[-1], *sizes[-1]
+        self.layers = nn.Sequential()
+        if encodes:
+            if axes == 1 and grid[0] > max(_FEW, grid[1] // 2):
+                logger.warning(
+                    "Convolutional: data of %d×%d are read as signals of %d channels. Images need an axis of channels: "
+                    "--data.channels none adds it",
+                    *grid,
+                    grid[0],
+                )
+            if len(self.in_shape) == 1:
+                self.layers.append(nn.Unflatten(-1, grid))
+            for before, after in pairwise((grid[0], *channels)):
+                self.layers.append(convolution(before, after, 3, stride=2, padding=1))
+                self.layers.extend([_Residual(after, activation, convolution) for _ in range(blocks)])
                 self.layers.append(activation())
-            self.layers.extend([nn.Flatten(), nn.Linear(channels[-1] * prod(sizes[-1]), prod(out_shape))])
-        elif len(out_shape) == 3:
-            sizes = _halved(out_shape, len(channels))
-            inner = channels[-1], *sizes[-1]
-            self.layers = nn.Sequential(nn.Flatten(), nn.Linear(prod(in_shape), prod(inner)), nn.Unflatten(1, inner))
-            outwards = [*reversed(channels), out_shape[0]]
+            self.layers.extend([nn.Flatten(), nn.Linear(prod(inner), prod(out_shape))])
+        else:
+            self.layers.extend([nn.Flatten(), nn.Linear(prod(in_shape), prod(inner)), nn.Unflatten(1, inner)])
+            outwards = [*reversed(channels), grid[0]]
             for i, target in enumerate(reversed(sizes[:-1])):
                 self.layers.append(activation())
-                self.layers.extend([_Residual(outwards[i], activation) for _ in range(blocks)])
-                odd = 1 - target[0] % 2, 1 - target[1] % 2
-                up = nn.ConvTranspose2d(outwards[i], outwards[i + 1], 3, stride=2, padding=1, output_padding=odd)
+                self.layers.extend([_Residual(outwards[i], activation, convolution) for _ in range(blocks)])
+                odd = tuple(1 - size % 2 for size in target)
+                up = transposed(outwards[i], outwards[i + 1], 3, stride=2, padding=1, output_padding=odd)
                 self.layers.append(up)
-        else:
-            raise ValueError(
-                f"Convolutional: expected an image (channels, height, width) on one side, got {in_shape} and {out_shape}: "
-                f"use MLP"
-            )
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Maps ``(*lead, *in_shape)`` to ``(*lead, *out_shape)``."""
-        return _per_image(self.layers, inputs, self.in_shape, self.out_shape)
+        return _per_datum(self.layers, inputs, self.in_shape, self.out_shape)
 
 
 @final
@@ -125,7 +146,7 @@ class Backbone(Network):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Maps ``(*lead, C, H, W)`` to ``(*lead, *out_shape)``."""
-        return _per_image(self._features, inputs, self.in_shape, self.out_shape)
+        return _per_datum(self._features, inputs, self.in_shape, self.out_shape)
 
     def _features(self, images: Tensor) -> Tensor:
         if min(images.shape[-2:]) < self.size:
@@ -137,13 +158,13 @@ class Backbone(Network):
 class _Residual(nn.Module):
     """The residual block h + conv(act(conv(act(h)))) (He et al. 2016b, figure 1)."""
 
-    def __init__(self, channels: int, activation: type[nn.Module]) -> None:
+    def __init__(self, channels: int, activation: type[nn.Module], convolution: Callable[..., nn.Module]) -> None:
         super().__init__()
         self.layers = nn.Sequential(
             activation(),
-            nn.Conv2d(channels, channels, 3, padding=1),
+            convolution(channels, channels, 3, padding=1),
             activation(),
-            nn.Conv2d(channels, channels, 3, padding=1),
+            convolution(channels, channels, 3, padding=1),
         )
 
     def forward(self, h: Tensor) -> Tensor:
@@ -151,19 +172,44 @@ class _Residual(nn.Module):
         return h + self.layers(h)
 
 
-def _halved(shape: Shape, times: int) -> list[tuple[int, int]]:
-    """Returns height and width before each halving and after the last one."""
-    sizes = [(shape[1], shape[2])]
+def _grid(in_shape: Shape, out_shape: Shape) -> tuple[bool, Shape]:
+    """Returns whether the input is the signal, image or volume, and its shape with channels.
+
+    Raises:
+        ValueError: no side is one, or it cannot be told which.
+    """
+    encodes = len(in_shape) >= len(out_shape)
+    grid = in_shape if encodes else out_shape
+    if len(grid) - 1 in _CONVOLUTIONS:
+        return encodes, grid
+    expected = (
+        "Convolutional: expected a signal (channels, length), an image (channels, height, width) or a volume (channels, depth, "
+        f"height, width) on one side, got {in_shape} and {out_shape}"
+    )
+    if len(grid) - 1 > max(_CONVOLUTIONS):
+        raise ValueError(f"{expected}: there are no convolutions over {len(grid) - 1} axes: use MLP")
+    if len(in_shape) == len(out_shape) == 1:
+        longer, shorter = max(*in_shape, *out_shape), min(*in_shape, *out_shape)
+        if longer >= 2 * shorter and longer > _FEW:
+            return in_shape == (longer,), (1, longer)
+    raise ValueError(f"{expected}: use MLP for vectors, or give signals a channel, (N, 1, L), by --data.channels none")
+
+
+def _halved(size: Shape, times: int) -> list[Shape]:
+    """Returns the size before each halving and after the last one."""
+    sizes = [size]
     for _ in range(times):
         if max(sizes[-1]) < 2:
+            what = _CONVOLUTIONS[len(size)][2]
             raise ValueError(
-                f"channels: {shape[1]}×{shape[2]} pixels cannot be halved {times} times; give at most {len(sizes) - 1} of them"
+                f"channels: {'×'.join(map(str, size))} {what} cannot be halved {times} times; give at most {len(sizes) - 1} of "
+                f"them"
             )
-        sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
+        sizes.append(tuple((each + 1) // 2 for each in sizes[-1]))
     return sizes
 
 
-def _per_image(function: Callable[[Tensor], Tensor], inputs: Tensor, in_shape: Shape, out_shape: Shape) -> Tensor:
+def _per_datum(function: Callable[[Tensor], Tensor], inputs: Tensor, in_shape: Shape, out_shape: Shape) -> Tensor:
     """Flattens the leading dimensions into one, calls the function, and restores them."""
     lead = inputs.shape[: inputs.dim() - len(in_shape)]
     outputs: Tensor = function(inputs.reshape(-1, *in_shape))

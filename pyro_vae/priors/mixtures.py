@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.missing import observed_mean
 from pyro_vae.parts import Dims, Distribution, Prior, placed
 from pyro_vae.special import Mixture, latent_scale
 
@@ -44,7 +45,7 @@ class VampPrior(Prior):
     """p(t) = 1/K Σ_k q(t|u_k,φ), the mixture of the guide's posteriors of learned pseudo-inputs u_k.
 
     It is from Tomczak and Welling 2018 (equation 9). The guide is the one of the VAE, and its parameters still belong
-    to the guide. The pseudo-inputs are kept in the range of the training data.
+    to the guide. The pseudo-inputs are kept in the range of the training data. They have no missing values.
 
     Args:
         dims: the sizes, and the training data if there are any, filled in by the program.
@@ -67,10 +68,12 @@ class VampPrior(Prior):
     ) -> None:
         super().__init__(dims)
         _check_components("components", components)
-        ends = (torch.zeros(()), torch.ones(())) if dims.train is None else torch.aminmax(dims.train)
+        ends = (torch.zeros(()), torch.ones(())) if dims.train is None else _range(dims.train)
         low, high = (placed(end) for end in ends)
         if init == "data":
             inputs = _some_data(dims, components, "VampPrior with init: data")
+            if dims.missing and dims.train is not None and not dims.train.is_meta:
+                inputs = torch.where(inputs.isnan(), placed(observed_mean(dims.train)), inputs)
         else:
             noise = 0.05 + 0.01 * torch.randn(components, *dims.x_shape)
             inputs = low + (high - low) * (noise.to("meta") if low.is_meta else noise)
@@ -106,6 +109,7 @@ class ExemplarPrior(Prior):
     """
 
     inputs: Tensor
+    gone: Tensor
 
     def __init__(self, dims: Dims, exemplars: int = 1000, drawn: int = 500) -> None:
         super().__init__(dims)
@@ -113,12 +117,19 @@ class ExemplarPrior(Prior):
         if not 1 <= drawn <= exemplars:
             raise ValueError(f"drawn: expected between 1 and the {exemplars} exemplars, got {drawn}")
         self.drawn = drawn
-        self.register_buffer("inputs", _some_data(dims, exemplars, "ExemplarPrior"))
+        inputs = _some_data(dims, exemplars, "ExemplarPrior")
+        self.missing = dims.missing
+        if self.missing:  # kept apart, so that no buffer holds NaN
+            self.register_buffer("gone", inputs.isnan())
+            inputs = inputs.nan_to_num(nan=0.0)
+        self.register_buffer("inputs", inputs)
         self.log_scale = nn.Parameter(torch.zeros(()))
 
     def forward(self) -> Distribution:
         """Returns the mixture, by one pass of the guide over the exemplars."""
         inputs = self.inputs
+        if self.missing:
+            inputs = torch.where(self.gone, torch.nan, inputs)
         if self.training:
             inputs = inputs[torch.randint(len(inputs), (self.drawn,), device=inputs.device)]
         try:
@@ -132,6 +143,15 @@ class ExemplarPrior(Prior):
 
 def _mixture(logits: Tensor, components: Distribution) -> Distribution:
     return Mixture(dist.Categorical(logits=logits), components)
+
+
+def _range(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the smallest and the largest observed value."""
+    low, high = torch.aminmax(x)  # NaN, if a value is missing
+    if x.is_meta or not bool(low.isnan()):
+        return low, high
+    low, high = torch.aminmax(x[~x.isnan()])
+    return low, high
 
 
 def _check_components(name: str, number: int) -> None:

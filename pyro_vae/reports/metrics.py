@@ -7,6 +7,7 @@ from typing import final
 from torch.distributions import constraints
 
 from pyro_vae.evaluate import bits_per_dim, evaluate_bound, log_px, mean
+from pyro_vae.missing import has_missing
 from pyro_vae.reports.base import Measured, Metric, Row, Trained
 
 
@@ -39,7 +40,9 @@ class LogLikelihood(Metric):
         nesting = plan.estimator.max_plate_nesting
         each = log_px(trained.model, first, K, max_plate_nesting=nesting, compile=plan.compile)
         found, support = mean(each), trained.data.support
+        # Bits per dimension are of all dimensions, and so of data without missing values.
         discrete = isinstance(support, constraints.integer_interval) and support.upper_bound > 1
+        discrete &= not has_missing(first.x)
         counted = f"all {len(first)}" if len(first) == len(trained.data.test) else f"first {len(first)}"
         name = "log p(x)" if first.y is None else "log p(x|y)"
         rows = [Row(f"{name} (importance sampling, K = {K})", str(found), counted)]

@@ -63,7 +63,7 @@ class Samples(Picture):
             return {"samples": figures.samples(means, look, "means of p(x|t) at t ~ p(t)")}
         each = first.y.unique()[:20]
         means = sample(trained.model, first, 10 * len(each), y=each.repeat_interleave(10))
-        names, where = [f"{k}" for k in each.tolist()], "line" if look.kind == "image" else "panel"
+        names, where = [trained.data.view.label(k) for k in each.tolist()], "line" if look.kind == "image" else "panel"
         title = f"means of p(x|t,y) at t ~ p(t), a {where} for each class y"
         return {"samples": figures.samples(means, look, title, names=names)}
 
@@ -79,7 +79,7 @@ class Latents(Picture):
         t = encode(trained.model, trained.test(_SHOWN))
         sites = ", ".join(t)
         title = f"test data in the latent space, {sites} ~ q({sites}|x,φ)"
-        return {"latents": figures.latents(t, trained.labels(_SHOWN), title)}
+        return {"latents": figures.latents(t, trained.labels(_SHOWN), title, trained.data.view.label)}
 
 
 @final

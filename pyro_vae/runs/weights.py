@@ -55,7 +55,7 @@ def write_weights(file: Path, tensors: Mapping[str, Tensor], dims: Dims, epoch: 
     """
     state = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     sizes = {"latent": dims.latent, "x_shape": dims.x_shape, "classes": dims.classes, "x_scale": dims.x_scale}
-    sizes["standardized"] = dims.standardized
+    sizes |= {"standardized": dims.standardized, "missing": dims.missing}
     kept = sizes | {"data": dims.train_size, "epoch": epoch, "format": _FORMAT, "slots": slots}
     text = json.dumps(kept | {_DIGEST: _digest(kept, state)}, allow_nan=False)
     unfinished = file.with_name(f".{file.name}")
@@ -121,14 +121,14 @@ def _dims(kept: Mapping[str, Any]) -> Dims:
         "x_shape": isinstance(shape, list) and len(shape) > 0 and all(map(_is_size, shape)),
         **{name: kept.get(name) is None or _is_size(kept[name]) for name in ("data", "classes", "epoch")},
         "x_scale": _is_scale(kept.get("x_scale", 1.0)),
-        "standardized": isinstance(kept.get("standardized", False), bool),
+        **{name: isinstance(kept.get(name, False), bool) for name in ("standardized", "missing")},
     }
     for name, fit in fits.items():
         if not fit:
             expected = {
                 "x_shape": "sizes of at least 1",
                 "x_scale": "a finite number above 0",
-                "standardized": "true or false",
+                **dict.fromkeys(("standardized", "missing"), "true or false"),
             }
             what = expected.get(name, "a whole number of at least 1")
             raise ValueError(f"damaged, or not from such a run: {name}: expected {what}, got {kept.get(name)!r}")
@@ -139,6 +139,7 @@ def _dims(kept: Mapping[str, Any]) -> Dims:
         x_scale=kept.get("x_scale", 1.0),
         train_size=kept.get("data"),
         standardized=kept.get("standardized", False),
+        missing=kept.get("missing", False),
     ).without_values()
 
 

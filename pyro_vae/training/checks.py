@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vae.data import Columns, Splits, columns_for
+from pyro_vae.missing import Marginal, observed_values
 from pyro_vae.parts import Rescaled
 from pyro_vae.scopes import mode
 from pyro_vae.traces import Observation, Programs, observations
@@ -58,10 +59,19 @@ def _require(observation: Observation, value: Tensor, site: str, name: str) -> N
     scored = observation.scored(value)
     if bool(scored.all()):
         return
-    base, standardized = _base(observation.distribution)
+    base, standardized, missing = _base(observation.distribution)
     kind = type(base).__name__.lstrip("_")
+    there, inner = observed_values(value), value.isnan()
+    if value.dim() > scored.dim():
+        inner = inner.flatten(scored.dim()).any(-1)
+    if not missing and inner.shape == scored.shape and bool((inner & ~scored).any()):
+        raise ValueError(
+            f"the {name} data hold values from {there.min():g} to {there.max():g} and missing ones (NaN) that {kind} at site "
+            f"{site!r} cannot score: build the model for such data, by data.dims(...) or Dims(..., missing=True), or mask them "
+            f"in a model of your own"
+        )
     message = (
-        f"the {name} data hold values from {value.min():g} to {value.max():g} that {kind} at site {site!r} "
+        f"the {name} data hold values from {there.min():g} to {there.max():g} that {kind} at site {site!r} "
         f"cannot score: its support is {base.support}"
     )
     message += getattr(base.support, "advice", "")
@@ -75,10 +85,11 @@ def _require(observation: Observation, value: Tensor, site: str, name: str) -> N
     raise ValueError(message)
 
 
-def _base(distribution: Any) -> tuple[Any, bool]:
-    """The innermost distribution, and whether it describes standardized data."""
-    standardized = False
+def _base(distribution: Any) -> tuple[Any, bool, bool]:
+    """The innermost distribution, whether it describes standardized data, and whether values may be missing."""
+    standardized = missing = False
     while hasattr(distribution, "base_dist"):
         standardized |= isinstance(distribution, Rescaled)
+        missing |= isinstance(distribution, Marginal)
         distribution = distribution.base_dist
-    return distribution, standardized
+    return distribution, standardized, missing

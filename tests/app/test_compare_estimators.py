@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -168,6 +169,65 @@ def test_gradients_of_a_run(compare, script, tmp_path):
     )
     assert (code, err) == (0, "")
     assert "DReG" in out
+
+
+def test_gradients_of_a_run_are_taken_on_the_data_of_the_run(compare, script, tmp_path):
+    """With the data set's own options, which the run's configuration has, unless --data is given."""
+    x = np.random.default_rng(0).normal(size=(200, 2, 9)) * 100 + 7
+    np.savez(tmp_path / "mine.npz", x=x, labels=np.arange(200) % 3)
+    data = ["--data", "Arrays", "--data.path", "mine.npz", "--data.valid", "7", "--data.test", "11"]
+    own = ["--data.split_seed", "3", "--data.standardize", "false", "--data.channels", "first"]
+    assert script("train", *PARTS, *data, *own, "--epochs", "1", "--test_particles", "2", "--out", "run")[0] == 0
+    job = ["gradients", "--run", "run", "--draws", "20", "--particles", "[2]", "--estimators", "[DReG]"]
+    code, out, err = compare(*job, "--out", "g")
+    assert (code, err) == (0, "")
+    assert "Data: Arrays(path=mine.npz" in " ".join(out.split())
+    assert "those of run" in " ".join(out.split())
+    there, here = (yaml.safe_load((tmp_path / name / "config.yaml").read_text())["data"] for name in ("run", "g"))
+    assert there == here
+    assert here["init_args"]["split_seed"] == 3
+    # The same numbers as with all of it written out.
+    assert compare(*job, *data, *own, "--out", "h")[0] == 0
+    one, other = (json.loads((tmp_path / each / "cells" / "DReG-K2.json").read_text()) for each in "gh")
+    assert (one["w"], one["phi"]) == (other["w"], other["phi"])
+    # One option of the run's data, and other data.
+    code, out, err = compare(*job, "--data.split_seed", "4", "--out", "i")
+    assert (code, err) == (0, "")
+    assert "split_seed=4" in out
+    kept = yaml.safe_load((tmp_path / "i" / "config.yaml").read_text())["data"]["init_args"]
+    assert kept == {**here["init_args"], "split_seed": 4}
+    code, _, err = compare(*job, "--data", "Digits")
+    assert code == 1
+    assert "holds a model of data of shape" in err
+    # A configuration may name the run too.
+    (tmp_path / "job.yaml").write_text("run: run\ndraws: 20\nparticles: [2]\nestimators: [DReG]\nout: j\n")
+    code, out, _ = compare("gradients", "--config", "job.yaml")
+    assert code == 0
+    assert "Data: Arrays(path=mine.npz" in out
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("", "does not say which data"),
+        ("data: {class_path: os.system, init_args: {command: touch was_here}}", "not allowed"),
+        ("data: [1, 2]", "does not say which data"),
+        ("data: {class_path: 'a b'}", "no import path"),
+        ("data: {class_path: torch.nn.Linear}", "data"),
+        ("data: [", "damaged"),
+    ],
+)
+def test_a_run_whose_configuration_has_no_data_says_so(compare, script, tmp_path, data, message):
+    script("train", *PARTS, "--epochs", "1", "--test_particles", "2", "--out", "run")
+    path = tmp_path / "run" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    del config["data"]
+    path.write_text(yaml.safe_dump(config) + data)
+    code, out, err = compare("gradients", "--run", "run", "--draws", "20")
+    assert code in (1, 2)
+    assert message in " ".join(err.split())
+    assert "Traceback" not in out + err
+    assert not (tmp_path / "was_here").exists()
 
 
 def test_a_cut_keeps_what_is_finished(start_script, tmp_path):

@@ -278,3 +278,24 @@ def test_ctrl_c_keeps_what_was_reached(tmp_path, start_script):
     assert "log p(x)" in out
     assert (tmp_path / "run" / "figures" / "samples.png").exists()
     assert load(tmp_path / "run").dims.latent == 8
+
+
+@pytest.mark.parametrize("options", [[], ["--data.channels", "none"]], ids=["vectors", "one channel"])
+def test_convolutions_learn_signals(train, tmp_path, options):
+    """Sines of any phase, (N, L): better than independent Gaussians of the same variances, whose log p(x) is known."""
+    phase = np.random.default_rng(0).uniform(0, 2 * np.pi, (600, 1))
+    x = np.sin(phase + np.arange(41) / 4) + 0.1 * np.random.default_rng(1).normal(size=(600, 41))
+    np.save(tmp_path / "x.npy", x)
+    data = ["--data", "Arrays", "--data.path", "x.npy", "--data.valid", "50", "--data.test", "50", *options]
+    networks = ["--likelihood", "Normal", "--likelihood.learn_scale", "pixel"]
+    networks += [f"--{part}.network=Convolutional" for part in ("guide", "likelihood")]
+    small = [f"--{part}.network.channels=[8,16]" for part in ("guide", "likelihood")]
+    rest = ["--latent", "2", "--epochs", "12", "--batch_size", "50", "--optimizer.lr", "3e-3", "--test_particles", "20"]
+    code, _, err = train(*data, *networks, *small, *rest, "--out", "run")
+    assert (code, err) == (0, "")
+    independent = -0.5 * np.log(2 * np.pi * np.e * x.var(0)).sum()
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["log_px"]["mean"] > independent + 5
+    assert load(tmp_path / "run").dims.x_shape == ((1, 41) if options else (41,))
+    figures = {file.stem for file in (tmp_path / "run" / "figures").iterdir()}
+    assert {"reconstructions", "samples", "plane"} <= figures

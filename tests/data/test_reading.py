@@ -85,15 +85,14 @@ def test_channels_last_are_recognized_and_moved_by_the_option(tmp_path, shape):
     np.testing.assert_allclose(every, np.sort(x.reshape(50, -1).sum(1)), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(100,), (28, 28), (28, 28, 3), (1, 4)], ids=str)
+def test_data_without_channels_get_one_by_the_option(tmp_path, shape):
+    assert read(tmp_path, rng().normal(size=(50, *shape)), channels="none").x_shape == (1, *shape)
+
+
 @pytest.mark.parametrize("shape", [(3, 28, 28), (1, 8, 8), (12,), (3,), (2, 64), (8, 8)], ids=str)
 def test_other_shapes_are_read_as_they_are(tmp_path, shape):
     assert read(tmp_path, rng().normal(size=(50, *shape))).x_shape == shape
-
-
-def test_a_text_file_is_told_how_to_be_saved(tmp_path):
-    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match=r"table.csv: expected a .npy or .npz file.*numpy.savez"):
-        Arrays(tmp_path / "table.csv").load()
 
 
 @pytest.mark.parametrize(

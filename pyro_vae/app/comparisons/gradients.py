@@ -47,7 +47,7 @@ def gradients(
 
     Args:
         spec: The model that is initialized, where no run is given.
-        setting: On which data, for a run those that it was trained on, and where.
+        setting: On which data, by default those that a given run was trained on, and where.
         estimators: The estimators, each called with K.
         particles: The numbers of particles K.
         draws: N, how many gradients are drawn for each estimator and K: a multiple of 20.
@@ -57,7 +57,8 @@ def gradients(
             ‖mean‖ from the reference's draws, which tells it better where those have less noise.
         batch: How many of the first training data the gradient is taken over.
         fit_from: The smallest K that the slopes of log SNR against log K are fitted to.
-        run: A run folder: its trained VAE is the frozen state. By default a model of the parts that are given, as initialized.
+        run: A run folder: its trained VAE is the frozen state, on the data that it was trained on unless --data names
+            others. By default a model of the parts that are given, as initialized.
         seed: The seed of the first weights and of all draws.
         splits: The data, loaded.
         config: The resolved options.
@@ -229,7 +230,7 @@ def _of_run(run: Path, splits: Splits) -> Model:
     if vae.dims.x_shape != splits.x_shape:
         raise ValueError(
             f"run: {run} holds a model of data of shape {vae.dims.x_shape}, and the data given have shape {splits.x_shape}; "
-            f"give the data that it was trained on by --data"
+            f"leave --data out, and the data that it was trained on are taken"
         )
     if vae.dims.classes and splits.classes and splits.classes > vae.dims.classes:
         raise ValueError(
