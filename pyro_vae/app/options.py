@@ -191,7 +191,7 @@ class Options:
         splits: Splits = make(described, Parser.slots["data"], "data", self.trust).load()
         slot = "likelihoods" if "likelihoods" in self.values else "likelihood"
         if self.values[slot] is None:
-            fitting, reason = default_likelihood(splits.support, splits.train.x, splits.standardize)
+            fitting, reason = default_likelihood(splits.support, splits.train.x, splits.standardize, splits.view)
             chosen: Any = fitting if isinstance(fitting, partial) else partial(fitting)
             print(f"Likelihood: {chosen.func.__name__}, since {reason}. Another: --{slot} CLASS")
             described = {"class_path": path_of(chosen.func), "init_args": chosen.keywords}

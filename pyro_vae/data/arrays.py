@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.splits import Binarize, Data, Split, Splits, make_splits
-from pyro_vae.data.view import Shown, View
+from pyro_vae.view import Shown, View
 
 _EXACT = 2**24
 """The largest whole number up to which float32 holds every whole number."""

@@ -13,7 +13,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.data.columns import Columns
-from pyro_vae.data.view import View
+from pyro_vae.view import View
 from pyro_vae.description import Described
 from pyro_vae.parts import Dims, Shape
 from pyro_vae.traces import inputs_of
@@ -179,7 +179,7 @@ def make_splits(
         support: the values that a datum may take; by default the narrowest support that holds the data (see `support_of`).
         standardize: whether parts see each number of x with its training mean subtracted and divided by its standard deviation.
             By default they do where x is made of real numbers and is no image. What is reported stays a density of x.
-        view: how the data are shown; by default their shape tells it (see `pyro_vae.data.view.View`).
+        view: how the data are shown; by default their shape tells it (see `pyro_vae.view.View`).
 
     Raises:
         ValueError: there are fewer data than asked for, or values that are no probabilities are to be binarized.

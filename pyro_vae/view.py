@@ -22,7 +22,10 @@ _MOST_CHANNELS = 4
 
 @dataclass(frozen=True)
 class View:
-    """How data are shown. Nothing but pictures and words depends on it.
+    """How data are shown. Pictures and words depend on it, and what is chosen for images without being asked.
+
+    Real numbers are standardized by default unless they are images, and images of levels 0..255 have a likelihood of their
+    own (see `pyro_vae.likelihoods.default_likelihood`).
 
     Attributes:
         kind: image, signal or table; auto tells it by the shape of a datum (see `kind_of`).
