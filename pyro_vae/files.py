@@ -23,14 +23,16 @@ MISSING = "_missing"
 
 
 def read_text(path: Path) -> str:
-    """The text of a file.
+    """The text of a file, without the mark of its encoding that some editors put at its beginning.
 
     Raises:
         ValueError: it is not in UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
+        if error.object[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise ValueError(f"{path}: saved in UTF-16: save it in UTF-8") from None
         raise ValueError(
             f"{path}: damaged, or not saved in UTF-8 (byte {error.object[error.start]:#04x} at position {error.start}): save "
             f"it in UTF-8"

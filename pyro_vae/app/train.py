@@ -188,7 +188,9 @@ def report(run: Run, trained: Trained, metrics: Sequence[Metric], trained_for: f
                 run.result(values | measured.values)
                 values |= measured.values
             except Exception as error:  # a metric may be a user's own, which raises anything
-                console.print(f"Left out: metric {type(metric).__name__}: {type(error).__name__}: {error}", markup=False)
+                console.print(
+                    f"Left out: metric {type(metric).__name__}: {type(error).__name__}: {error}", markup=False
+                )
     if table.rows:
         console.print(table)
         if any("±" in row.value and "no ±" not in row.value for row in rows):

@@ -30,7 +30,7 @@ class Choice(NamedTuple):
 
 
 def default_likelihood(
-    support: Constraint, x: Tensor | None = None, standardized: bool = False, view: View = View()
+    support: Constraint, x: Tensor | None = None, standardized: bool = False, view: View = View()  # noqa: B008  (it cannot change)
 ) -> Choice:
     """Returns the likelihood that fits data.
 
