@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, get_args, get_type_hints
 
+from pyro_vae.kinds import require, shown
 from pyro_vae.parts import Shape
 
 Kind = Literal["image", "signal", "table"]
@@ -43,8 +44,9 @@ class View:
         Raises:
             ValueError: there is no such kind.
         """
-        if self.kind not in get_args(Shown):
-            raise ValueError(f"kind: expected one of {', '.join(get_args(Shown))}, got {self.kind!r}")
+        require({"columns": self.columns, "ink": self.ink}, get_type_hints(View), "View")
+        if not isinstance(self.kind, str) or self.kind not in get_args(Shown):
+            raise ValueError(f"kind: expected one of {', '.join(get_args(Shown))}, got {shown(self.kind)}")
 
     def kind_of(self, x_shape: Shape) -> Kind:
         """The kind of data of this shape.

@@ -1,7 +1,7 @@
 """What an option that does not exist was meant to be: found before anything is loaded.
 
-Options form a tree: those of a command, of the classes that fill its slots, of the classes in these. Each word of a command line
-and each key of a configuration is looked up in it. One that is not there ends the program, with the nearest that are.
+Options form a tree: those of a command, of the classes that fill its slots, of the classes in these. Each word of a command
+line and each key of a configuration is looked up in it. One that is not there ends the program, with the nearest that are.
 """
 
 from __future__ import annotations
@@ -303,7 +303,7 @@ class Tree:
         place_text = f"{given.file}: " if given.file else ""
         return f"{place_text}{written.option(place)}: {told}{meant}"
 
-    def _meant(self, prefix: Place, name: str, own: Mapping[str, Any], slot: Slot | None, written: _Written) -> str:
+    def _meant(self, prefix: Place, name: str, own: Mapping[str, Any], slot: Slot | None, written: _Written) -> str:  # noqa: PLR0911  (the likeliest first)
         """The options that may be meant by a name, the likeliest first, as the end of a message."""
         everything = list(self._all())
         below = [each for each in everything if each[: len(prefix)] == prefix and len(each) > len(prefix) + 1]

@@ -11,6 +11,8 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
+from pyro_vae.kinds import takes
+
 
 class Mean(NamedTuple):
     """A mean over independent values with its standard error (the sample standard deviation over √n), and n.
@@ -43,6 +45,7 @@ class Mean(NamedTuple):
         return self._asdict() | ({"error_missing": self.missing} if self.missing else {})
 
 
+@takes
 def mean(values: Tensor | np.ndarray) -> Mean:
     """Returns the mean and the standard error of independent values (N,), summed in float64.
 
@@ -75,6 +78,7 @@ def student_reach(freedom: int) -> float:
     return float(stdtrit(freedom, 0.975)) if freedom > 0 else nan
 
 
+@takes
 def interval(values: np.ndarray) -> Interval:
     """Returns the mean of independent values, such as one for each seed, with its 95 % interval.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
+from pyro_vae.kinds import takes
 from pyro_vae.likelihoods.binary import Bernoulli
 from pyro_vae.likelihoods.counts import Binomial, NegativeBinomial
 from pyro_vae.likelihoods.levels import DiscretizedLogistic
@@ -18,6 +19,7 @@ from pyro_vae.parts import Dims, Likelihood
 from pyro_vae.view import View
 
 _BYTE = 255
+_BY_SHAPE = View()
 _DISPERSED = 1.5
 """Counts whose variance is larger than this many times their mean are too wide for a Poisson or a Binomial distribution."""
 
@@ -29,8 +31,9 @@ class Choice(NamedTuple):
     reason: str
 
 
+@takes
 def default_likelihood(
-    support: Constraint, x: Tensor | None = None, standardized: bool = False, view: View = View()  # noqa: B008  (it cannot change)
+    support: Constraint, x: Tensor | None = None, standardized: bool = False, view: View = _BY_SHAPE
 ) -> Choice:
     """Returns the likelihood that fits data.
 

@@ -20,6 +20,7 @@ from pyro_vae._version import version as own_version
 from pyro_vae.construction import options
 from pyro_vae.description import Described, undescribed
 from pyro_vae.files import digest, read_yaml, to_json
+from pyro_vae.kinds import takes
 from pyro_vae.models import VAE, Model
 from pyro_vae.models.specification import assemble
 from pyro_vae.parts import Dims
@@ -93,6 +94,7 @@ class Run:
         write_weights(self.folder / _WEIGHTS, state, model.dims, epoch, self._slots)
 
 
+@takes
 def save(model: Model, folder: str | os.PathLike[str]) -> None:
     """Saves a model that was built in Python, so that `load` gives it back: its parts, their options, and the weights.
 
@@ -134,6 +136,7 @@ def describe_model(model: Model) -> dict[str, Any]:
     return slots
 
 
+@takes
 def load(folder: str | os.PathLike[str], trust: str | Sequence[str] | Trust = ()) -> Model:
     """Rebuilds the model of a run folder, on the CPU, in evaluation mode, with its trained weights.
 

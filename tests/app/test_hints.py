@@ -38,7 +38,7 @@ LINES = {
     "train --data.validation 5": "Digits has no option validation; did you mean --data.valid?",
     "train --prior VampPrior --prior.component 5": "did you mean --prior.components?",
     "train --guide SemiAmortized --guide.guide LowRankNormal --guide.guide.ranks 3": "did you mean --guide.guide.rank?",
-    "compare-parts --prior StandardNormal": "--prior: this is an option of train, and not of this command; did you mean --priors?",
+    "compare-parts --prior StandardNormal": "an option of train, and not of this command; did you mean --priors?",
     "compare-parts --priors '[{class_path: VampPrior, init_args: {componets: 5}}]'": "did you mean --priors[0].components?",
     "compare-estimators training --particle [3]": "did you mean --particles?",
     "compare-estimators gradients --epochs 3": "--epochs: this is an option of train, and not of this command",
