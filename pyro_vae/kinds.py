@@ -115,7 +115,7 @@ def fits(value: Any, hint: Any) -> bool:  # noqa: PLR0911  (a line for each kind
     return fits_class(value, kind, inner) if isinstance(kind, type) else True
 
 
-def fits_class(value: Any, kind: type, inner: tuple[Any, ...]) -> bool:  # noqa: PLR0911
+def fits_class(value: Any, kind: type, inner: tuple[Any, ...]) -> bool:
     """Whether a value is of a class, as far as Python's numbers, paths and sequences are concerned."""
     if kind is bool:
         return isinstance(value, bool | np.bool_)

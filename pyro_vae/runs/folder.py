@@ -25,7 +25,7 @@ from pyro_vae.models import VAE, Model
 from pyro_vae.models.specification import assemble
 from pyro_vae.parts import Dims
 from pyro_vae.runs.weights import read_weights, write_weights
-from pyro_vae.scopes import seeded
+from pyro_vae.scopes import rebuilding, seeded
 from pyro_vae.training import Epoch
 from pyro_vae.trust import Trust, UntrustedError
 
@@ -201,7 +201,7 @@ def _empty(dims: Dims, made: dict[str, Any]) -> Model:
         ValueError: it cannot be built from them.
     """
     try:
-        with seeded(torch.device("cpu"), "rebuilt"):
+        with seeded(torch.device("cpu"), "rebuilt"), rebuilding():
             return assemble(dims, **made)
     except RuntimeError as error:
         if "meta tensor" not in str(error):
