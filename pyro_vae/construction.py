@@ -23,6 +23,7 @@ from contextlib import suppress
 from enum import Enum
 from functools import partial
 from inspect import Parameter, isabstract, signature
+from math import isnan
 from pathlib import Path
 from types import FunctionType, NoneType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -182,7 +183,9 @@ def _simple(given: Any, kind: type, where: str) -> Any:
         return kind[_plain(given, isinstance(given, str) and given in names, f"one of {', '.join(names)}", where)]
     if kind is float and isinstance(given, str):  # YAML 1.1 takes 1e-3 for text
         with suppress(ValueError):
-            return float(given)
+            given = float(given)
+    if kind is float and isinstance(given, float) and isnan(given):
+        raise ValueError(f"{where}: expected a number, got NaN")
     fits = isinstance(given, int | float if kind is float else kind) and (kind is bool or not isinstance(given, bool))
     return _plain(given, fits, _TEXTS[kind], where)
 

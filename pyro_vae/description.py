@@ -14,10 +14,12 @@ from functools import partial
 from inspect import Parameter, signature
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
+
+from pyro_vae.kinds import require
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,12 @@ class Described:
 
 
 def _remembering(init: Callable[..., None]) -> Callable[..., None]:
-    """Returns the constructor, which now first records its arguments, unless a subclass has recorded its own."""
+    """Returns the constructor, which now first records its arguments, unless a subclass has recorded its own.
+
+    In classes of this project it also checks the kinds of the arguments.
+    """
     parameters = signature(init)
+    hints: dict[str, Any] = {}
 
     @functools.wraps(init)
     def remember(self: Described, *args: Any, **kwargs: Any) -> None:
@@ -65,6 +71,9 @@ def _remembering(init: Callable[..., None]) -> Callable[..., None]:
                 given = parameters.bind(self, *args, **kwargs).arguments
             except TypeError:  # the call is wrong, and the constructor itself tells how
                 given = {}
+            if init.__module__.partition(".")[0] == "pyro_vae":
+                hints.update(hints or get_type_hints(init))
+                require(given, hints, type(self).__name__)
             vars(self)["made_with"] = _options(type(self), init, given)
         init(self, *args, **kwargs)
 

@@ -1,7 +1,7 @@
-"""Reading and writing the text files of this project: YAML that stays small, and JSON without NaN.
+"""Reading and writing the text files of this project: YAML that stays small, and JSON that every reader takes.
 
-JSON has no NaN and no infinity. They are written as the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, which
-`from_json` turns back, as Python's ``float`` does.
+JSON has no NaN and no infinity. In its place stands ``null``, which readers of tables take for a missing number, and beside it,
+under the same name and ``_missing``, the reason: ``{"error": null, "error_missing": "one datum has no standard error"}``.
 """
 
 from __future__ import annotations
@@ -12,22 +12,27 @@ from math import isfinite, isnan
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import yaml
 
 LARGEST = 100_000
 """The largest number of values in a YAML file, those of aliases counted wherever they stand. A run has about a hundred."""
-_NUMBERS = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
+MISSING = "_missing"
+"""What the name ends in under which the reason for a null stands."""
 
 
 def read_text(path: Path) -> str:
-    """The text of a file.
+    """The text of a file, without the mark of its encoding that some editors put at its beginning.
 
     Raises:
         ValueError: it is not in UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
+        if error.object[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise ValueError(f"{path}: saved in UTF-16: save it in UTF-8") from None
         raise ValueError(
             f"{path}: damaged, or not saved in UTF-8 (byte {error.object[error.start]:#04x} at position {error.start}): save "
             f"it in UTF-8"
@@ -63,38 +68,76 @@ def _size(node: yaml.Node | None, known: dict[int, int]) -> int:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """Plain data as JSON, with NaN and infinities as strings."""
+    """Plain data, arrays and tensors among them, as JSON.
+
+    A NaN or an infinity becomes null, and under its name and ``_missing`` stands what it was, unless a reason stands there.
+    """
     return json.dumps(_written(value), indent=indent, allow_nan=False)
 
 
-def from_json(text: str) -> Any:
-    """Plain data from what `to_json` wrote.
+def from_json(text: str, null: Any = None) -> Any:
+    """Plain data from JSON.
+
+    Args:
+        text: the JSON.
+        null: what stands for a null; NaN, where only numbers can be missing.
 
     Raises:
         ValueError: it is no JSON.
     """
     try:
-        return _read(json.loads(text))
+        return _read(json.loads(text, parse_constant=_refused), null)
     except RecursionError:
         raise ValueError("its lists stand in each other without end") from None
 
 
 def digest(value: Any) -> str:
     """The SHA-256 of plain data, in which the order of keys does not matter."""
-    return hashlib.sha256(json.dumps(_written(value), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_named(value), sort_keys=True).encode()).hexdigest()
 
 
 def _written(value: Any) -> Any:
-    if isinstance(value, float) and not isfinite(value):
-        return "NaN" if isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    value = _plain(value)
     if isinstance(value, dict):
-        return {key: _written(each) for key, each in value.items()}
-    return [_written(each) for each in value] if isinstance(value, list | tuple) else value
+        written = {}
+        for key, each in value.items():
+            written[key] = _written(each)
+            if _is_missing(each := _plain(each)):
+                written.setdefault(f"{key}{MISSING}", f"it is {_name(each)}")
+        return written
+    if isinstance(value, list | tuple):
+        return [_written(each) for each in value]
+    return None if _is_missing(value) else value
 
 
-def _read(value: Any) -> Any:
-    if isinstance(value, str):
-        return _NUMBERS.get(value, value)
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.generic | np.ndarray | torch.Tensor) else value
+
+
+def _named(value: Any) -> Any:
+    """Plain data in which NaN and infinities, which are different values, have different names."""
     if isinstance(value, dict):
-        return {key: _read(each) for key, each in value.items()}
-    return [_read(each) for each in value] if isinstance(value, list) else value
+        return {key: _named(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_named(each) for each in value]
+    return _name(value) if _is_missing(value) else value
+
+
+def _is_missing(value: Any) -> bool:
+    return isinstance(value, float) and not isfinite(value)
+
+
+def _name(value: float) -> str:
+    return "NaN" if isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _refused(name: str) -> None:
+    raise ValueError(f"JSON has no {name}")
+
+
+def _read(value: Any, null: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _read(each, null) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_read(each, null) for each in value]
+    return null if value is None else value

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, final, get_type_hints
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution, TorchDistributionMixin
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.description import Described
+from pyro_vae.kinds import require, wrong_kind
 from pyro_vae.missing import Marginal, filling_of
 
 Shape = tuple[int, ...]
@@ -85,7 +86,11 @@ class Dims:
 
         Raises:
             ValueError: a size is below 1, or the mean or the training data have another shape.
+            WrongKindError: a size is no whole number, or a field is of another wrong kind.
         """
+        if isinstance(self.x_shape, list):
+            object.__setattr__(self, "x_shape", tuple(self.x_shape))
+        require(vars(self), get_type_hints(Dims), "Dims")
         if self.latent < 1:
             raise ValueError(f"latent: expected a size of at least 1, got {self.latent}")
         if not self.x_shape or min(self.x_shape) < 1:
@@ -233,6 +238,7 @@ class Units(nn.Module):
 
     def scaled(self, x: Tensor) -> Tensor:
         """Returns x as networks see it, of the shape ``(*batch, *dims.seen_shape)``."""
+        x = floating(x)
         z = x if self.x_scale == 1 else x / self.x_scale  # this avoids a copy of x
         if self.standardized:
             z = (x - self.of_x[0]) / self.of_x[1]
@@ -401,6 +407,11 @@ class Likelihood(DistributionPart):
         return self.units.rescaled(checked(super().__call__(t), batch_shape, self.dims.x_shape, self))
 
 
+def floating(x: Tensor) -> Tensor:
+    """Returns whole numbers, which counts may come as, in the default dtype, in which networks compute and densities score."""
+    return x if x.is_floating_point() else x.to(torch.get_default_dtype())
+
+
 def placed(tensor: Tensor) -> Tensor:
     """Returns the tensor on the default device, where parts are built.
 
@@ -414,7 +425,10 @@ def leading_shape(value: Tensor, event_shape: Shape, what: str) -> Shape:
 
     Raises:
         ValueError: ``value`` does not end in ``event_shape``; the message begins with ``what``.
+        WrongKindError: ``value`` is no tensor.
     """
+    if not isinstance(value, Tensor):
+        raise wrong_kind(what, value, Tensor)
     cut = value.dim() - len(event_shape)
     if cut < 0 or value.shape[cut:] != event_shape:
         sizes = ", ".join(str(size) for size in event_shape)

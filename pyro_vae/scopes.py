@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -27,6 +28,24 @@ def seeded(device: torch.device, *key: int | str) -> Iterator[None]:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
+
+
+_rebuilding: ContextVar[bool] = ContextVar("rebuilding", default=False)
+
+
+@contextmanager
+def rebuilding() -> Iterator[None]:
+    """Tells the parts that are built inside that a saved model is rebuilt, and gets its weights from a file."""
+    token = _rebuilding.set(True)
+    try:
+        yield
+    finally:
+        _rebuilding.reset(token)
+
+
+def is_rebuilt() -> bool:
+    """Whether a saved model is rebuilt here, so that weights from elsewhere need not be read."""
+    return _rebuilding.get()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -21,6 +22,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from pyro_vae.app.console import fail
 from pyro_vae.app.guard import NotAllowedError, guarded
+from pyro_vae.app.hints import Tree, WrongOptionError, from_words
 from pyro_vae.app.setting import Setting
 from pyro_vae.construction import make
 from pyro_vae.data import Splits
@@ -86,6 +88,10 @@ class Parser(ArgumentParser):
                 message += f" (known: {', '.join(known)})"
         no_list = r"Expected a <class '(?:list|collections.abc.Sequence)'>.\s+Got value: (\S+)"
         message = re.sub(no_list, r"expected a list, such as '[\1]'", message)
+        message = re.sub(
+            r"Type collections\.abc\.Callable\S* .*?expects a function or a callable class:\s+", "", message
+        )
+        message = re.sub(r"\.?\s+Got value: Namespace\(.*", "", message, flags=re.DOTALL)
         message = re.sub(r'Parser key "([\w.]+)"', lambda key: self._named(key[1]), message)
         message = re.sub(r"\s*\n\s*", " ", message).strip()
         fail(f"{message}\nFor all options: {self.called} --help", status=2)
@@ -123,10 +129,26 @@ class Options:
         self.parser = Parser.of(function, left_out, prog or program())
         _check_files(arguments)
         with self._guarded():
+            self._check_names(left_out)
             print_config = self._read(left_out)
         if print_config:
             print(self.as_yaml(), end="")
             sys.exit(0)
+
+    def _check_names(self, left_out: Set[str]) -> None:
+        """Ends the program where an option or a class does not exist, with what may be meant."""
+        hidden = {*left_out, *FILLED_IN, *_specifications(self.function)}
+        own = {
+            name: (Parser.slots[name], parameter.default)
+            for owner in self.owners
+            for name, parameter in signature(owner).parameters.items()
+            if name not in hidden
+        }
+        elsewhere = {name for kind in SPECIFICATIONS for name in _names(kind)} - own.keys()
+        try:
+            Tree(own, elsewhere, self.trust).check(from_words(self.arguments))
+        except WrongOptionError as error:
+            fail(f"{error}\nFor all options: {self.parser.prog} --help", status=2)
 
     def _read(self, left_out: Set[str]) -> bool:
         """Resolves the options; returns whether they are to be printed."""
@@ -214,7 +236,7 @@ class Options:
         splits: Splits = make(described, Parser.slots["data"], "data", self.trust).load()
         slot = "likelihoods" if "likelihoods" in self.values else "likelihood"
         if self.values[slot] is None:
-            fitting, reason = default_likelihood(splits.support, splits.train.x, splits.standardize)
+            fitting, reason = default_likelihood(splits.support, splits.train.x, splits.standardize, splits.view)
             chosen: Any = fitting if isinstance(fitting, partial) else partial(fitting)
             print(f"Likelihood: {chosen.func.__name__}, since {reason}. Another: --{slot} CLASS")
             described = {"class_path": path_of(chosen.func), "init_args": chosen.keywords}
@@ -287,15 +309,33 @@ def _described(default: Any) -> dict[str, Any]:
 def _check_files(arguments: Sequence[str]) -> None:
     """Ends the program where a configuration is no text, or is too large, or names another one."""
     for option, value in _options(arguments):
-        if option == "--config" and Path(value).is_file():
+        if option == "--config" and value:
+            file = Path(value)
+            if file.is_dir():
+                inside = f": name the file in it, {file / 'config.yaml'}" if (file / "config.yaml").is_file() else ""
+                fail(f"config: {value} is a folder, and no file{inside}", status=2)
             try:
-                tree = read_yaml(Path(value))
+                tree = read_yaml(file)
+            except FileNotFoundError:
+                fail(f"config: {value}: there is no such file", status=2)
+            except OSError as error:
+                fail(f"config: {value} cannot be read ({error.strerror})", status=2)
             except ValueError as error:
-                if isinstance(error.__cause__, yaml.YAMLError):
-                    continue  # the parser tells it
-                fail(f"config: {error}", status=2)
-            if isinstance(tree, dict) and (inner := tree.keys() & {"config", "print_config"}):
+                fail(f"config: {_problem(file, error)}", status=2)
+            if not isinstance(tree, dict):
+                what = "nothing" if tree is None else "a list" if isinstance(tree, list) else repr(tree)[:60]
+                fail(f"config: {value}: expected options by name, such as latent: 8, got {what}", status=2)
+            if inner := tree.keys() & {"config", "print_config"}:
                 fail(f"config: {value}: {inner.pop()} is an option of the command line, and of no file", status=2)
+
+
+def _problem(file: Path, error: ValueError) -> str:
+    """What is wrong with a file of YAML, in a line, with the place where it is known."""
+    mark = getattr(error.__cause__, "problem_mark", None)
+    if mark is None:
+        return str(error)
+    problem = getattr(error.__cause__, "problem", None) or "no YAML"
+    return f"{file}, line {mark.line + 1}, column {mark.column + 1}: Problems parsing config: {problem}"
 
 
 def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -411,5 +451,10 @@ def choose(
         print(f"usage: {prog} {what.upper()} [options]\n\n{what}s:\n{listed}\n\nEach has its own --help.")
         sys.exit(0)
     if name not in commands:
-        fail(f"expected one of the {what}s {', '.join(commands)} as the first word, got {name}\n{listed}", status=2)
+        near = get_close_matches(name, commands, n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        fail(
+            f"expected one of the {what}s {', '.join(commands)} as the first word, got {name}{meant}\n{listed}",
+            status=2,
+        )
     return name, arguments[1:]

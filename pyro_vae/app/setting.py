@@ -60,4 +60,9 @@ class Setting:
         ):
             if value < smallest:
                 raise ValueError(f"{name}: expected at least {smallest}, got {value}")
+        if len(splits.test) < least:
+            raise ValueError(
+                f"test: the differences compared here need at least {least} test data for their errors, and there are "
+                f"{len(splits.test)}: hold more of them out, for example by --data.test"
+            )
         return splits.test.first(self.test_images)

@@ -35,6 +35,7 @@ from pyro_vae.reports import (
     Picture,
     Plane,
     Reconstructions,
+    Row,
     Samples,
     TestBound,
     Trained,
@@ -180,16 +181,24 @@ def report(run: Run, trained: Trained, metrics: Sequence[Metric], trained_for: f
     for column in ("quantity", "value", noun):
         table.add_column(column, justify="right" if column == "value" else "left")
     values: dict[str, Any] = {}
+    rows: list[Row] = []
     with console.status("evaluating on the test data …"):
         for metric in metrics:
-            measured = metric.measure(trained)
-            for row in measured.rows:
-                table.add_row(*row)
-            values |= measured.values
-            run.result(values)
+            try:
+                measured = metric.measure(trained)
+                for row in measured.rows:
+                    table.add_row(*row)
+                    rows.append(row)
+                run.result(values | measured.values)
+                values |= measured.values
+            except Exception as error:  # a metric may be a user's own, which raises anything
+                console.print(
+                    f"Left out: metric {type(metric).__name__}: {type(error).__name__}: {error}", markup=False
+                )
     if table.rows:
         console.print(table)
-        console.print(f"± is the standard error over {noun}.", end=" ")
+        if any("±" in row.value and "no ±" not in row.value for row in rows):
+            console.print(f"± is the standard error over {noun}.", end=" ")
     console.print(f"Training took {trained_for:.0f} s.")
 
 

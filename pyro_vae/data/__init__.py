@@ -18,7 +18,7 @@ from pyro_vae.data.columns import Columns
 from pyro_vae.data.digits import Digits
 from pyro_vae.data.splits import Binarize, Data, DataLike, Split, Splits, columns_for, make_splits, support_of
 from pyro_vae.data.torchvision_sets import MNIST, FashionMNIST
-from pyro_vae.data.view import View
+from pyro_vae.view import View
 
 __all__ = [
     "MNIST",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_vae.data.splits import Binarize, Data, Split, Splits, make_splits
 from pyro_vae.data.tables import PARQUETS, TEXTS, Reading, is_table, read_table
-from pyro_vae.data.view import LONGEST_ROW, Shown, View
+from pyro_vae.view import LONGEST_ROW, Shown, View
 
 Channels = Literal["first", "last", "none"]
 """Where the channels of images and signals are in a file."""

@@ -8,7 +8,7 @@ import torch
 from torch.distributions import constraints
 
 from pyro_vae.data.splits import Binarize, Data, Split, Splits, make_splits
-from pyro_vae.data.view import View
+from pyro_vae.view import View
 
 
 @final

@@ -5,19 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_type_hints
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.data.columns import Columns
-from pyro_vae.data.view import View
 from pyro_vae.description import Described
+from pyro_vae.kinds import WrongKindError, require, takes
 from pyro_vae.missing import has_missing, observed_mean, observed_values
 from pyro_vae.parts import Dims, Shape
 from pyro_vae.traces import inputs_of
+from pyro_vae.view import View
 
 Binarize = Literal["dynamic", "fixed", "none"]
 """dynamic: training pixels are drawn anew each time they are used; fixed: once; none: gray values stay.
@@ -33,6 +35,8 @@ _BINARIZE_SEED = 20160901
 class Split:
     """Data of one kind, on one device.
 
+    NumPy arrays become tensors: x in the default dtype, in which networks compute, and labels of whole numbers in int64.
+
     Attributes:
         x: data ``(N, *x_shape)``; probabilities in [0, 1] where `dynamic`. NaN is a missing value.
         labels: classes ``(N,)``, or None.
@@ -42,6 +46,17 @@ class Split:
     x: Tensor
     labels: Tensor | None = None
     dynamic: bool = False
+
+    def __post_init__(self) -> None:
+        """Takes NumPy arrays for tensors.
+
+        Raises:
+            WrongKindError: x or the labels are neither.
+        """
+        for name in ("x", "labels"):
+            if isinstance(array := getattr(self, name), np.ndarray):
+                object.__setattr__(self, name, _tensor(array, name))
+        require(vars(self), get_type_hints(Split), "Split")
 
     def __len__(self) -> int:
         """The number N of data."""
@@ -75,8 +90,17 @@ class Split:
         return Columns(tuple(tensors), tuple(inputs), self.dynamic)
 
 
-DataLike = Tensor | Split | Columns
-"""What evaluation takes: a split, x alone, or columns."""
+DataLike = Tensor | np.ndarray | Split | Columns
+"""What evaluation takes: a split, x alone, as a tensor or a NumPy array, or columns."""
+
+
+def _tensor(array: np.ndarray, name: str) -> Tensor:
+    """A NumPy array of numbers as a tensor: real numbers, and all of x, in the default dtype."""
+    if array.dtype.kind not in "biuf":
+        raise WrongKindError(f"{name} of the data: expected numbers, got a NumPy array of {array.dtype}")
+    if name == "labels" and array.dtype.kind != "f":
+        return torch.from_numpy(array.astype(np.int64))
+    return torch.from_numpy(np.ascontiguousarray(array)).to(torch.get_default_dtype())
 
 
 class Splits(NamedTuple):
@@ -148,21 +172,40 @@ class Data(Described, ABC):
         """
 
 
+def x_of(data: DataLike) -> Tensor:
+    """The data alone ``(N, *x_shape)``, without labels."""
+    if isinstance(data, np.ndarray):
+        return _tensor(data, "x")
+    return data if isinstance(data, Tensor) else data.x
+
+
+@takes
 def columns_for(programs: Any, data: DataLike) -> Columns:
     """Data as these programs are called with them (see `pyro_vae.traces.Programs`).
 
     Args:
         programs: a Pyro model and guide that declare their inputs, or take x alone.
-        data: a split; or x alone, a tensor ``(N, *x_shape)``; or columns, which are taken as they are.
+        data: a split; or x alone, a tensor or a NumPy array ``(N, *x_shape)``; or columns, which are taken as they are.
 
     Raises:
-        ValueError: the programs take labels, and there are none or not one for each datum.
+        ValueError: the programs take labels, and there are none or not one for each datum; or x is of another floating-point
+            type than a model's parameters.
+        WrongKindError: these are no data.
     """
     if isinstance(data, Columns):
         return data
-    return (Split(data) if isinstance(data, Tensor) else data).columns(inputs_of(programs))
+    columns = (data if isinstance(data, Split) else Split(x_of(data))).columns(inputs_of(programs))
+    if isinstance(programs, Described) and isinstance(programs, nn.Module) and columns.x.is_floating_point():
+        dtypes = {each.dtype for each in programs.parameters() if each.is_floating_point()}
+        if dtypes and columns.x.dtype not in dtypes:
+            dtype = min(dtypes, key=str)
+            raise ValueError(
+                f"data: x is of {columns.x.dtype}, and the parameters of the model are of {dtype}: give x.to({dtype})"
+            )
+    return columns
 
 
+@takes
 def make_splits(
     data: Split,
     *,
@@ -188,7 +231,7 @@ def make_splits(
         support: the values that a datum may take; by default the narrowest support that holds the data (see `support_of`).
         standardize: whether parts see each number of x with its training mean subtracted and divided by its standard deviation.
             By default they do where x is made of real numbers and is no image. What is reported stays a density of x.
-        view: how the data are shown; by default their shape tells it (see `pyro_vae.data.view.View`).
+        view: how the data are shown; by default their shape tells it (see `pyro_vae.view.View`).
 
     Raises:
         ValueError: there are fewer data than asked for, values that are missing or no probabilities are to be binarized, or a
@@ -230,6 +273,7 @@ def _units(x: Tensor) -> Tensor:
     return torch.stack([mean, torch.where(constant, 1.0, spread)]).to(x.dtype)
 
 
+@takes
 def support_of(x: Tensor) -> Constraint:
     """The narrowest of {0, 1}, whole numbers 0..max, [0, 1] and the real numbers that holds all observed values."""
     x = observed_values(x)

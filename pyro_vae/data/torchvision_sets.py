@@ -9,7 +9,7 @@ from typing import Literal, final
 from torch.distributions import constraints
 
 from pyro_vae.data.splits import Data, Split, Splits, make_splits
-from pyro_vae.data.view import View
+from pyro_vae.view import View
 
 Pixels = Literal["dynamic", "fixed", "none", "levels"]
 """What becomes of 256 gray levels: binarized (see `pyro_vae.data.splits.Binarize`), kept in [0, 1], or kept as 0..255."""

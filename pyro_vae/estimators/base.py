@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_vae.estimators.objective import Objective
+from pyro_vae.kinds import takes
 from pyro_vae.traces import Latents, Particles, Program, particles
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -76,6 +77,13 @@ class Estimator(pyro.infer.ELBO, ABC):
     closed_form_kl: bool = False
     state: dict[str, Tensor]
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Makes the constructors of this project's estimators check the kinds of their arguments."""
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls) and cls.__module__.partition(".")[0] == "pyro_vae":
+            cls.__init__ = takes(cls.__init__)  # type: ignore[method-assign]
+
+    @takes
     def __init__(self, K: int = 1, max_plate_nesting: int = 1) -> None:
         if K < 1:
             raise ValueError(f"K: expected at least 1 particle, got {K}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_type_hints
 
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_vae.estimators.divergence import closed_form_kl
+from pyro_vae.kinds import require
 from pyro_vae.parts import Guide
 from pyro_vae.traces import Particles, Program
 
@@ -45,6 +46,7 @@ class Objective:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
+        require(vars(self), get_type_hints(Objective), "objective")
         for name in ("beta", "warm_up", "free_nats"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"objective: expected {name} of at least 0, got {getattr(self, name)}")

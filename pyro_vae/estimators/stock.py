@@ -42,7 +42,10 @@ class Stock(Estimator):
     ) -> None:
         super().__init__(K, max_plate_nesting)
         given = {"num_particles": K, "vectorize_particles": True, "max_plate_nesting": max_plate_nesting}
-        self.elbo: Any = elbo(**given, **(options or {}))
+        try:
+            self.elbo: Any = elbo(**given, **(options or {}))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"options: {elbo.__name__} does not take {options} ({error})") from error
 
     def bound(self, draws: Particles) -> Tensor:
         """Returns the bound of each datum (B,), which Pyro estimates with draws of its own.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_vae.data import DataLike, columns_for
 from pyro_vae.estimators import Estimate, Estimator
+from pyro_vae.kinds import takes
 from pyro_vae.scopes import mode, seeded
 from pyro_vae.traces import Programs, library_path
 
@@ -131,6 +132,7 @@ class Totals:
         self._pending = []
 
 
+@takes
 def evaluate_bound(
     programs: Programs, data: DataLike, estimator: Estimator, batch_size: int = 100, seed: int = 0
 ) -> Totals:

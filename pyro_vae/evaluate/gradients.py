@@ -21,6 +21,7 @@ from torch import Tensor
 from pyro_vae.data import DataLike, columns_for
 from pyro_vae.estimators import Estimator
 from pyro_vae.evaluate.statistics import UNRESOLVED, Interval, jackknife, student_reach
+from pyro_vae.kinds import takes
 from pyro_vae.scopes import mode, seeded
 from pyro_vae.traces import Programs, library_path, parameters
 
@@ -125,6 +126,7 @@ class Moments:
         return jackknife(statistic, len(self.squares))
 
 
+@takes
 def draw_gradients(
     programs: Programs,
     batch: DataLike,
@@ -149,7 +151,7 @@ def draw_gradients(
         ValueError: N is not a positive multiple of `GROUPS`, or the programs are outside the estimator's domain.
     """
     if N < GROUPS or N % GROUPS:
-        raise ValueError(f"draws: expected a multiple of {GROUPS}, since they come in {GROUPS} groups, got {N}")
+        raise ValueError(f"draws: expected a multiple of {GROUPS}, since they come in {GROUPS} groups, got N = {N}")
     columns = columns_for(programs, batch)
     device = columns.x.device
     with seeded(device, seed, "parameters"):
@@ -197,6 +199,7 @@ def draw_gradients(
     )
 
 
+@takes
 def moments(draws: Draws, reference: Draws) -> dict[str, Moments]:
     """Returns the moments for each side of the parameters.
 

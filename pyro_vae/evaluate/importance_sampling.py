@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pyro_vae.compilation import Compile, NotCompiledError, compiled
 from pyro_vae.data import DataLike, columns_for
+from pyro_vae.kinds import takes
 from pyro_vae.parts import Shape
 from pyro_vae.precision import Precision, in_precision
 from pyro_vae.scopes import mode, seeded
@@ -30,6 +31,7 @@ _AUTO_WORK = 2**31
 logger = logging.getLogger("pyro_vae")
 
 
+@takes
 def bits_per_dim(log_px: Tensor, x_shape: Shape) -> Tensor:
     """Returns -log p(x) / (D log 2) of each datum (N,), where D is the number of dimensions.
 
@@ -38,6 +40,7 @@ def bits_per_dim(log_px: Tensor, x_shape: Shape) -> Tensor:
     return -log_px / (prod(x_shape) * log(2))
 
 
+@takes
 def log_px(
     programs: Programs,
     data: DataLike,

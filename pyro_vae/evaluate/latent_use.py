@@ -7,9 +7,11 @@ from torch import Tensor
 
 from pyro_vae.data import DataLike, columns_for
 from pyro_vae.evaluate.predictions import evaluating
+from pyro_vae.kinds import takes
 from pyro_vae.traces import Programs, draw_latents
 
 
+@takes
 def active_units(
     programs: Programs,
     data: DataLike,
@@ -33,6 +35,7 @@ def active_units(
     return variance_of_means(programs, data, site, draws, seed) > threshold
 
 
+@takes
 def variance_of_means(
     programs: Programs, data: DataLike, site: str | None = None, draws: int = 20, seed: int = 0
 ) -> Tensor:
@@ -57,5 +60,7 @@ def variance_of_means(
 
 def _flat(latents: dict[str, Tensor], site: str | None) -> Tensor:
     """Returns one latent, or all of them, as vectors ``(N, d)``."""
+    if site is not None and site not in latents:
+        raise ValueError(f"site: expected one of the latents {', '.join(latents)}, got {site!r}")
     chosen = latents.values() if site is None else [latents[site]]
     return torch.cat([t.reshape(len(t), -1) for t in chosen], 1)

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data import Columns, DataLike, Split, columns_for
+from pyro_vae.data.splits import x_of
+from pyro_vae.kinds import takes
 from pyro_vae.scopes import mode, seeded
 from pyro_vae.traces import Programs, draw_latents, inputs_of, observed
 
 
+@takes
 def encode(programs: Programs, data: DataLike, seed: int = 0) -> dict[str, Tensor]:
     """Returns one draw of the latents from q(t|x,φ) for each datum, by the name of their site, in the guide's order.
 
@@ -30,6 +33,7 @@ def encode(programs: Programs, data: DataLike, seed: int = 0) -> dict[str, Tenso
         return draw_latents(programs.guide, *columns.take(slice(None)))
 
 
+@takes
 def reconstruct(programs: Programs, data: DataLike, seed: int = 0) -> Tensor:
     """Returns E[x'|t] at one draw t ~ q(t|x,φ) for each datum.
 
@@ -41,6 +45,7 @@ def reconstruct(programs: Programs, data: DataLike, seed: int = 0) -> Tensor:
         return _mean(programs, batch, draw_latents(programs.guide, *batch))
 
 
+@takes
 def sample(
     programs: Programs, like: DataLike, n: int, seed: int = 0, *, y: Tensor | None = None, noise: bool = False
 ) -> Tensor:
@@ -61,6 +66,7 @@ def sample(
         return drawn
 
 
+@takes
 def decode(programs: Programs, latents: Mapping[str, Tensor], like: DataLike, *, y: Tensor | None = None) -> Tensor:
     """Returns E[x|t] for given latents.
 
@@ -89,7 +95,7 @@ def evaluating(programs: Programs, device: torch.device, *key: int | str) -> Ite
 
 def _in_shape(programs: Programs, like: DataLike, n: int, y: Tensor | None) -> Columns:
     """Returns n zeros of the shape of the data, with labels if there are any."""
-    x = like if isinstance(like, Tensor) else like.x
+    x = x_of(like)
     return _checked(programs, Split(torch.zeros_like(x[:1]).expand(n, *x.shape[1:]), y).columns(inputs_of(programs)))
 
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import exp, isfinite, log, nan, sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
+from pyro_vae.kinds import takes
+
 
 class Mean(NamedTuple):
-    """A mean over independent values with its standard error (the sample standard deviation over √n), and n."""
+    """A mean over independent values with its standard error (the sample standard deviation over √n), and n.
+
+    The error is NaN where it cannot be computed: a single value has none.
+    """
 
     mean: float
     error: float
@@ -21,9 +26,26 @@ class Mean(NamedTuple):
 
     def __str__(self) -> str:
         """Returns mean ± standard error, for a table."""
-        return f"{self.mean:.2f} ± {self.error:.2f}"
+        return self.text()
+
+    def text(self, digits: int = 2) -> str:
+        """Returns mean ± standard error with this many digits behind the point; a line says where there is no error."""
+        error = f"± {self.error:.{digits}f}" if isfinite(self.error) else f"({self.missing or 'no ±'})"
+        return f"{self.mean:.{digits}f} {error}"
+
+    @property
+    def missing(self) -> str | None:
+        """Why there is no error; None where there is one."""
+        if isfinite(self.error):
+            return None
+        return "no ±: a single value" if self.n < 2 else "no ±: a value is infinite or NaN"
+
+    def values(self) -> dict[str, Any]:
+        """Returns the numbers by name, for a file; where there is no error, the reason stands beside it."""
+        return self._asdict() | ({"error_missing": self.missing} if self.missing else {})
 
 
+@takes
 def mean(values: Tensor | np.ndarray) -> Mean:
     """Returns the mean and the standard error of independent values (N,), summed in float64.
 
@@ -56,6 +78,7 @@ def student_reach(freedom: int) -> float:
     return float(stdtrit(freedom, 0.975)) if freedom > 0 else nan
 
 
+@takes
 def interval(values: np.ndarray) -> Interval:
     """Returns the mean of independent values, such as one for each seed, with its 95 % interval.
 

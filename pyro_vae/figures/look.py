@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from pyro_vae.data import Splits
-from pyro_vae.data.view import Kind
+from pyro_vae.view import Kind
 
 MISSING = "#e377c2"
 """The color of values that are missing: a pink that no gray image has."""

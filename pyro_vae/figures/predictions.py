@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_vae.data.view import Kind
 from pyro_vae.figures import images, signals, tables
 from pyro_vae.figures.look import Look
+from pyro_vae.view import Kind
 
 
 class OfOneKind(Protocol):

@@ -10,14 +10,17 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
+from pyro_vae.kinds import takes
 from pyro_vae.likelihoods.binary import Bernoulli
 from pyro_vae.likelihoods.counts import Binomial, NegativeBinomial
 from pyro_vae.likelihoods.levels import DiscretizedLogistic
 from pyro_vae.likelihoods.real import Normal
 from pyro_vae.missing import has_missing, observed_mean
 from pyro_vae.parts import Dims, Likelihood
+from pyro_vae.view import View
 
 _BYTE = 255
+_BY_SHAPE = View()
 _DISPERSED = 1.5
 """Counts whose variance is larger than this many times their mean are too wide for a Poisson or a Binomial distribution."""
 
@@ -29,7 +32,10 @@ class Choice(NamedTuple):
     reason: str
 
 
-def default_likelihood(support: Constraint, x: Tensor | None = None, standardized: bool = False) -> Choice:
+@takes
+def default_likelihood(
+    support: Constraint, x: Tensor | None = None, standardized: bool = False, view: View = _BY_SHAPE
+) -> Choice:
     """Returns the likelihood that fits data.
 
     ==================================================== ===========================================
@@ -49,19 +55,20 @@ def default_likelihood(support: Constraint, x: Tensor | None = None, standardize
         support: the values that a datum may take.
         x: the training data ``(N, *x_shape)``. Without them the support alone decides.
         standardized: whether parts see standardized data.
+        view: how the data are shown, which tells whether they are images.
     """
     if support is constraints.boolean:
         return Choice(Bernoulli, "every value is 0 or 1")
     if isinstance(support, constraints.integer_interval):
-        return _of_counts(int(support.upper_bound), x)
+        return _of_counts(int(support.upper_bound), x, view)
     if standardized:
         return Choice(partial(Normal, learn_scale="pixel"), "the values are real numbers, standardized one by one")
     return Choice(partial(Normal, learn_scale=True), "the values are real numbers")
 
 
-def _of_counts(largest: int, x: Tensor | None) -> Choice:
+def _of_counts(largest: int, x: Tensor | None, view: View) -> Choice:
     """Returns the likelihood of whole numbers 0..largest."""
-    image = x is not None and x.dim() > 3
+    image = x is not None and view.kind_of(tuple(x.shape[1:])) == "image"
     if image and _BYTE // 2 < largest <= _BYTE:
         levels = partial(DiscretizedLogistic, levels=_BYTE + 1)
         return Choice(levels, f"the data are images of whole numbers up to {largest}, which are levels 0..255")

@@ -11,8 +11,9 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.kinds import takes
 from pyro_vae.models.base import ThreePartModel, check_prior
-from pyro_vae.parts import Dims, Guide, Likelihood, Prior, Units
+from pyro_vae.parts import Dims, Guide, Likelihood, Prior, Units, floating
 
 
 @final
@@ -59,6 +60,7 @@ class Conditional(ThreePartModel):
         self.embedding = nn.Embedding(self.classes, added * prod(pixels))
         check_prior(self.prior)
 
+    @takes
     def model(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         """Draws t and x from p(t) p(x|t,y), where x is observed if it is given.
 
@@ -79,9 +81,10 @@ class Conditional(ThreePartModel):
             t = pyro.sample("t", self.prior())
             one_hot = (y[:, None] == torch.arange(self.classes, device=y.device)).to(t.dtype)
             given = torch.cat([t, one_hot.expand(*t.shape[:-1], -1)], -1)
-            sample: Tensor = pyro.sample("x", self.likelihood(given), obs=x)
+            sample: Tensor = pyro.sample("x", self.likelihood(given), obs=x if x is None else floating(x))
         return sample
 
+    @takes
     def guide(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Draws t from q(t|x,y).
 

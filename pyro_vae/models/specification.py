@@ -52,7 +52,9 @@ class ModelSpec:
         """
         if called_by(self.model) is VAE:
             raise ValueError("model: the VAE of prior, guide and likelihood is the default: leave it out")
-        likelihood = self.likelihood or default_likelihood(data.support, data.train.x, data.standardize).likelihood
+        likelihood = self.likelihood
+        if likelihood is None:
+            likelihood = default_likelihood(data.support, data.train.x, data.standardize, data.view).likelihood
         # The first weights are the same wherever training runs.
         with seeded(torch.device("cpu"), seed, "first weights"):
             return assemble(data.dims(self.latent), self.prior, self.guide, likelihood, self.model)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from pyro_vae.guides import DiagonalNormal
+from pyro_vae.kinds import takes
 from pyro_vae.models.base import ThreePartModel, check_prior
 from pyro_vae.networks import MLP, NetworkFactory
-from pyro_vae.parts import Dims, Distribution, Guide, Likelihood, Prior
+from pyro_vae.parts import Dims, Distribution, Guide, Likelihood, Prior, floating
 
 
 class _TwoLayers(ThreePartModel):
@@ -40,6 +41,7 @@ class _TwoLayers(ThreePartModel):
         check_prior(self.prior)
 
     @final
+    @takes
     def model(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
         """Draws t2, t and x from p(t2) p(t|t2) p(x|t), where x is observed if it is given.
 
@@ -55,7 +57,7 @@ class _TwoLayers(ThreePartModel):
         with pyro.plate("data", n if x is None else len(x), dim=-1):
             t2 = pyro.sample("t2", self.prior())
             t = pyro.sample("t", self.down(t2))
-            sample: Tensor = pyro.sample("x", self.likelihood(t), obs=x)
+            sample: Tensor = pyro.sample("x", self.likelihood(t), obs=x if x is None else floating(x))
         return sample
 
 
@@ -91,6 +93,7 @@ class TwoLayer(_TwoLayers):
         super().__init__(dims, prior, guide, likelihood, top, between)
         self.up = between(Dims(top, (dims.latent,)))
 
+    @takes
     def guide(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Draws t and t2 from q(t|x) q(t2|t), with one pass of the encoder for each datum.
 
@@ -151,6 +154,7 @@ class Ladder(_TwoLayers):
             )
         self.up = DiagonalNormal(Dims(top, (2 * dims.latent,)), network)
 
+    @takes
     def guide(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Draws t2 and t from q(t2|x) q(t|t2,x), with one pass of the encoder for each datum.
 

@@ -7,8 +7,9 @@ from typing import final
 import pyro
 from torch import Tensor
 
+from pyro_vae.kinds import takes
 from pyro_vae.models.base import ThreePartModel, check_prior
-from pyro_vae.parts import Guide, Likelihood, Parts, Prior
+from pyro_vae.parts import Guide, Likelihood, Parts, Prior, floating
 
 
 @final
@@ -39,6 +40,7 @@ class VAE(ThreePartModel):
             part.join(parts)
         check_prior(prior)
 
+    @takes
     def model(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
         """Draws t ~ p(t) and x ~ p(x|t,w), where x is observed if it is given.
 
@@ -53,9 +55,10 @@ class VAE(ThreePartModel):
         self.register("likelihood", self.likelihood)
         with pyro.plate("data", n if x is None else len(x), dim=-1):
             t = pyro.sample("t", self.prior())
-            sample: Tensor = pyro.sample("x", self.likelihood(t), obs=x)
+            sample: Tensor = pyro.sample("x", self.likelihood(t), obs=x if x is None else floating(x))
         return sample
 
+    @takes
     def guide(self, x: Tensor) -> Tensor:
         """Draws one t ~ q(t|x,φ) for each datum, or K of them inside a plate of particles.
 

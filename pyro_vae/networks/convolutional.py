@@ -8,10 +8,12 @@ from itertools import pairwise
 from math import gcd, prod
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from pyro_vae.parts import Network, Shape
+from pyro_vae.scopes import is_rebuilt
 
 logger = logging.getLogger("pyro_vae")
 _FEW = 4
@@ -114,20 +116,18 @@ class Backbone(Network):
 
     Raises:
         ValueError: the input is no image, or the name or the weights are unknown.
+        OSError: the weights can be neither read nor downloaded. A saved model needs none: its own are in its folder.
     """
 
     def __init__(
         self, in_shape: Shape, out_shape: Shape, name: str = "resnet18", weights: str | None = None, size: int = 64
     ) -> None:
-        from torchvision import models, ops  # noqa: PLC0415  (the import takes a second; only this network needs it)
+        from torchvision import ops  # noqa: PLC0415  (the import takes a second; only this network needs it)
 
         super().__init__(in_shape, out_shape)
         if len(in_shape) != 3:
             raise ValueError(f"Backbone: expected images (channels, height, width) as its input, got shape {in_shape}")
-        try:
-            self.model: nn.Module = models.get_model(name, weights=weights)
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"name: torchvision has no model {name!r} with weights {weights!r} ({error})") from None
+        self.model = _classifier(name, weights)
         self.size, last = size, ""
         for path, layer in list(self.model.named_modules()):
             if isinstance(layer, nn.BatchNorm2d):
@@ -153,6 +153,34 @@ class Backbone(Network):
             images = interpolate(images, (self.size, self.size), mode="bilinear")
         features: Tensor = self.model(self.to_color(images))
         return features
+
+
+_TRAINED: dict[str, dict[str, Any]] = {
+    "googlenet": {"transform_input": True, "aux_logits": False, "init_weights": False}
+}
+"""What trained weights change in the architecture of a model, beside its numbers."""
+
+
+def _classifier(name: str, weights: str | None) -> nn.Module:
+    """A model of torchvision, with trained weights if they are named, unless a file is about to give it its weights.
+
+    Raises:
+        ValueError: there is no such model, or it has no such weights.
+        OSError: the weights are not at hand and cannot be downloaded.
+    """
+    from torchvision import models  # noqa: PLC0415
+
+    try:
+        if weights and is_rebuilt():
+            return models.get_model(name, weights=None, **_TRAINED.get(name, {}))
+        return models.get_model(name, weights=weights)
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"name: torchvision has no model {name!r} with weights {weights!r} ({error})") from None
+    except OSError as error:
+        raise OSError(
+            f"weights: {weights} of {name} could be neither read from {torch.hub.get_dir()} nor downloaded ({error}): connect "
+            f"once, or leave weights out to train from scratch"
+        ) from error
 
 
 class _Residual(nn.Module):

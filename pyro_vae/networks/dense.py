@@ -10,6 +10,7 @@ from typing import Any, final
 from torch import Tensor, nn
 from torch.nn.functional import glu
 
+from pyro_vae.kinds import takes
 from pyro_vae.parts import Network, Shape
 
 NetworkFactory = Callable[[Shape, Shape], Network]
@@ -97,6 +98,7 @@ class GatedMLP(Network):
         return outputs.reshape(*lead, *self.out_shape)
 
 
+@takes
 def count_parameters(module: nn.Module) -> int:
     """Returns how many numbers of a module are trained."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)

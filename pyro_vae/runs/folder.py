@@ -20,11 +20,12 @@ from pyro_vae._version import version as own_version
 from pyro_vae.construction import options
 from pyro_vae.description import Described, undescribed
 from pyro_vae.files import digest, read_yaml, to_json
+from pyro_vae.kinds import takes
 from pyro_vae.models import VAE, Model
 from pyro_vae.models.specification import assemble
 from pyro_vae.parts import Dims
 from pyro_vae.runs.weights import read_weights, write_weights
-from pyro_vae.scopes import seeded
+from pyro_vae.scopes import rebuilding, seeded
 from pyro_vae.training import Epoch
 from pyro_vae.trust import Trust, UntrustedError
 
@@ -93,6 +94,7 @@ class Run:
         write_weights(self.folder / _WEIGHTS, state, model.dims, epoch, self._slots)
 
 
+@takes
 def save(model: Model, folder: str | os.PathLike[str]) -> None:
     """Saves a model that was built in Python, so that `load` gives it back: its parts, their options, and the weights.
 
@@ -134,6 +136,7 @@ def describe_model(model: Model) -> dict[str, Any]:
     return slots
 
 
+@takes
 def load(folder: str | os.PathLike[str], trust: str | Sequence[str] | Trust = ()) -> Model:
     """Rebuilds the model of a run folder, on the CPU, in evaluation mode, with its trained weights.
 
@@ -198,7 +201,7 @@ def _empty(dims: Dims, made: dict[str, Any]) -> Model:
         ValueError: it cannot be built from them.
     """
     try:
-        with seeded(torch.device("cpu"), "rebuilt"):
+        with seeded(torch.device("cpu"), "rebuilt"), rebuilding():
             return assemble(dims, **made)
     except RuntimeError as error:
         if "meta tensor" not in str(error):

@@ -18,6 +18,7 @@ from torch import nn
 
 from pyro_vae.data import Splits, columns_for
 from pyro_vae.evaluate.bound import DivergedError, Totals, evaluate_bound, names_of
+from pyro_vae.kinds import takes
 from pyro_vae.precision import has_products
 from pyro_vae.scopes import mode, seeded
 from pyro_vae.traces import Programs, library_path, parameters
@@ -32,6 +33,7 @@ from pyro_vae.training.step import Step, Update
 logger = logging.getLogger("pyro_vae")
 
 
+@takes
 def fit(
     programs: Programs,
     data: Splits,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import torch
 
 from pyro_vae.compilation import Compile
 from pyro_vae.estimators import ELBO, Estimator, Objective
+from pyro_vae.kinds import require, shown
 from pyro_vae.precision import Precision
 from pyro_vae.training.callbacks import Callback
 from pyro_vae.training.optimizers import OptimizerFactory
@@ -44,7 +45,7 @@ class TrainingPlan:
         callbacks: Objects that are told of each epoch.
 
     Raises:
-        ValueError: a number is out of its range.
+        ValueError: a number is out of its range, or a field is of a wrong kind.
     """
 
     epochs: int = 60
@@ -65,12 +66,11 @@ class TrainingPlan:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        if not isinstance(self.estimator, Estimator):
-            raise ValueError(f"estimator: expected an Estimator, got {self.estimator!r}")
         for name, kind in (("compile", Compile), ("precision", Precision), ("schedule_by", MovesBy)):
             *others, last = get_args(kind)
-            if (given := getattr(self, name)) not in (*others, last):
-                raise ValueError(f"{name}: expected {', '.join(others)} or {last}, got {given!r}")
+            if not isinstance(given := getattr(self, name), str) or given not in (*others, last):
+                raise ValueError(f"{name}: expected {', '.join(others)} or {last}, got {shown(given)}")
+        require(vars(self), get_type_hints(TrainingPlan), "TrainingPlan")
         if self.epochs < 1:
             raise ValueError(f"epochs: expected at least 1, got {self.epochs}")
         if min(self.e_steps, self.m_steps) < 0 or (self.e_steps > 0) != (self.m_steps > 0):

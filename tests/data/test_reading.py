@@ -6,6 +6,7 @@ import torch
 
 from pyro_vae.data import Arrays, support_of
 from pyro_vae.likelihoods import default_likelihood
+from pyro_vae.models import ModelSpec
 
 
 def read(tmp_path, x, labels=None, **options):
@@ -93,6 +94,26 @@ def test_data_without_channels_get_one_by_the_option(tmp_path, shape):
 @pytest.mark.parametrize("shape", [(3, 28, 28), (1, 8, 8), (12,), (3,), (2, 64), (8, 8)], ids=str)
 def test_other_shapes_are_read_as_they_are(tmp_path, shape):
     assert read(tmp_path, rng().normal(size=(50, *shape))).x_shape == shape
+
+
+LEVELS = np.random.default_rng(0).integers(0, 256, (50, 64))
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "name"),
+    [
+        ((1, 8, 8), "auto", "DiscretizedLogistic"),
+        ((8, 8), "auto", "DiscretizedLogistic"),
+        ((64,), "image", "DiscretizedLogistic"),
+        ((4, 4, 4), "auto", "DiscretizedLogistic"),
+        ((64,), "auto", "NegativeBinomial"),
+        ((1, 8, 8), "table", "NegativeBinomial"),
+    ],
+)
+def test_images_of_levels_are_told_by_the_view_of_the_data(tmp_path, shape, kind, name):
+    np.save(tmp_path / "x.npy", LEVELS.reshape(-1, *shape))
+    splits = Arrays(tmp_path / "x.npy", valid=10, test=10, kind=kind).load()
+    assert type(ModelSpec(latent=2).build(splits, 0).likelihood).__name__ == name
 
 
 @pytest.mark.parametrize(

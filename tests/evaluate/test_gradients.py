@@ -110,7 +110,7 @@ def test_draws_are_reproducible_and_leave_no_gradient():
 @pytest.mark.parametrize("N", [0, GROUPS - 1, GROUPS + 1])
 def test_draws_come_in_groups(N):
     oracle = LinearGaussian.random()
-    with pytest.raises(ValueError, match=f"draws: expected a multiple of {GROUPS}.*got {N}"):
+    with pytest.raises(ValueError, match=f"draws: expected a multiple of {GROUPS}.*got N = {N}"):
         draw_gradients(oracle.vae, oracle.data(2), ELBO(), N)
 
 

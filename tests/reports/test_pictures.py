@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -25,6 +27,7 @@ from pyro_vae.reports import (
     Trained,
     Traversals,
 )
+from pyro_vae.runs import Run
 
 
 def test_a_traversal_moves_the_coordinate_that_it_names(monkeypatch):
@@ -103,3 +106,28 @@ def test_samples_of_a_table_have_the_noise_of_the_data():
     error = 5 * (2 / 2000) ** 0.5
     torch.testing.assert_close(drawn.var(0), whole, rtol=error, atol=0)
     torch.testing.assert_close(means.var(0), inner, rtol=error, atol=0)
+
+
+def strict(text: str):
+    """JSON as the standard has it, without NaN and Infinity."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_one_test_datum_has_no_error_and_the_file_and_the_screen_say_so(digits, size, tmp_path):
+    data = digits._replace(test=digits.test.first(size))
+    trained = Trained(ModelSpec(latent=2).build(data, 0), data, TrainingPlan(), [], test_particles=3)
+    run = Run(tmp_path / "run", "prior: 1\n")
+    found = [metric().measure(trained) for metric in (TestBound, LogLikelihood)]
+    run.result(found[0].values | found[1].values)
+    kept = strict((tmp_path / "run" / "result.json").read_text())
+    shown = [row.value for each in found for row in each.rows if "(" in row.value or "±" in row.value]
+    assert len(shown) == 3
+    for name in ("test_bound", "log_px", "bits_per_dim"):
+        error, reason = kept[name]["error"], kept[name].get("error_missing")
+        assert (error, reason) == ((None, "no ±: a single value") if size == 1 else (pytest.approx(error), None))
+    assert all(("(no ±: a single value)" in each) == (size == 1) and "nan" not in each for each in shown)

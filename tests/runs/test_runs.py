@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
 
-from pyro_vae import Dims, load
+from pyro_vae import Dims, ModelSpec, load
+from pyro_vae.app.comparisons.folder import ComparisonFolder
+from pyro_vae.data import Digits
 from pyro_vae.evaluate import Terms
 from pyro_vae.runs import Run, build
 from pyro_vae.training import Epoch
@@ -139,3 +142,39 @@ def test_a_bad_folder_says_what_is_bad(run, damage, message):
 def test_no_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no such run folder"):
         load(tmp_path / "nothing")
+
+
+NOT_NUMBERS = {
+    "nan": float("nan"),
+    "high": float("inf"),
+    "list": [1.0, float("-inf")],
+    "deep": {"array": np.array([np.nan, 2.0]), "one": np.float32("nan"), "tensor": torch.tensor([float("nan"), 1.0])},
+    "told": float("nan"),
+    "told_missing": "no data",
+}
+
+
+def test_json_files_are_json(tmp_path):
+    """NaN and infinities become null with a reason, which every reader takes; plain Python would write what is no JSON."""
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    run = Run(tmp_path / "run", "prior: 1\n")
+    run.result(NOT_NUMBERS)
+    terms = Terms(float("nan"), float("-inf"), 1.0)
+    run.record(Epoch(1, terms, terms, 1e-3, 0.1), ModelSpec(latent=2).build(Digits().load(), 0))
+    cells = ComparisonFolder(tmp_path / "cells", "parts", "a: 1\n", set())
+    cells.put({"log_px": [float("nan"), 1.0], "ms": float("inf")}, "one")
+    files = [*tmp_path.rglob("*.json"), *tmp_path.rglob("*.jsonl")]
+    assert len(files) == 4
+    for file in files:
+        for line in [file.read_text()] if file.suffix == ".json" else file.read_text().splitlines():
+            json.loads(line, parse_constant=refuse)
+    kept = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert kept == {
+        "nan": None, "nan_missing": "it is NaN", "high": None, "high_missing": "it is Infinity", "list": [1.0, None],
+        "deep": {"array": [None, 2.0], "one": None, "one_missing": "it is NaN", "tensor": [None, 1.0]},
+        "told": None, "told_missing": "no data",
+    }  # fmt: skip
+    assert str(cells.get("one")["log_px"]) == "[nan, 1.0]"

@@ -25,7 +25,7 @@ from pyro_vae.estimators import ELBO, ScoreFunction
 from pyro_vae.guides import DiagonalNormal, PerDatum, SemiAmortized
 from pyro_vae.likelihoods import Bernoulli, Normal
 from pyro_vae.models import Conditional, Ladder, TwoLayer
-from pyro_vae.networks import MLP, Convolutional
+from pyro_vae.networks import MLP, Backbone, Convolutional
 from pyro_vae.priors import ExemplarPrior, StandardNormal, VampPrior
 from pyro_vae.runs import Run, describe_model
 
@@ -51,6 +51,32 @@ def test_every_part_comes_back(cls, tmp_path):
             value.add_(0.1)
     save(vae, tmp_path / "run")
     same_bound(vae, load(tmp_path / "run"), data_for(cls, vae, 4))
+
+
+def test_a_backbone_with_weights_is_downloaded_once(tmp_path, monkeypatch):
+    """`load` takes the weights of the folder: it works without a network, and what was downloaded is not asked for."""
+    from torchvision.models import _api, get_model
+
+    asked = []
+
+    def download(*args, **kwargs):
+        asked.append(args)
+        if len(asked) > 1:
+            raise OSError("no network")
+        torch.manual_seed(3)
+        return get_model("mobilenet_v3_small", weights=None).state_dict()
+
+    monkeypatch.setattr(_api, "load_state_dict_from_url", download)
+    trained = partial(Backbone, name="mobilenet_v3_small", weights="DEFAULT", size=32)
+    dims = Dims(2, (3, 8, 8))
+    vae = VAE(StandardNormal(dims), DiagonalNormal(dims, trained), Bernoulli(dims, NETWORK))
+    save(vae, tmp_path / "run")
+    same_bound(vae, load(tmp_path / "run"), torch.ones(2, 3, 8, 8))
+    assert len(asked) == 1
+    with pytest.raises(
+        OSError, match=r"weights: DEFAULT of mobilenet_v3_small could be neither read from .*no network"
+    ):
+        DiagonalNormal(dims, trained)
 
 
 def models():

@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from inspect import signature
+from math import nan
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -21,6 +22,7 @@ from rich.table import Table
 
 from pyro_vae.app.console import StopRequest
 from pyro_vae.estimators import Estimator
+from pyro_vae.files import from_json, to_json
 from pyro_vae.models import Model
 from pyro_vae.runs import Run
 from pyro_vae.training import Training
@@ -66,14 +68,14 @@ class ComparisonFolder:
     def get(self, *key: object) -> dict[str, Any] | None:
         """A finished cell, or None."""
         path = self._path(*key)
-        cell: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+        cell: dict[str, Any] | None = from_json(path.read_text(), null=nan) if path.is_file() else None
         return cell
 
     def put(self, cell: dict[str, Any], *key: object) -> None:
         """Keeps a finished cell, in one move."""
         path = self._path(*key)
         unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(cell))
+        unfinished.write_text(to_json(cell))
         unfinished.replace(path)
 
     def run_folder(self, *key: object) -> Path:

@@ -129,7 +129,7 @@ def compare_parts(
                     continue
                 cell |= evaluated(model, estimator, first, setting.test_particles, plan.compile)
                 reached = mean(torch.tensor(cell["log_px"]))
-                run.result({"log_px": {**reached._asdict(), "K": setting.test_particles}})
+                run.result({"log_px": {**reached.values(), "K": setting.test_particles}})
                 cells.put(cell, *key)
                 console.print(f"{what}, seed {seed}: log p(x) = {reached} nats after {cell['seconds']:.0f} s")
             done.setdefault(names, []).append({**cell, "folder": str(cells.run_folder(*key))})

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, get_args, get_type_hints
 
+from pyro_vae.kinds import require, shown
 from pyro_vae.parts import Shape
 
 Kind = Literal["image", "signal", "table"]
@@ -22,7 +23,10 @@ _MOST_CHANNELS = 4
 
 @dataclass(frozen=True)
 class View:
-    """How data are shown. Nothing but pictures and words depends on it.
+    """How data are shown. Pictures and words depend on it, and what is chosen for images without being asked.
+
+    Real numbers are standardized by default unless they are images, and images of levels 0..255 have a likelihood of their
+    own (see `pyro_vae.likelihoods.default_likelihood`).
 
     Attributes:
         kind: image, signal or table; auto tells it by the shape of a datum (see `kind_of`).
@@ -42,8 +46,9 @@ class View:
         Raises:
             ValueError: there is no such kind.
         """
-        if self.kind not in get_args(Shown):
-            raise ValueError(f"kind: expected one of {', '.join(get_args(Shown))}, got {self.kind!r}")
+        require({"columns": self.columns, "ink": self.ink}, get_type_hints(View), "View")
+        if not isinstance(self.kind, str) or self.kind not in get_args(Shown):
+            raise ValueError(f"kind: expected one of {', '.join(get_args(Shown))}, got {shown(self.kind)}")
 
     def kind_of(self, x_shape: Shape) -> Kind:
         """The kind of data of this shape.

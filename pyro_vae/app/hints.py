@@ -1,0 +1,523 @@
+"""What an option that does not exist was meant to be: found before anything is loaded.
+
+Options form a tree: those of a command, of the classes that fill its slots, of the classes in these. Each word of a command
+line and each key of a configuration is looked up in it. One that is not there ends the program, with the nearest that are.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from difflib import get_close_matches
+from inspect import Parameter, isabstract, signature
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+import torch
+import yaml
+
+from pyro_vae.construction import make
+from pyro_vae.description import called_by, path_of
+from pyro_vae.files import read_text
+from pyro_vae.trust import OWN, Trust, UntrustedError
+
+Place = tuple[str, ...]
+"""Where an option stands in the tree: ``("guide", "network", "hidden")``. Elements of lists are ``"[0]"``, ``"[1]"``, ..."""
+_ALIKE = 0.6
+"""How alike a name must be to be suggested (difflib's ratio)."""
+_DEEPEST = 4
+"""The number of levels that are searched. A class may have itself in a slot."""
+_FLAGS = frozenset({"print_config", "help"})
+_CLASS, _OPTIONS, _MORE = "class_path", "init_args", "dict_kwargs"
+
+
+class WrongOptionError(ValueError):
+    """An option, or a class that is named for one, does not exist; the message says what was meant."""
+
+
+class Slot(NamedTuple):
+    """An option that takes a class, which has options of its own.
+
+    Attributes:
+        base: what the class is derived from.
+        filled_in: how many of the first arguments of the class a program fills in.
+        listed: whether the option takes a list of classes.
+    """
+
+    base: type
+    filled_in: int = 0
+    listed: bool = False
+
+    def known(self) -> dict[str, type]:
+        """The classes of this project and of its libraries that fill the slot, by name."""
+        found: dict[str, type] = {}
+        below = [self.base]
+        while below:
+            each = below.pop()
+            below += type.__subclasses__(each)
+            named = not each.__name__.startswith("_") and not isabstract(each) and each is not self.base
+            if named and each.__module__.split(".")[0] in ("pyro_vae", "torch"):
+                found[each.__name__] = each
+        return dict(sorted(found.items()))
+
+
+NOTHING = object()
+"""Stands for the value of an option that is given by its own options alone."""
+
+
+class Given(NamedTuple):
+    """An option that a word or a file gives.
+
+    Attributes:
+        place: where it stands in the tree.
+        value: its value, plain data; `NOTHING` where only what stands below it is given.
+        text: the value as it was written, where that was a word or a scalar.
+        file: the file and the line that it stands in; the empty text on a command line.
+    """
+
+    place: Place
+    value: Any = NOTHING
+    text: str | None = None
+    file: str = ""
+
+    @property
+    def name(self) -> str | None:
+        """The name of the class that the value may be."""
+        return self.value if isinstance(self.value, str) and self.value else None
+
+
+def slot_of(hint: Any) -> Slot | None:
+    """What kind of class an option of this type takes; None for plain values."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType, Annotated):
+        return next((slot for each in inner if (slot := slot_of(each))), None)
+    if origin is Callable:
+        taken, returned = inner or ([], Any)
+        slot = slot_of(returned)
+        return slot and slot._replace(filled_in=len(taken) if isinstance(taken, list) else 0)
+    if isinstance(origin, type) and issubclass(origin, Sequence) and inner:
+        slot = slot_of(inner[0])
+        return slot and slot._replace(listed=True)
+    plain = not isinstance(hint, type) or not _is_ours(hint) or hint in (torch.Tensor, torch.device, torch.dtype)
+    return None if plain else Slot(hint)
+
+
+def options_of(called: Callable[..., Any], filled_in: int = 0) -> dict[str, tuple[Any, Any]] | None:
+    """The options of a class or a function, each with its type and its default; None where it takes any."""
+    try:
+        parameters = list(signature(called).parameters.values())[filled_in:]
+    except (TypeError, ValueError):
+        return None
+    if any(each.kind in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL) for each in parameters):
+        return None
+    hints: dict[str, Any] = {}
+    with suppress(NameError, TypeError, AttributeError):  # an annotation that has no meaning at run time is none
+        hints = get_type_hints(called.__init__ if isinstance(called, type) else called)  # type: ignore[misc]
+    return {each.name: (hints.get(each.name), each.default) for each in parameters}
+
+
+class Tree:
+    """The options of a command, with the classes that were chosen.
+
+    Args:
+        options: the options of the command itself, each with its type and its default.
+        elsewhere: names of options of other commands, for what an error says.
+        trust: the modules that may be named.
+    """
+
+    def __init__(
+        self, options: Mapping[str, tuple[Any, Any]], elsewhere: Collection[str] = (), trust: Trust = Trust()
+    ) -> None:
+        self.options, self.elsewhere, self.trust = dict(options), frozenset(elsewhere), trust
+        self.chosen: dict[Place, str] = {}
+
+    def check(self, given: Sequence[Given]) -> None:
+        """Looks up everything that was given.
+
+        Raises:
+            WrongOptionError: something does not exist.
+        """
+        self.chosen = {each.place: each.name for each in given if each.name}
+        for each in given:
+            self._check(each)
+        self._check_needed({each.place: each for each in given})
+
+    def _check_needed(self, given: Mapping[Place, Given]) -> None:
+        """Checks that each chosen class was told what it cannot do without."""
+        for place, name in self.chosen.items():
+            if not self._slot(place):
+                continue
+            for option, (_, default) in (self.of(place) or {}).items():
+                if default is Parameter.empty and (*place, option) not in given:
+                    file = given[place].file
+                    needed = _Written(bool(file)).option((*place, option))
+                    at = f"{file}: " if file else ""
+                    raise WrongOptionError(f"{at}{needed}: {name.rpartition('.')[2]} needs this option")
+
+    def _check(self, given: Given) -> None:
+        place = given.place[:-1] if given.place[-1] == "help" else given.place
+        for length in range(len(place)):
+            own, name = self.of(place[:length]), place[length]
+            if own is None:
+                return
+            if name not in own:
+                raise WrongOptionError(self._unknown(place[: length + 1], own, given))
+        if given.place != place or given.value is NOTHING:
+            return
+        if slot := self._slot(place):
+            self._check_class(given, slot)
+        elif here := self._here(place):
+            self._check_value(given, *here)
+
+    def _check_class(self, given: Given, slot: Slot) -> None:
+        """Checks what fills a slot: a class that is known, or a list of classes; the import paths of others are found later."""
+        option = _Written(bool(given.file)).option(given.place)
+        at = f"{given.file}: " if given.file else ""
+        if given.value is None:
+            here = self._here(given.place)
+            if here is None or NoneType not in get_args(here[0]):
+                what = "a list of classes" if slot.listed else "the name of a class"
+                known = f" ({', '.join(slot.known())})" if slot.known() else ""
+                raise WrongOptionError(f"{at}{option}: expected {what}{known}, got null")
+        elif slot.listed and not isinstance(given.value, list):
+            raise WrongOptionError(f"{at}{option}: expected a list, such as '[{given.text}]', got {given.text}")
+        elif not slot.listed and given.name and "." not in given.name and given.name not in slot.known():
+            raise WrongOptionError(self._no_class(given, given.place, slot))
+        elif not slot.listed and given.name and "." in given.name:
+            try:
+                self.trust.find(given.name)
+            except UntrustedError:
+                return  # told by the guard
+            except ValueError as error:
+                near = [path_of(slot.known()[each]) for each in _alike(given.name.rpartition(".")[2], slot.known())]
+                meant = f"; did you mean {' or '.join(near)}?" if near and given.name.startswith(OWN) else ""
+                raise WrongOptionError(f"{at}{option}: {error}{meant}") from None
+
+    def _check_value(self, given: Given, hint: Any, default: Any) -> None:
+        """Checks a plain value by its type."""
+        if hint is None:
+            return
+        option = _Written(bool(given.file)).option(given.place)
+        at = f"{given.file}: " if given.file else ""
+        if get_origin(hint) is type and given.name and "." not in given.name:
+            known = Slot(get_args(hint)[0]).known()
+            near = [
+                path_of(known[each]) for each in ([given.name] if given.name in known else _alike(given.name, known))
+            ]
+            meant = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise WrongOptionError(f"{at}{option}: expected the import path of a class, got {given.name}{meant}")
+        if torch.Tensor in get_args(hint):  # of PyTorch's optimizers; no tensor can be written down
+            hint = Union[tuple(each for each in get_args(hint) if each is not torch.Tensor)]  # noqa: UP007
+        values = [given.value]
+        if given.text is not None and not given.file:
+            values.append(given.text)  # a word such as on, which YAML takes for true
+        for value in values:
+            try:
+                make(value, hint, option, self.trust, default)
+            except UntrustedError:
+                return  # told by the guard, which knows the place
+            except ValueError as error:
+                told = str(error).replace(", which is nothing", "")
+                if value is given.value or isinstance(given.value, bool):
+                    message = told
+            else:
+                return
+        raise WrongOptionError(f"{at}{message}")
+
+    def of(self, place: Place) -> dict[str, tuple[Any, Any]] | None:
+        """The options that stand right below a place; None where any may."""
+        if not place:
+            return self.options
+        slot = self._slot(place)
+        if slot is None:
+            hint = self._here(place)
+            plain = isinstance(hint[0], type) and issubclass(hint[0], int | float | str | Path) if hint else False
+            return {} if plain else None
+        if slot.listed:
+            return {f"[{i}]": (None, None) for i in range(1000)}
+        if called := self.called(place):
+            return options_of(called, slot.filled_in)
+        return None if self.chosen.get(place) else {}
+
+    def called(self, place: Place) -> Callable[..., Any] | None:
+        """The class that fills the slot at a place: the chosen one, or the default."""
+        slot = self._slot(place)
+        if slot is None:
+            return None
+        if name := self.chosen.get(place):
+            if "." not in name:
+                return slot.known().get(name)
+            with suppress(ValueError):
+                return self.trust.find(name)
+            return None
+        here = self._here(place)
+        default = here[1] if here else None
+        if default in (None, Parameter.empty):
+            return slot.base if not slot.known() and not isabstract(slot.base) else None
+        return called_by(default) or type(default)
+
+    def _here(self, place: Place) -> tuple[Any, Any] | None:
+        """The type and the default of the option at a place."""
+        own = self.of(place[:-1])
+        return None if own is None else own.get(place[-1])
+
+    def _slot(self, place: Place) -> Slot | None:
+        if place[-1].startswith("["):
+            slot = self._slot(place[:-1])
+            return slot and slot._replace(listed=False)
+        here = self._here(place)
+        return slot_of(here[0]) if here else None
+
+    def _all(self, place: Place = ()) -> Iterator[Place]:
+        """All options below a place, those nearby first."""
+        level = [place]
+        for _ in range(_DEEPEST):
+            below = [(*each, name) for each in level for name in self.of(each) or () if not name.startswith("[")]
+            yield from below
+            level = [each for each in below if self._slot(each)]
+
+    def _unknown(self, place: Place, own: Mapping[str, Any], given: Given) -> str:
+        """What to say of an option that does not exist."""
+        *before, name = place
+        prefix = tuple(before)
+        written = _Written(bool(given.file))
+        slot = self._slot(prefix) if prefix else None
+        called = self.called(prefix) if prefix else None
+        if slot and called:
+            told = f"{called.__name__} has no option {name}"
+        elif slot:
+            told = f"{written.option(prefix)} has no class of its own yet that could take options"
+        else:
+            told = f"{written.option(prefix)} takes a value and has no options" if prefix else "there is no such option"
+        if not prefix and name in self.elsewhere:
+            told = "this is an option of train, and not of this command"
+        if slot and not called:
+            fitting = _having(slot, name) or slot.known()
+            meant = f": name one with {written.option(prefix)} CLASS (known: {', '.join(fitting)})"
+        else:
+            meant = self._meant(prefix, name, own, slot, written)
+        if not meant and prefix and called:
+            meant = f". It has {', '.join(own) or 'no options'}"
+        place_text = f"{given.file}: " if given.file else ""
+        return f"{place_text}{written.option(place)}: {told}{meant}"
+
+    def _meant(self, prefix: Place, name: str, own: Mapping[str, Any], slot: Slot | None, written: _Written) -> str:  # noqa: PLR0911  (the likeliest first)
+        """The options that may be meant by a name, the likeliest first, as the end of a message."""
+        everything = list(self._all())
+        below = [each for each in everything if each[: len(prefix)] == prefix and len(each) > len(prefix) + 1]
+        same = [each for each in own if _bare(each) == _bare(name)]
+        exact = [each for each in everything if each[-1] == name]
+        alike = _alike(name, own)
+        for found in (
+            [(*prefix, each) for each in same],
+            [each for each in below if each[-1] == name],
+        ):
+            if found:
+                return written.did_you_mean(found)
+        if slot and (classes := _having(slot, name)):
+            return written.of_classes(prefix, name, classes)
+        if exact:
+            return written.did_you_mean(exact)
+        if alike:
+            return written.did_you_mean([(*prefix, each) for each in alike])
+        initials = "".join(each[:1] for each in name.split("_"))
+        if short := [each for each in everything if each[-1] == initials]:
+            return written.did_you_mean(short)  # learning_rate: lr
+        for other in [prefix] if prefix else [(each,) for each in self.options]:  # options of classes not chosen
+            at = self._slot(other)
+            for near in [name, *get_close_matches(name, _names(at), n=2, cutoff=_ALIKE)] if at else []:
+                if classes := _having(at, near):  # type: ignore[arg-type]
+                    return written.of_classes(other, near, classes)
+        near_names = _alike(name, {each[-1] for each in everything})
+        near_places = [each for each in everything if each[-1] in near_names[:1]]
+        return written.did_you_mean(near_places) if near_places else ""
+
+    def _no_class(self, given: Given, place: Place, slot: Slot) -> str:
+        """What to say of a class that does not exist."""
+        name, written = str(given.name), _Written(bool(given.file))
+        shown = tuple(each for each in place if not each.startswith("["))
+        told = f"{written.option(shown)} {name}" if not given.file else f"{given.file}: {written.option(shown)}: {name}"
+        known = slot.known()
+        others = [
+            each for each in self._all() if each[:1] != place[:1] and (at := self._slot(each)) and name in at.known()
+        ]
+        if others:
+            meant = f" for it: {name} goes with {written.option(others[0])}. Known here: {', '.join(known)}"
+        elif near := _alike(name, known):
+            meant = f". Did you mean {' or '.join(near)}? Known: {', '.join(known)}"
+        else:
+            meant = f". Known: {', '.join(known)}" if known else ""
+        own = written.option(shown) + ("" if given.file else " ") + (": " if given.file else "")
+        return (
+            f"{told}: there is no class of that name{meant}. A class of your own: {own}my_file.{name}, from the folder of "
+            f"my_file.py"
+        )
+
+
+class _Written(NamedTuple):
+    """How options are written: with dashes on a command line, without in a file."""
+
+    in_file: bool
+
+    def option(self, place: Place) -> str:
+        """The option at a place."""
+        return ("" if self.in_file else "--") + ".".join(place).replace(".[", "[")
+
+    def did_you_mean(self, places: Sequence[Place]) -> str:
+        """A question, at the end of a message."""
+        return f"; did you mean {' or '.join(self.option(each) for each in places[:3])}?"
+
+    def of_classes(self, place: Place, name: str, classes: Sequence[str]) -> str:
+        """What an option of other classes needs."""
+        option = self.option(place)
+        has = "has it" if len(classes) == 1 else "have it"
+        if self.in_file:
+            return f"; {_and(classes)} {has}: give {option} that class_path, and {name} in its init_args"
+        one = "" if any(each.startswith("[") for each in place) else f": {option} {classes[0]} {option}.{name} ..."
+        named = f" ({option}.{name})" if not one else ""
+        return f"; {_and(classes)} {has}{named}{one}"
+
+
+def from_words(words: Sequence[str]) -> list[Given]:
+    """The options that the words of a command line give.
+
+    Raises:
+        WrongOptionError: a word is no option, or an option stands there twice.
+    """
+    given: list[Given] = []
+    seen: dict[str, str] = {}
+    number = 0
+    while number < len(words):
+        word = words[number]
+        number += 1
+        if not word.startswith("--"):
+            raise WrongOptionError(_stray(word))
+        option, equals, value = word[2:].partition("=")
+        option = option.removesuffix("+")
+        flag = option in _FLAGS
+        if not equals and not flag and number < len(words) and not words[number].startswith("--"):
+            value, number = words[number], number + 1
+        elif not equals and not flag and not option.endswith(".help"):
+            raise WrongOptionError(f"--{option}: expected a value behind it" + _behind(words[number:]))
+        if option in seen and not flag and option != "config" and not word.partition("=")[0].endswith("+"):
+            raise WrongOptionError(
+                f"--{option} stands there twice, with {seen[option]} and with {value}: leave one out"
+            )
+        seen[option] = value
+        if option == "config":
+            given += from_file(Path(value))
+        elif not flag:
+            given += _of_value(tuple(option.split(".")), value)
+    return given
+
+
+def from_file(path: Path) -> list[Given]:
+    """The options that a configuration gives.
+
+    Raises:
+        WrongOptionError: it gives one twice in one place.
+    """
+    try:
+        root = yaml.compose(read_text(path), Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, OSError, ValueError):
+        return []  # told where files are checked
+    return list(_of_node((), root, str(path))) if root else []
+
+
+def _of_value(place: Place, word: str) -> list[Given]:
+    """The options in a word of a command line, which may be a list or a mapping."""
+    try:
+        node = yaml.compose(word, Loader=yaml.SafeLoader)
+        value = yaml.safe_load(word)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return [Given(place, word, word)]
+    inner = list(_of_node(place, node, "")) if isinstance(node, yaml.CollectionNode) else []
+    return [
+        Given(place, NOTHING if isinstance(value, dict) else value, word),
+        *(each for each in inner if each.place != place),
+    ]
+
+
+def _of_node(place: Place, node: yaml.Node, file: str) -> Iterator[Given]:
+    """What stands below a node. Files were checked before for being of bounded size."""
+    at = f"{file}, line {node.start_mark.line + 1}" if file else ""
+    if isinstance(node, yaml.MappingNode):
+        yield from _of_mapping(place, node, file)
+        return
+    if place:
+        text = node.value if isinstance(node, yaml.ScalarNode) else None
+        yield Given(place, yaml.SafeLoader("").construct_object(node, deep=True), text, at)
+    if isinstance(node, yaml.SequenceNode):
+        for number, each in enumerate(node.value):
+            yield from _of_node((*place, f"[{number}]"), each, file)
+
+
+def _of_mapping(place: Place, node: yaml.MappingNode, file: str) -> Iterator[Given]:
+    """What the keys of a mapping give: a class and its options, or options by name."""
+    seen: set[str] = set()
+    for key, value in node.value:
+        line = f"{file}, line {key.start_mark.line + 1}" if file else ""
+        name = str(key.value)
+        if name in seen:
+            raise WrongOptionError(f"{line}: {name} stands there twice: leave one out".removeprefix(": "))
+        seen.add(name)
+        if key.tag.endswith(":merge") or (name in (_OPTIONS, _MORE) and place):
+            if isinstance(value, yaml.MappingNode):
+                yield from _of_mapping(place, value, file)
+        elif name == _CLASS and place:
+            yield Given(place, str(value.value), str(value.value), line)
+        else:
+            inner = (*place, *name.split("."))
+            yield Given(inner, file=line)
+            yield from _of_node(inner, value, file)
+
+
+def _stray(word: str) -> str:
+    """What to say of a word that is no option."""
+    if word.startswith("-"):
+        return f"{word}: options begin with two dashes: -{word}"
+    if word.isidentifier() or "=" in word:
+        return f"{word}: expected an option, such as --{word.partition('=')[0]}; each is followed by one value"
+    return f"{word}: expected an option, and each is followed by one value; quote one with blanks: --option '[1, 2]'"
+
+
+def _behind(rest: Sequence[str]) -> str:
+    return f", got {rest[0]}" if rest else ""
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.split(".")[0] in ("pyro_vae", "torch", "pyro")
+
+
+def _bare(name: str) -> str:
+    """A name without what is easily mixed up: case, dashes and underscores."""
+    return name.replace("-", "").replace("_", "").lower()
+
+
+def _alike(name: str, names: Collection[str]) -> list[str]:
+    """The names that are much like one, the likeliest first; one that begins as it does is."""
+    known = {_bare(each): each for each in names}
+    bare = _bare(name)
+    begin = [
+        each for each in known if len(min(each, bare, key=len)) > 2 and (each.startswith(bare) or bare.startswith(each))
+    ]
+    near = begin or get_close_matches(bare, known, n=2, cutoff=_ALIKE)
+    return [known[each] for each in near[:2]]
+
+
+def _names(slot: Slot) -> set[str]:
+    """The names of all options of all classes that fill a slot."""
+    return {name for each in slot.known().values() for name in options_of(each, slot.filled_in) or ()}
+
+
+def _having(slot: Slot, name: str) -> list[str]:
+    """The classes that fill a slot and have an option of this name."""
+    return [key for key, each in slot.known().items() if name in (options_of(each, slot.filled_in) or ())]
+
+
+def _and(names: Sequence[str]) -> str:
+    if len(names) > 6:
+        names = [*names[:5], f"{len(names) - 5} others"]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,206 @@
+"""Arguments of a wrong kind are told where they are given: which argument, what was expected, what came, what to do.
+
+Types of arguments are read from their annotations. Only kinds are checked, and only of plain annotations (a number, a class,
+one of several): sizes, ranges and whatever an annotation cannot say is the business of what is called.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import types
+from collections.abc import Callable, Mapping, Sequence
+from math import isnan
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_SEQUENCES = (list, tuple, Sequence)
+_WORDS: dict[Any, str] = {
+    int: "a whole number", float: "a number", bool: "True or False", str: "text", Path: "a path", Tensor: "a tensor",
+    np.ndarray: "a NumPy array", types.NoneType: "None",
+}  # fmt: skip
+
+
+class WrongKindError(TypeError, ValueError):
+    """An argument is of a wrong kind."""
+
+
+def takes(function: Callable[P, R]) -> Callable[P, R]:
+    """Makes a function check the kinds of its arguments at each call.
+
+    Raises (when called):
+        WrongKindError: an argument is of a wrong kind; the message names it.
+    """
+    signature = inspect.signature(function)
+    open_ended = [
+        name for name, each in signature.parameters.items() if each.kind in (each.VAR_KEYWORD, each.VAR_POSITIONAL)
+    ]
+    owner = function.__qualname__.removesuffix(".__init__")
+    read: list[dict[str, Any]] = []
+
+    @functools.wraps(function)
+    def checking(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError:
+            return function(*args, **kwargs)  # which tells what is missing
+        if not read:  # annotations may name what is defined later in its module
+            hints = get_type_hints(function)
+            read.append({name: hints[name] for name in hints if name not in open_ended})
+        require(given, read[0], owner)
+        return function(*args, **kwargs)
+
+    return checking
+
+
+def require(given: Mapping[str, Any], hints: Mapping[str, Any], owner: str) -> None:
+    """Checks the kinds of several arguments.
+
+    Args:
+        given: the values by name.
+        hints: the types by name. Names without one are not checked.
+        owner: what is called, for messages.
+
+    Raises:
+        WrongKindError: a value is of a wrong kind.
+    """
+    for name, value in given.items():
+        hint = hints.get(name)
+        if hint is not None and not fits(value, hint):
+            raise wrong_kind(f"{owner}: {name}", value, hint)
+
+
+def wrong_kind(where: str, value: Any, hint: Any) -> WrongKindError:
+    """The error that tells of a value that is not of the kind that an annotation names.
+
+    Args:
+        where: the argument, for the message.
+        value: what came.
+        hint: the annotation.
+    """
+    return WrongKindError(f"{where}: expected {words(hint)}, got {shown(value)}{_advice(value, hint)}")
+
+
+def fits(value: Any, hint: Any) -> bool:  # noqa: PLR0911  (a line for each kind)
+    """Whether a value is of the kind that an annotation names. What an annotation leaves open fits."""
+    origin, inner = get_origin(hint), get_args(hint)
+    kind = origin or hint
+    if kind in (Any, object):
+        return True
+    if kind in (Union, types.UnionType):
+        return any(fits(value, each) for each in inner)
+    if kind is Annotated:
+        return fits(value, inner[0])
+    if kind is Literal:
+        return any(value is each or (type(value) is type(each) and value == each) for each in inner)
+    if kind is type:
+        return isinstance(value, type) and (not inner or not isinstance(inner[0], type) or issubclass(value, inner[0]))
+    if kind is Callable:
+        made = (types.NoneType if inner[1] is None else inner[1]) if inner else Any
+        if isinstance(value, type) and isinstance(made, type) and made not in (Any, object):
+            return issubclass(value, made)
+        return callable(value) and (made is Any or not isinstance(value, nn.Module))
+    if hint is None or kind is types.NoneType:
+        return value is None
+    if hasattr(hint, "array_type"):  # a shape annotation
+        return isinstance(value, hint.array_type)
+    return fits_class(value, kind, inner) if isinstance(kind, type) else True
+
+
+def fits_class(value: Any, kind: type, inner: tuple[Any, ...]) -> bool:
+    """Whether a value is of a class, as far as Python's numbers, paths and sequences are concerned."""
+    if kind is bool:
+        return isinstance(value, bool | np.bool_)
+    if kind in (int, float):
+        number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool | np.bool_)
+        return isinstance(value, torch.SymInt | torch.SymFloat) or (number and not isnan(value))
+    if kind in (Path, os.PathLike):
+        return isinstance(value, str | os.PathLike)
+    if issubclass(kind, Mapping):
+        return isinstance(value, Mapping) and (len(inner) < 2 or all(fits(each, inner[1]) for each in value.values()))
+    if kind in _SEQUENCES:
+        listed = isinstance(value, Sequence) and not isinstance(value, str)
+        hint = inner[0] if inner and (kind is not tuple or inner[-1] is ...) else Any
+        return listed and (hint is Any or all(fits(each, hint) for each in value))
+    # A class has the methods of its objects, and is none of them.
+    return not isinstance(value, type) and isinstance(value, kind)
+
+
+def words(hint: Any) -> str:  # noqa: PLR0911
+    """An annotation in words."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(words(each) for each in inner))
+    if origin is Annotated:
+        return words(inner[0])
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, inner))}"
+    if origin is type and inner and isinstance(inner[0], type):
+        return f"a class derived from {inner[0].__name__}"
+    if origin is Callable:
+        made = inner[1] if inner else Any
+        named = isinstance(made, type) and made not in (Any, object, types.NoneType)
+        return f"a class or a function that makes a {made.__name__}" if named else "a function"
+    if hasattr(hint, "array_type"):
+        return words(hint.array_type)
+    kind = origin or hint
+    if kind in _SEQUENCES:
+        plural = {int: "whole numbers", float: "numbers", str: "texts"}
+        return f"a list of {plural[inner[0]]}" if inner and inner[0] in plural else "a list"
+    name: str = getattr(kind, "__name__", str(kind))
+    article = "an" if name[0] in "AEIOU" and not name.startswith("U") else "a"
+    return _WORDS.get(kind, f"{article} {name}")
+
+
+def shown(value: Any) -> str:
+    """A value, briefly."""
+    if isinstance(value, type):
+        return f"the class {value.__name__} itself"
+    if isinstance(value, Tensor | np.ndarray):
+        what = "a tensor" if isinstance(value, Tensor) else "a NumPy array"
+        return f"{what} of shape {tuple(value.shape)}"
+    if value is None or isinstance(value, bool | int | float | str):
+        text = repr(value)
+        return text if len(text) < 60 else f"{text[:57]}..."
+    name = type(value).__name__
+    return f"an object of {type(value).__module__.partition('.')[0]}'s {name}" if _is_foreign(value) else f"a {name}"
+
+
+def _is_foreign(value: Any) -> bool:
+    return type(value).__module__.partition(".")[0] not in ("builtins", "pyro_vae")
+
+
+def _advice(value: Any, hint: Any) -> str:  # noqa: PLR0911
+    """What to do, where that is known."""
+    asked = [getattr(each, "array_type", each) for each in (hint, *get_args(hint))]
+    names = {getattr(each, "__name__", "") for each in asked}
+    if isinstance(value, type) and names & {"Programs", "Model", "Estimator", "Prior", "Guide", "Likelihood", "Data"}:
+        return f": make an object of it, {value.__name__}(...)"
+    if "Splits" in names:
+        if type(value).__name__ in ("Split", "Tensor", "ndarray", "list", "tuple"):
+            made = "data" if type(value).__name__ == "Split" else "Split(x)"
+            return f": divide it into training, validation and test data by make_splits({made}, valid=..., test=...)"
+        if hasattr(value, "load"):
+            return ": read them first, by its load()"
+        return (
+            ": data are held in memory as one tensor (N, ...), and batches are made of it; divide that into training, "
+            "validation and test data by pyro_vae.data.make_splits(Split(x), valid=..., test=...)"
+        )
+    if "TrainingPlan" in names and isinstance(value, Mapping):
+        return ": give its fields by name, fit(programs, data, **plan), or make a TrainingPlan(**plan)"
+    if Tensor in asked:
+        if isinstance(value, np.ndarray):
+            return ": torch.from_numpy(x).float() makes one of it"
+        if hasattr(value, "to_numpy"):
+            return ": torch.from_numpy(x.to_numpy()).float() makes one of it"
+        if isinstance(value, list | tuple | int | float):
+            return ": torch.tensor(x) makes one of it"
+    return ""
