@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
-from pyro_vae.app.console import StopRequest, failing_clearly, progress_bar
+from pyro_vae.app.console import StopRequest, failing_clearly, progress_bar, screen
 from pyro_vae.app.options import Options
 from pyro_vae.app.setting import Setting
 from pyro_vae.data import Splits
@@ -44,7 +43,7 @@ from pyro_vae.runs import Run, load
 from pyro_vae.training import Epoch, Progress, Training, TrainingPlan, fit
 from pyro_vae.trust import here
 
-console = Console(highlight=False)
+console = screen()
 Made = TypeVar("Made")
 HEADER = f"{'epoch':<13}{'train':>11}{'validation':>11}{'reconstruction':>16}{'KL':>9}{'seconds':>9}"
 
@@ -185,7 +184,9 @@ def report(run: Run, trained: Trained, metrics: Sequence[Metric], trained_for: f
             run.result(values)
     if table.rows:
         console.print(table)
-        console.print(f"± is the standard error over {noun}.", end=" ")
+        console.print(
+            f"±: 95 % intervals over {noun}. Left out: the errors of the terms, and the spread over seeds (there is one).",
+        )
     console.print(f"Training took {trained_for:.0f} s.")
 
 

@@ -41,7 +41,7 @@ def snr(lines: Mapping[str, Mapping[str, SNRLine]], title: str = "") -> Figure:
                 ends = np.array([fitted.min(), fitted.max()])
                 axes.plot(ends, np.exp(line.intercept) * ends**line.slope.value, color=f"C{i}", lw=1)
         logarithmic(axes, f"gradient by {PARAMETERS[side]}")
-        axes.set_ylabel("signal-to-noise ratio of one draw")
+        axes.set_ylabel("signal-to-noise ratio of one draw (no unit)")
         legend(axes)
     return figure
 
@@ -56,6 +56,6 @@ def cost(rows: Mapping[str, Mapping[str, tuple[Sequence[int], np.ndarray]]], tit
         for i, (name, (K, value)) in enumerate(of_side.items()):
             error_bars(axes, np.array(K), value, i, name, joined=True)
         logarithmic(axes, f"gradient by {PARAMETERS[side]}")
-        axes.set_ylabel("variance × milliseconds: less is better")
+        axes.set_ylabel("variance (nats²) × milliseconds: less is better")
         legend(axes)
     return figure
