@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,8 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions
 from rich.table import Table
 from rich.text import Text
+
+from pyro_vae.figures.layout import in_lines
 
 _GAP = 2
 """The empty places between two columns."""
@@ -47,22 +48,8 @@ class Blocks:
             for i in shown:
                 table.add_column(Text(self.columns[i]), no_wrap=i > 0, justify="right" if i else "left")
             for row in self.rows:
-                table.add_row(Text(broken(row[0], named)), *(Text(row[i]) for i in shown[1:]))
+                table.add_row(Text(in_lines(row[0], named)), *(Text(row[i]) for i in shown[1:]))
             yield table
-
-
-def broken(name: str, width: int) -> str:
-    """A name in lines of at most this width, broken behind a comma, a bracket or an equals sign where that is possible."""
-    lines = [""]
-    for piece in re.findall(r"[^,(=]*[,(=]? ?", name):
-        if lines[-1] and cell_len((lines[-1] + piece).rstrip()) > width:
-            lines[-1] = lines[-1].rstrip()
-            lines.append("")
-        for letter in piece:
-            if cell_len(lines[-1] + letter.strip()) > width:
-                lines.append("")
-            lines[-1] += letter
-    return "\n".join(lines).rstrip()
 
 
 def _blocks(widths: Sequence[int], keys: int, width: int) -> tuple[int, list[list[int]]]:
@@ -75,7 +62,7 @@ def _blocks(widths: Sequence[int], keys: int, width: int) -> tuple[int, list[lis
     blocks: list[list[int]] = []
     for i in rest:
         used = named + sum(widths[j] + _GAP for j in blocks[-1]) if blocks else width
-        if used + widths[i] > width:
+        if used + widths[i] + _GAP > width:
             blocks.append([])
         blocks[-1].append(i)
     return first, blocks

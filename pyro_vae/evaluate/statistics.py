@@ -112,11 +112,9 @@ def crossed(values: np.ndarray) -> Crossed:
     residual = values - values.mean(1, keepdims=True) - values.mean(0, keepdims=True) + values.mean()
     of_seeds, of_data = S * N * seeds.error**2, S * N * data.error**2
     of_residual = (residual**2).sum() / ((S - 1) * (N - 1))
-    total = max(of_seeds + of_data - of_residual, of_seeds, of_data)
-    if not total > 0:
-        return Crossed(seeds, data, 0.0)
+    total = max(0.0, of_seeds + of_data - of_residual)
     scatter = of_seeds**2 / (S - 1) + of_data**2 / (N - 1) + of_residual**2 / ((S - 1) * (N - 1))
-    reach = student_reach(total**2 / scatter) * sqrt(total / (S * N))
+    reach = student_reach(total**2 / scatter) * sqrt(total / (S * N)) if total > 0 else 0.0
     return Crossed(seeds, data, max(reach, seeds.reach, data.reach))
 
 

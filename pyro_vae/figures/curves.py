@@ -28,7 +28,7 @@ def learning_curves(records: Sequence[Epoch], title: str = "") -> Figure:
         marker = "o" if len(records) < 15 else ""
         axes.plot(epochs, curves[0], color="C0", marker=marker, ms=3, label="train")
         axes.plot(epochs, curves[1], color="C1", marker=marker, ms=3, label="validation")
-        axes.set(xlabel="epoch", title=label)
+        axes.set(xlabel="epoch", ylabel="nats per datum", title=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         # The values of the first epochs are so far from the others that these could not be told apart on one scale.
@@ -36,7 +36,6 @@ def learning_curves(records: Sequence[Epoch], title: str = "") -> Figure:
             settled = np.concatenate([curve[len(curve) // 10 :] for curve in curves])
             margin = 0.05 * (settled.max() - settled.min()) or 1.0
             axes.set_ylim(settled.min() - margin, settled.max() + margin)
-    figure.axes[0].set_ylabel("nats per datum")
     figure.axes[0].legend(loc="lower right")
     return figure
 

@@ -57,7 +57,7 @@ def file_name(*key: object) -> str:
     """
     whole = "-".join(str(each) for each in key)
     plain = whole.replace("[", "(").replace("]", ")").replace(" ", "")
-    name = re.sub(r"[^\w.,=()+-]", "_", plain, flags=re.ASCII)
+    name = re.sub(r"[^\w.,=()+-]|^\W", "_", plain, flags=re.ASCII)
     if name == plain and len(name) <= _LONGEST:
         return name
     return f"{name[: _LONGEST - 9]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"

@@ -213,7 +213,7 @@ def draw(
         )
         of_log_px, of_elbo = (np.array([each[key] for each in of_cell.values()]) for key in ("log_px", "elbo"))
         bars[name] = of_log_px, of_elbo
-    of_one = f"seed {over.seeds[0]}" + (f" of {', '.join(map(str, over.seeds))}" if over.several else "")
+    of_one = f"seed {over.seeds[0]}" + (f" (of {', '.join(map(str, over.seeds))})" if over.several else "")
     what = "x ~ p(x|t)" if look.kind == "table" else "means of p(x|t)"
     cells.figure("samples", figures.side_by_side(pictures, look, f"{what} at t ~ p(t); {of_one}", x=first.x))
     if all(cloud.prior.shape[1] == 2 for cloud in clouds.values()):
