@@ -92,7 +92,7 @@ def autoencoder(
             bar.update(task, completed=i + 1)
             terms = {key: value if key in _MEANS else mean(np.array(value)) for key, value in cell["terms"].items()}
             rows.append({"trained with": name, **terms})
-            vae: Any = load(cells.run_folder(name), here()).to(where)
+            vae: Any = load(cells.run_folder(name), here(cells.folder)).to(where)
             with objective.sampling():
                 drawn, t = reconstruct(vae, first.x[:18]), encode(vae, first.x)["t"]
             with torch.no_grad(), seeded(where, plan.seed, "prior"):

@@ -189,7 +189,7 @@ class ComparisonFolder:
             raise ValueError(f"{path}: damaged: it does not hold what was written (its digest is another). {way_out}")
         for name, written in cell[_FILES].items():
             file = self.folder / "runs" / path.stem / name
-            if not file.is_file():
+            if Path(name).is_absolute() or ".." in Path(name).parts or not file.is_file():
                 raise ValueError(f"{file}: this file of a finished cell is missing. {way_out}")
             if _sha256(file) != written:
                 raise ValueError(f"{file}: damaged or changed: its digest is not the one of its cell. {way_out}")

@@ -242,7 +242,7 @@ def _signed(interval: Interval) -> str:
 
 def _of_run(run: Path, splits: Splits) -> Model:
     """The VAE of a run folder, if it is one for these data."""
-    vae = load(run, here())
+    vae = load(run, here(run))
     if vae.dims.x_shape != splits.x_shape:
         raise ValueError(
             f"run: {run} holds a model of data of shape {vae.dims.x_shape}, and the data given have shape {splits.x_shape}; "

@@ -199,7 +199,7 @@ def draw(
     for names, of_cell in done.items():
         name, (seed, cell) = "\n".join(_telling(names, named)), next(iter(of_cell.items()))
         shown = name if seed == over.seeds[0] else f"{name}\nseed {seed}"  # the first has none: it was left out
-        vae: Any = load(cell["folder"], here()).to(first.x.device)
+        vae: Any = load(cell["folder"], here(cells.folder)).to(first.x.device)
         pictures[shown] = sample(vae, first.x, 1000, noise=True) if look.kind == "table" else sample(vae, first.x, 36)
         t, prior = encode(vae, first.x)["t"], vae.prior()
         used = t.var(0).argsort(descending=True)[:2].sort().values
