@@ -21,13 +21,18 @@ from benchmarks.steps import CONTENDERS, Case, Contender
 from benchmarks.whole import EPOCH, IMAGES, LOG_PX, Job, K
 
 from pyro_vae.app.comparisons.folder import ComparisonFolder, check_numbers
-from pyro_vae.app.console import failing_clearly, progress_bar, wide_console
+from pyro_vae.app.console import failing_clearly, progress_bar, screen
 from pyro_vae.app.options import Options
 from pyro_vae.data import MNIST, Data
+from pyro_vae.evaluate import interval_of_median
 from pyro_vae.scopes import seeded
 
-console = wide_console()
+console = screen()
 OURS = "pyro_vae"
+_TOLD = (
+    "ms: the median over the rounds, with its 95 % interval, for which there must be six; pyro_vae / it: of medians; loss: of "
+    "the first weights, nats per datum."
+)
 SIZES = ((20, 200, 50), (100, 200, 50), (256, 400, 50))
 
 
@@ -76,11 +81,11 @@ def benchmark(
     for case in cases:
         wanted = {name: make for name, make in CONTENDERS.items() if peers or name.startswith(OURS)}
         rows += measure(case, wanted, rounds, seconds)
-    columns = ["case", "contender", "ms", "spread", "pyro_vae / it", "loss"]
+    columns = ["case", "contender", "ms", "95 %", "pyro_vae / it", "loss"]
     title = f"Milliseconds per step, {torch.get_num_threads()} threads; batch/hidden/latent"
-    console.print(cells.table("steps", title, columns, rows))
-    console.print("spread: half the range of the middle half of the rounds; ratio: of medians over the rounds.")
-    cells.figure("steps", figures.timings(rows, "training step"))
+    console.print(cells.table("steps", title, columns, rows, keys=2))
+    console.print(_TOLD)
+    cells.figure("steps", figures.timings(rows, f"training step; bars: 95 % of the median of {rounds} rounds"))
     if whole:
         report_whole(cells, Job(splits), peers)
     if growth:
@@ -89,8 +94,10 @@ def benchmark(
             for case in sizes(x):
                 for row in measure(case, {n: CONTENDERS[n] for n in (OURS, "pyro_vae eager")}, rounds, seconds):
                     grown.append({"by": name, "size": SIZE_OF[name](case), **row})
-        console.print(cells.table("growth", "Growth", ["by", "size", "contender", "ms", "spread"], grown))
-        cells.figure("growth", figures.growth(grown, "milliseconds per step"))
+        console.print(cells.table("growth", "Growth", ["by", "size", "contender", "ms", "95 %"], grown, keys=3))
+        cells.figure(
+            "growth", figures.growth(grown, f"milliseconds per step; bars: 95 % of the median of {rounds} rounds")
+        )
     console.print(f"Table and figures: {cells.folder}", soft_wrap=True)
 
 
@@ -104,9 +111,12 @@ def report_whole(cells: ComparisonFolder, job: Job, peers: bool) -> None:
     for what, (contenders, rounds) in jobs.items():
         wanted = {name: make for name, make in contenders.items() if peers or name.startswith(OURS)}
         rows += measure(job, wanted, rounds, 0.0, what)
-    columns = ["case", "contender", "ms", "spread", f"{OURS} / it", "loss"]
-    console.print(cells.table("whole", "A whole epoch and an evaluation, milliseconds", columns, rows))
-    cells.figure("whole", figures.timings(rows, "a whole epoch and an evaluation"))
+    columns = ["case", "contender", "ms", f"{OURS} / it", "loss"]
+    console.print(cells.table("whole", "A whole epoch and an evaluation, milliseconds", columns, rows, keys=2))
+    console.print("ms: the median of 3 rounds, too few for an interval.")
+    cells.figure(
+        "whole", figures.timings(rows, "a whole epoch and an evaluation: medians of 3 rounds, too few for an interval")
+    )
 
 
 GROWTH = {
@@ -147,17 +157,19 @@ def measure(
             for name, contender in ready.items():
                 times[name].append(1000 * _turn(contender, counts[name]))
             bar.advance(task)
-    median = {name: float(np.median(values)) for name, values in times.items()}
+    median = {name: interval_of_median(np.array(values)) for name, values in times.items()}
     return [
         {
             "case": what,
             "contender": name,
-            "ms": median[name],
-            "spread": float(np.subtract(*np.percentile(values, [75, 25]))) / 2,
-            f"{OURS} / it": median[OURS] / median[name],
+            "ms": middle,
+            "95 %": f"{low:.3g} to {high:.3g}" if np.isfinite(low) else "",
+            "low": low if np.isfinite(low) else "",
+            "high": high if np.isfinite(high) else "",
+            f"{OURS} / it": median[OURS].value / middle,
             "loss": losses[name],
         }
-        for name, values in times.items()
+        for name, (middle, low, high) in median.items()
     ]
 
 

@@ -40,11 +40,14 @@ class Trust:
     Attributes:
         modules: their names; with a package, all modules in it.
         folder: every module that is a file or a package in this folder is trusted too. The command line trusts the folder that
-            its user stands in.
+            its user stands in. A folder without ``__init__.py`` is no package here, though Python would import from it.
+        opened: files and folders that may come from anybody, such as the configuration that is read. A package that holds one
+            of them is not trusted: it may have come with it.
     """
 
     modules: tuple[str, ...] = ()
     folder: Path | None = None
+    opened: tuple[Path, ...] = ()
 
     @classmethod
     def of(cls, trust: str | Sequence[str] | Trust) -> Trust:
@@ -100,13 +103,14 @@ class Trust:
             spec = find_spec(root)
         except (ValueError, ImportError):  # a module that was made by hand, such as __main__
             return False
-        if spec is None or self.folder is None:
+        if spec is None or self.folder is None or not spec.has_location or not spec.origin:
             return False
-        here = self.folder.resolve()
-        if spec.has_location and spec.origin:
-            place = Path(spec.origin)
-            return (place.parent.parent if spec.submodule_search_locations else place.parent).resolve() == here
-        return any(Path(each).parent.resolve() == here for each in spec.submodule_search_locations or ())
+        place = Path(spec.origin).parent.resolve()
+        if not spec.submodule_search_locations:
+            return place == self.folder.resolve()
+        return place.parent == self.folder.resolve() and not any(
+            each.resolve().is_relative_to(place) for each in self.opened
+        )
 
     def _inside(self, path: str, owner: ModuleType | type, name: str) -> Any:
         """What a module or a class has under a name: a class, a function, or a module of that package.
@@ -143,17 +147,32 @@ class Trust:
         libraries = ", ".join(LIBRARIES)
         allowed = f"a file may name what fits from {OWN}, {libraries}, and from modules of your own"
         if self.folder is not None:
-            return f"{allowed} in the folder you stand in ({self.folder}); there is no module {root} in it"
+            return f"{allowed} in the folder you stand in ({self.folder}); {self._why_not(root)}"
         own = root.isidentifier() and root not in (*sys.stdlib_module_names, "torch", "pyro", "torchvision", "numpy")
         told = f'{allowed} that you trust by name: load(folder, trust="{root if own else "my_parts"}")'
         if own and root not in sys.modules and find_spec(root) is None:
             told += f", once it can be imported; now {_missing(root)}"
         return told
 
+    def _why_not(self, root: str) -> str:
+        """Why a module of this name is not taken from the trusted folder."""
+        assert self.folder is not None
+        if (self.folder / root / "__init__.py").is_file():
+            return f"the package {root} in it holds the file that names it, and may have come with it"
+        if (self.folder / root).is_dir():
+            return f"{root} in it is a folder without __init__.py, and no package"
+        if (self.folder / f"{root}.py").is_file():
+            return f"{root}.py in it has the name of an installed module: give it another name"
+        return f"there is no module {root} in it"
 
-def here() -> Trust:
-    """The trust of a command line: the modules in the folder that its user stands in."""
-    return Trust(folder=Path.cwd())
+
+def here(*opened: Path) -> Trust:
+    """The trust of a command line: the modules in the folder that its user stands in.
+
+    Args:
+        opened: the files and folders that are read, which may come from anybody.
+    """
+    return Trust(folder=Path.cwd(), opened=opened)
 
 
 def _is_inside(path: str, module: str) -> bool:

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
-from rich.console import Console
 
 from pyro_vae import figures
-from pyro_vae.app.comparisons.folder import ComparisonFolder, keep_epochs, run_config
+from pyro_vae.app.comparisons.folder import ComparisonFolder, data_digest, keep_epochs, run_config
 from pyro_vae.app.comparisons.run import run_command
-from pyro_vae.app.console import StopRequest, progress_bar
+from pyro_vae.app.console import StopRequest, progress_bar, screen
 from pyro_vae.app.setting import Setting
 from pyro_vae.data import Split, Splits
 from pyro_vae.description import path_of
@@ -31,7 +31,7 @@ from pyro_vae.scopes import seeded
 from pyro_vae.training import Progress, TrainingPlan, fit
 from pyro_vae.trust import here
 
-console = Console(highlight=False)
+console = screen()
 LEFT_OUT = frozenset({"model", "estimator", "objective", "callbacks"})
 """Fields of a specification or a plan that each case has of its own, or that no case has."""
 CASES = {
@@ -40,6 +40,10 @@ CASES = {
     "KL, no noise": Objective(noise=False),
     "autoencoder: neither": Objective(beta=0, noise=False),
 }
+
+
+_MEANS = ("log p(x|t)", "with noise", "KL(q‖p)")
+"""Columns of the table that are kept as means over data."""
 
 
 def autoencoder(
@@ -62,14 +66,15 @@ def autoencoder(
         config: The resolved options.
     """
     first, where, look = setting.test(splits, least=18), setting.place, figures.look_of(splits)
+    cells = ComparisonFolder(setting.out, "cases", config, set(), {"data": data_digest(splits)})
     splits, first = splits.to(where), first.to(where)
-    cells = ComparisonFolder(setting.out, "cases", config, set())
     rows, columns = [], {}
     with progress_bar(console) as bar, StopRequest() as stop:
         task = bar.add_task("", total=len(CASES))
         for i, (name, objective) in enumerate(CASES.items()):
             estimator = AnalyticKL() if objective.beta and not objective.noise else ELBO()
-            if (cell := cells.get(name)) is None:
+            one = {"estimator": {"class_path": path_of(type(estimator))}, "objective": vars(objective)}
+            if (cell := cells.get(name, of=one)) is None:
 
                 def on_step(now: Progress, i: int = i, name: str = name) -> None:
                     stop.check()
@@ -80,14 +85,14 @@ def autoencoder(
                 model = spec.build(splits, plan.seed).to(where)
                 case = replace(plan, estimator=estimator, objective=objective)
                 records = fit(model, splits, case, on_step=on_step)
-                one = {"estimator": {"class_path": path_of(type(estimator))}, "objective": vars(objective)}
                 run = cells.new_run(run_config(yaml.safe_load(config), set(), one), name)
                 keep_epochs(records, model, run, stop)
                 cell = {"terms": _terms(model, first, objective, plan.batch_size, setting.test_particles)}
-                cells.put(cell, name)
+                cell = cells.put(cell, name, of=one)
             bar.update(task, completed=i + 1)
-            rows.append({"trained with": name, **cell["terms"]})
-            vae: Any = load(cells.run_folder(name), here()).to(where)
+            terms = {key: value if key in _MEANS else mean(np.array(value)) for key, value in cell["terms"].items()}
+            rows.append({"trained with": name, **terms})
+            vae: Any = load(cells.run_folder(name), here(cells.folder)).to(where)
             with objective.sampling():
                 drawn, t = reconstruct(vae, first.x[:18]), encode(vae, first.x)["t"]
             with torch.no_grad(), seeded(where, plan.seed, "prior"):
@@ -95,28 +100,33 @@ def autoencoder(
             drawn_x = sample(vae, first.x, 36, noise=look.kind == "table")
             columns[name] = figures.Case(first.x[:18], drawn, drawn_x, t, t_prior)
     title = (
-        f"{setting.name}, d = {spec.latent}, {plan.epochs} epochs, first {len(first)} test {look.noun}; nats per datum"
+        f"{setting.name}, d = {spec.latent}, {plan.epochs} epochs, first {len(first)} test {look.noun}; nats per datum, ± 95 % "
+        f"over {look.noun}, seed {plan.seed}"
     )
-    console.print(cells.table("cases", title, list(rows[0]), rows))
+    console.print(cells.table("cases", title, ["trained with", "log p(x)", "ELBO", *_MEANS], rows))
     console.print(
-        f"log p(x|t): reconstruction, with the noise of its training; with noise: at t ~ q(t|x,φ) in any case;\n"
-        f"log p(x): as a generative model, by importance sampling from q with K = {setting.test_particles} (a lower bound)."
+        f"log p(x): as a generative model, by importance sampling from q with K = {setting.test_particles} particles, which is "
+        f"too low on average, which no ± holds; log p(x|t): reconstruction, with the noise of its training; with noise: at "
+        f"t ~ q(t|x,φ) in any case. These two and the KL are without their errors; the spread over seeds is left out of all."
     )
-    cells.figure("cases", figures.cases(columns, first.labels, look, title.split(",", maxsplit=1)[0]))
+    cells.figure(
+        "cases", figures.cases(columns, first.labels, look, f"{setting.name}, d = {spec.latent}, seed {plan.seed}")
+    )
     console.print(f"Table, figure and run folders: {cells.folder}", soft_wrap=True)
 
 
-def _terms(vae: Any, first: Split, objective: Objective, batch_size: int, K: int) -> dict[str, float]:
-    """A row of the table."""
-    noisy = evaluate_bound(vae, first, ELBO(), batch_size, seed=0).terms()
+def _terms(vae: Any, first: Split, objective: Objective, batch_size: int, K: int) -> dict[str, Any]:
+    """A row of the table: means, and ELBO and log p(x) of each datum."""
+    with_noise = evaluate_bound(vae, first, ELBO(), batch_size, seed=0)
+    noisy = with_noise.terms()
     with objective.sampling():
         own = evaluate_bound(vae, first, ELBO(), batch_size, seed=0).terms()
     return {
         "log p(x|t)": own.reconstruction,
         "with noise": noisy.reconstruction,
         "KL(q‖p)": noisy.kl,
-        "ELBO": noisy.bound,
-        "log p(x)": mean(log_px(vae, first, K)).mean,
+        "ELBO": with_noise.per_datum().tolist(),
+        "log p(x)": log_px(vae, first, K).tolist(),
     }
 
 

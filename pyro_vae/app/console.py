@@ -16,10 +16,9 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 
-def wide_console() -> Console:
-    """Returns the screen. Where the output goes to a file, it is wide enough for every column."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=max(100, console.width))
+def screen() -> Console:
+    """Returns the screen. What is in square brackets is text, such as a list of widths, and no style."""
+    return Console(highlight=False, markup=False)
 
 
 def fail(message: str, status: int = 1) -> NoReturn:

@@ -6,6 +6,7 @@ prefix: ``--prior``, ``--epochs``. They are described once, where the class is.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -61,7 +62,7 @@ class Parser(ArgumentParser):
             prog: how the command is called, for messages.
         """
         cls.called = prog
-        parser = cls(prog=prog, print_config=None)
+        parser = cls(prog=prog, print_config=None, allow_abbrev=False)
         parser.add_argument("--config", action="config", help="A YAML file of options; those after it overrule it.")
         parser.add_argument("--print_config", action="store_true", help="Print all options as such a file and exit.")
         specifications = _specifications(function)
@@ -118,9 +119,10 @@ class Options:
         left_out: Set[str] = frozenset(),
         prog: str | None = None,
     ) -> None:
-        self.trust = here()
-        if (folder := str(self.trust.folder)) not in sys.path:
-            sys.path.insert(0, folder)  # classes from files in the current folder are in reach
+        self.trust = here(*(Path(value) for option, value in _options(arguments) if option in ("--config", "--run")))
+        # Classes from files in the current folder are in reach, behind all that is installed: no file there takes its place.
+        folder = str(self.trust.folder)
+        sys.path[:] = [each for each in sys.path if os.path.realpath(each) != os.path.realpath(folder)] + [folder]
         self.arguments = arguments
         self.owners: list[Callable[..., Any]] = [function, *_specifications(function).values()]
         self.function = function

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
-from pyro_vae.app.console import StopRequest, failing_clearly, progress_bar
+from pyro_vae.app.console import StopRequest, failing_clearly, progress_bar, screen
 from pyro_vae.app.options import Options
 from pyro_vae.app.setting import Setting
 from pyro_vae.data import Splits
@@ -45,7 +44,7 @@ from pyro_vae.runs import Run, load
 from pyro_vae.training import Epoch, Progress, Training, TrainingPlan, fit
 from pyro_vae.trust import here
 
-console = Console(highlight=False)
+console = screen()
 Made = TypeVar("Made")
 HEADER = f"{'epoch':<13}{'train':>11}{'validation':>11}{'reconstruction':>16}{'KL':>9}{'seconds':>9}"
 
@@ -197,8 +196,8 @@ def report(run: Run, trained: Trained, metrics: Sequence[Metric], trained_for: f
                 )
     if table.rows:
         console.print(table)
-        if any("±" in row.value and "no ±" not in row.value for row in rows):
-            console.print(f"± is the standard error over {noun}.", end=" ")
+        over = f"±: 95 % intervals over {noun}. " if any(" ± " in row.value for row in rows) else ""
+        console.print(f"{over}Left out: the errors of the terms, and the spread over seeds (there is one).")
     console.print(f"Training took {trained_for:.0f} s.")
 
 

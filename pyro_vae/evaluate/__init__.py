@@ -17,11 +17,22 @@ from pyro_vae.evaluate.gradients import GROUPS, SIDES, Draws, Moments, draw_grad
 from pyro_vae.evaluate.importance_sampling import bits_per_dim, log_px
 from pyro_vae.evaluate.latent_use import active_units, variance_of_means
 from pyro_vae.evaluate.predictions import decode, encode, reconstruct, sample
-from pyro_vae.evaluate.statistics import Interval, Line, Mean, fit_line, interval, mean
+from pyro_vae.evaluate.statistics import (
+    Crossed,
+    Interval,
+    Line,
+    Mean,
+    crossed,
+    fit_line,
+    interval,
+    interval_of_median,
+    mean,
+)
 
 __all__ = [
     "GROUPS",
     "SIDES",
+    "Crossed",
     "DivergedError",
     "Draws",
     "Interval",
@@ -31,12 +42,14 @@ __all__ = [
     "Terms",
     "active_units",
     "bits_per_dim",
+    "crossed",
     "decode",
     "draw_gradients",
     "encode",
     "evaluate_bound",
     "fit_line",
     "interval",
+    "interval_of_median",
     "log_px",
     "mean",
     "moments",

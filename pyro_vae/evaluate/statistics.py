@@ -1,4 +1,7 @@
-"""Statistics: means with their errors, intervals, the jackknife, and a straight line through points with errors."""
+"""Statistics: means with their errors, intervals, the jackknife, and a straight line through points with errors.
+
+Wherever this project writes ±, it is half the width of a 95 % interval. Intervals of means are Student's t.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.special import stdtrit
+from scipy.special import bdtr, stdtrit
 from torch import Tensor
 
 from pyro_vae.kinds import takes
@@ -24,25 +27,36 @@ class Mean(NamedTuple):
     error: float
     n: int
 
-    def __str__(self) -> str:
-        """Returns mean ± standard error, for a table."""
-        return self.text()
+    @property
+    def reach(self) -> float:
+        """Half the width of the 95 % interval (Student's t, n - 1 degrees of freedom): what stands after ±."""
+        return student_reach(self.n - 1) * self.error
 
-    def text(self, digits: int = 2) -> str:
-        """Returns mean ± standard error with this many digits behind the point; a line says where there is no error."""
-        error = f"± {self.error:.{digits}f}" if isfinite(self.error) else f"({self.missing or 'no ±'})"
-        return f"{self.mean:.{digits}f} {error}"
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the mean, the ends of its 95 % interval, its standard error, and n, for a file.
+
+        Where there is no interval, the reason stands beside it.
+        """
+        low, high = self.mean - self.reach, self.mean + self.reach
+        numbers = {"mean": self.mean, "low": low, "high": high, "standard_error": self.error, "n": self.n}
+        absent = ("low", "high", "standard_error") if self.missing else ()
+        return numbers | {f"{name}_missing": self.missing for name in absent}
+
+    def text(self, digits: int = 2, sign: bool = False) -> str:
+        """Returns the mean ± half the width of its 95 % interval, or the mean and why there is no interval."""
+        number = f"{self.mean:{'+' if sign else ''}.{digits}f}"
+        return f"{number} ± {self.reach:.{digits}f}" if isfinite(self.reach) else f"{number} ({self.missing})"
+
+    def __str__(self) -> str:
+        """Returns the mean ± half the width of its 95 % interval, for a table."""
+        return self.text()
 
     @property
     def missing(self) -> str | None:
-        """Why there is no error; None where there is one."""
+        """Why there is no interval; None where there is one."""
         if isfinite(self.error):
             return None
         return "no ±: a single value" if self.n < 2 else "no ±: a value is infinite or NaN"
-
-    def values(self) -> dict[str, Any]:
-        """Returns the numbers by name, for a file; where there is no error, the reason stands beside it."""
-        return self._asdict() | ({"error_missing": self.missing} if self.missing else {})
 
 
 @takes
@@ -70,7 +84,7 @@ class Interval(NamedTuple):
 UNRESOLVED = Interval(nan, nan, nan)
 
 
-def student_reach(freedom: int) -> float:
+def student_reach(freedom: float) -> float:
     """Returns how many standard errors a 95 % interval reaches to either side.
 
     The distribution is Student's, with these degrees of freedom.
@@ -85,8 +99,53 @@ def interval(values: np.ndarray) -> Interval:
     A single value has no interval (NaN).
     """
     found = mean(values)
-    reach = student_reach(found.n - 1) * found.error
-    return Interval(found.mean, found.mean - reach, found.mean + reach)
+    return Interval(found.mean, found.mean - found.reach, found.mean + found.reach)
+
+
+class Crossed(NamedTuple):
+    """The mean of values (S, N), one for each of S seeds and N data, with its errors.
+
+    Attributes:
+        over_seeds: the mean over seeds, of means over data. Its error is the spread over seeds, on the same data.
+        over_data: the mean over data, of means over seeds. Its error is the spread over data, at the same seeds.
+        over_both: half the width of the 95 % interval for other seeds and other data; NaN with one seed or one datum.
+    """
+
+    over_seeds: Mean
+    over_data: Mean
+    over_both: float
+
+
+def crossed(values: np.ndarray) -> Crossed:
+    """Returns the mean of values (S, N), one for each of S seeds and N data, with its errors over each and over both.
+
+    With effects of the seed, of the datum and a residual, all random, the mean squares MS of the two-way table give the
+    variance (MS_seeds + MS_data - MS_residual) / (S N) of the mean. Satterthwaite's degrees of freedom belong to it
+    (Satterthwaite 1946). The interval is never taken to be narrower than that over seeds or over data alone.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    S, N = values.shape
+    seeds, data = mean(values.mean(1)), mean(values.mean(0))
+    if S < 2 or N < 2:
+        return Crossed(seeds, data, nan)
+    residual = values - values.mean(1, keepdims=True) - values.mean(0, keepdims=True) + values.mean()
+    of_seeds, of_data = S * N * seeds.error**2, S * N * data.error**2
+    of_residual = (residual**2).sum() / ((S - 1) * (N - 1))
+    total = max(0.0, of_seeds + of_data - of_residual)
+    scatter = of_seeds**2 / (S - 1) + of_data**2 / (N - 1) + of_residual**2 / ((S - 1) * (N - 1))
+    reach = student_reach(total**2 / scatter) * sqrt(total / (S * N)) if total > 0 else 0.0
+    return Crossed(seeds, data, max(reach, seeds.reach, data.reach))
+
+
+def interval_of_median(values: np.ndarray) -> Interval:
+    """Returns the median of independent values with its 95 % interval, whatever their distribution is.
+
+    The ends are two of the values: how many lie below the median is binomial. Fewer than six values have no interval (NaN).
+    """
+    ordered, n = np.sort(np.asarray(values, dtype=np.float64)), len(values)
+    below = [k for k in range(n // 2) if bdtr(k, n, 0.5) <= 0.025]
+    low, high = (ordered[below[-1]], ordered[n - 1 - below[-1]]) if below else (nan, nan)
+    return Interval(float(np.median(ordered)), float(low), float(high))
 
 
 def jackknife(statistic: Callable[[np.ndarray], float], groups: int) -> tuple[float, float]:

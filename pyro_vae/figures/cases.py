@@ -43,10 +43,9 @@ def cases(columns: Mapping[str, Case], labels: Tensor | None, look: Look, title:
         plane.scatter(t_prior[:, first], t_prior[:, second], s=4, color="0.8", linewidths=0, label="prior")
         color = {} if labels is None else {"c": labels.cpu().numpy(), "cmap": "tab10"}
         plane.scatter(t[:, first], t[:, second], s=5, alpha=0.8, linewidths=0, **color)
-        plane.set(xlabel=f"$t_{{{first + 1}}}$", aspect="equal", adjustable="datalim")
+        labeled = {"xlabel": f"$t_{{{first + 1}}}$", "ylabel": f"$t_{{{second + 1}}}$"}
+        plane.set(**labeled, aspect="equal", adjustable="datalim")
         plane.grid(alpha=0.3)
-        if j == 0:
-            plane.set_ylabel(f"$t_{{{second + 1}}}$")
     for row, label in enumerate(("x and its reconstruction", "samples, t ~ p(t)")):
         axes[row, 0].set_ylabel(label)
     axes[2, 0].legend(loc="upper left", fontsize=8, markerscale=3)

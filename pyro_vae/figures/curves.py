@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from pyro_vae.evaluate import interval, mean
 from pyro_vae.figures.layout import MARKERS, new_figure, wrapped
 from pyro_vae.training import Epoch
 
@@ -27,7 +28,7 @@ def learning_curves(records: Sequence[Epoch], title: str = "") -> Figure:
         marker = "o" if len(records) < 15 else ""
         axes.plot(epochs, curves[0], color="C0", marker=marker, ms=3, label="train")
         axes.plot(epochs, curves[1], color="C1", marker=marker, ms=3, label="validation")
-        axes.set(xlabel="epoch", title=label)
+        axes.set(xlabel="epoch", ylabel="nats per datum", title=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         # The values of the first epochs are so far from the others that these could not be told apart on one scale.
@@ -35,7 +36,6 @@ def learning_curves(records: Sequence[Epoch], title: str = "") -> Figure:
             settled = np.concatenate([curve[len(curve) // 10 :] for curve in curves])
             margin = 0.05 * (settled.max() - settled.min()) or 1.0
             axes.set_ylim(settled.min() - margin, settled.max() + margin)
-    figure.axes[0].set_ylabel("nats per datum")
     figure.axes[0].legend(loc="lower right")
     return figure
 
@@ -49,13 +49,18 @@ class Curve(NamedTuple):
 
 
 def convergence(curves: Mapping[str, Curve], title: str = "") -> Figure:
-    """Draws test log p(x) against steps and wall time: the mean over seeds, and the band from lowest to highest."""
+    """Draws test log p(x) against steps and wall time.
+
+    The line is the mean over seeds, and the band its 95 % interval over seeds (Student's t), where there are several.
+    """
     figure = new_figure(11, 4.2, title)
     panels = figure.subplots(1, 2, sharey=True)
     for i, (name, curve) in enumerate(curves.items()):
+        middle, low, high = np.array([interval(values) for values in curve.log_px.T]).T
         for axes, at in zip(panels, (curve.steps, curve.seconds.mean(0)), strict=True):
-            axes.plot(at, curve.log_px.mean(0), color=f"C{i}", marker=MARKERS[i % len(MARKERS)], ms=4, label=name)
-            axes.fill_between(at, curve.log_px.min(0), curve.log_px.max(0), color=f"C{i}", alpha=0.2, lw=0)
+            axes.plot(at, middle, color=f"C{i}", marker=MARKERS[i % len(MARKERS)], ms=4, label=name)
+            if len(curve.log_px) > 1:
+                axes.fill_between(at, low, high, color=f"C{i}", alpha=0.2, lw=0)
     # The values of the first tenth of the steps are so low that the curves could not be told apart on one scale.
     settled = np.concatenate([curve.log_px[:, curve.steps > curve.steps[-1] / 10].ravel() for curve in curves.values()])
     margin = 0.05 * (settled.max() - settled.min()) or 1.0
@@ -68,10 +73,15 @@ def convergence(curves: Mapping[str, Curve], title: str = "") -> Figure:
     return figure
 
 
-def gaps(bars: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str = "") -> Figure:
-    """Draws log p(x) and ELBO of the same images for each name, as means with standard errors.
+def gaps(bars: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str = "", *, over_seeds: bool = False) -> Figure:
+    """Draws log p(x) and ELBO of the same data for each name, as means with their 95 % intervals (Student's t).
 
-    The line between the two is the gap.
+    The line between the two is the gap. With intervals over seeds, each seed is a small point.
+
+    Args:
+        bars: log p(x) and ELBO, each ``(S, N)`` for S seeds and N data.
+        title: the title of the figure.
+        over_seeds: whether intervals are over seeds, of means over data; otherwise over data, of means over seeds.
     """
     names = [wrapped(name) for name in bars]
     figure = new_figure(8.5, sum(0.35 + 0.15 * name.count("\n") for name in names) + 1.6, title)
@@ -82,10 +92,13 @@ def gaps(bars: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str = "") -> 
             (elbo, "C1", "s", "ELBO", i + 0.12),
             (log_px, "C0", "o", "log p(x)", i - 0.12),
         ):
-            error = values.std(ddof=1) / np.sqrt(len(values))
+            found = mean(values.mean(1 if over_seeds else 0))
+            reach = found.reach if np.isfinite(found.reach) else None
             axes.errorbar(
-                values.mean(), at, xerr=error, fmt=marker, color=color, capsize=3, label=label if i == 0 else None
+                found.mean, at, xerr=reach, fmt=marker, color=color, capsize=3, label=label if i == 0 else None
             )
+            if over_seeds:
+                axes.plot(values.mean(1), np.full(len(values), at), ".", color=color, ms=4, alpha=0.6)
     axes.set_yticks(range(len(bars)), names, fontsize=8)
     axes.set(xlabel="nats per datum", ylim=(len(bars) - 0.4, -0.6))
     axes.grid(alpha=0.3, axis="x")

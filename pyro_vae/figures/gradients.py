@@ -40,8 +40,8 @@ def snr(lines: Mapping[str, Mapping[str, SNRLine]], title: str = "") -> Figure:
                 fitted = at[at >= fit_from]
                 ends = np.array([fitted.min(), fitted.max()])
                 axes.plot(ends, np.exp(line.intercept) * ends**line.slope.value, color=f"C{i}", lw=1)
-        logarithmic(axes, f"gradient by {PARAMETERS[side]}")
-        axes.set_ylabel("signal-to-noise ratio of one draw")
+        logarithmic(axes, f"gradient by {PARAMETERS[side]}", [K for line in of_side.values() for K in line.K])
+        axes.set_ylabel("signal-to-noise ratio of one draw (no unit)")
         legend(axes)
     return figure
 
@@ -55,7 +55,7 @@ def cost(rows: Mapping[str, Mapping[str, tuple[Sequence[int], np.ndarray]]], tit
     for axes, (side, of_side) in zip(figure.subplots(1, len(rows)), rows.items(), strict=True):
         for i, (name, (K, value)) in enumerate(of_side.items()):
             error_bars(axes, np.array(K), value, i, name, joined=True)
-        logarithmic(axes, f"gradient by {PARAMETERS[side]}")
-        axes.set_ylabel("variance × milliseconds: less is better")
+        logarithmic(axes, f"gradient by {PARAMETERS[side]}", [K for at, _ in of_side.values() for K in at])
+        axes.set_ylabel("variance (nats²) × milliseconds: less is better")
         legend(axes)
     return figure

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from math import ceil
-from textwrap import fill
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 MARKERS = "osD^vP*X<>hp"
 _COLUMNS = 4
@@ -57,11 +59,13 @@ def error_bars(axes: Axes, at: np.ndarray, value: np.ndarray, i: int, label: str
     )
 
 
-def logarithmic(axes: Axes, title: str) -> None:
-    """Makes both axes logarithmic, with K along the horizontal one, and sets the title."""
+def logarithmic(axes: Axes, title: str, at: Sequence[int]) -> None:
+    """Makes both axes logarithmic, with these K along the horizontal one, and sets the title."""
     axes.set(xlabel="K", title=title)
     if axes.containers:  # a logarithmic axis with nothing on it cannot be drawn
         axes.set(xscale="log", yscale="log")
+        axes.set_xticks(sorted(set(at)), [f"{K}" for K in sorted(set(at))])
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.3, which="both", lw=0.4)
 
 
@@ -73,4 +77,20 @@ def legend(axes: Axes) -> None:
 
 def wrapped(name: str) -> str:
     """Returns the name of a cell in lines that fit into a panel."""
-    return "\n".join(fill(line, 36) for line in name.split("\n"))
+    return "\n".join(in_lines(line, 36) for line in name.split("\n"))
+
+
+def in_lines(name: str, width: int) -> str:
+    """Returns a name in lines of at most this width.
+
+    They are broken behind a comma, a bracket or an equals sign where that is possible.
+    """
+    lines = [""]
+    for piece in re.findall(r"[^,(=]*[,(=]? ?", name):
+        if lines[-1] and len((lines[-1] + piece).rstrip()) > width:
+            lines.append("")
+        for letter in piece:
+            if len(lines[-1]) + len(letter.strip()) > width:
+                lines.append("")
+            lines[-1] += letter
+    return "\n".join(line.rstrip() for line in lines)

@@ -27,7 +27,7 @@ class TestBound(Metric):
             Row("  reconstruction  E log p(x|t)", f"{terms.reconstruction:.2f}", everything),
             Row("  KL  E log q(t|x) − log p(t)", f"{terms.kl:.2f}", everything),
         ]
-        return Measured(rows, {"test": terms._asdict(), "test_bound": bound.values()})
+        return Measured(rows, {"test": terms._asdict(), "test_bound": bound.as_dict()})
 
 
 @final
@@ -46,9 +46,9 @@ class LogLikelihood(Metric):
         counted = f"all {len(first)}" if len(first) == len(trained.data.test) else f"first {len(first)}"
         name = "log p(x)" if first.y is None else "log p(x|y)"
         rows = [Row(f"{name} (importance sampling, K = {K})", str(found), counted)]
-        values = {"log_px": {**found.values(), "K": K}}
+        values = {"log_px": {**found.as_dict(), "K": K}}
         if discrete:
             bits = mean(bits_per_dim(each, trained.data.x_shape))
             rows.append(Row("  in bits per dimension", bits.text(3), counted))
-            values["bits_per_dim"] = bits.values()
+            values["bits_per_dim"] = bits.as_dict()
         return Measured(rows, values)

@@ -171,9 +171,13 @@ def load(folder: str | os.PathLike[str], trust: str | Sequence[str] | Trust = ()
                 f"the description of the model ({', '.join(slots)}) is not the one that {_WEIGHTS} was written with: it was "
                 f"changed or damaged since"
             )
+    state = {name: value for name, value in weights.tensors.items() if not name.startswith(_ESTIMATOR)}
+    with _blamed(path / _WEIGHTS):
+        _check_sizes(weights.dims, made, state)
+    with _blamed(path / _CONFIG):
         model = _empty(weights.dims, made)
     with _blamed(path / _WEIGHTS):
-        _fill(model, {name: value for name, value in weights.tensors.items() if not name.startswith(_ESTIMATOR)})
+        _fill(model, state)
     return model.eval()
 
 
@@ -212,14 +216,49 @@ def _empty(dims: Dims, made: dict[str, Any]) -> Model:
         ) from error
 
 
+def _check_sizes(dims: Dims, made: dict[str, Any], state: dict[str, Tensor]) -> None:
+    """Compares a model with its weights before there is memory for it: a file may ask for a layer of any size.
+
+    Raises:
+        RuntimeError: these are not its weights.
+        ValueError: they are of another type than the model's.
+    """
+    try:
+        with torch.device("meta"), seeded(torch.device("cpu"), "rebuilt"):
+            model = assemble(dims, **made)
+    except Exception:  # a part of one's own may need a device with values; its weights are compared when it has them
+        return
+    _assign(model, state)
+
+
+def _assign(model: Model, state: dict[str, Tensor]) -> None:
+    """Puts weights into a model.
+
+    Raises:
+        RuntimeError: these are not its weights.
+        ValueError: they are of another type than the model's numbers.
+    """
+    types = {(value.dtype, state[name].dtype) for name, value in model.state_dict().items() if name in state}
+    changed = {(built, kept) for built, kept in types if built != kept}
+    wide = {torch.float32, torch.float64}
+    # A whole model may have been trained in another type of floating-point numbers than the default.
+    if changed and not (changed <= {(a, b) for a in wide for b in wide} and len(types) == len(dict(types))):
+        raise ValueError(
+            "expected weights of the model's types of numbers, got "
+            + ", ".join(sorted(f"{kept} for {built}" for built, kept in changed))
+        )
+    model.load_state_dict(state, assign=True)
+
+
 def _fill(model: Model, state: dict[str, Tensor]) -> None:
     """Gives a model its weights.
 
     Raises:
         RuntimeError: these are not its weights.
-        ValueError: a weight is NaN or infinite, or a tensor that was made of training data is not among them.
+        ValueError: a weight is NaN or infinite, or of another type than the model's, or a tensor that was made of training data
+            is not among them.
     """
-    model.load_state_dict(state, assign=True)
+    _assign(model, state)
     if bad := [name for name, value in model.named_parameters() if not value.is_meta and not value.isfinite().all()]:
         raise ValueError(f"these weights are NaN or infinite: {', '.join(bad)}")
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}

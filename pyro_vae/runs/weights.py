@@ -57,7 +57,7 @@ def write_weights(file: Path, tensors: Mapping[str, Tensor], dims: Dims, epoch: 
     sizes = {"latent": dims.latent, "x_shape": dims.x_shape, "classes": dims.classes, "x_scale": dims.x_scale}
     sizes |= {"standardized": dims.standardized, "missing": dims.missing}
     kept = sizes | {"data": dims.train_size, "epoch": epoch, "format": _FORMAT, "slots": slots}
-    text = json.dumps(kept | {_DIGEST: _digest(kept, state)}, allow_nan=False)
+    text = json.dumps(kept | {_DIGEST: tensor_digest(kept, state)}, allow_nan=False)
     unfinished = file.with_name(f".{file.name}")
     unfinished.write_bytes(to_bytes(state, metadata={_SIZES: text}))
     unfinished.replace(file)
@@ -80,7 +80,7 @@ def read_weights(file: Path) -> Weights:
     kept = _parsed(text)
     found = kept.pop(_DIGEST, None)
     if found is not None:
-        if found != _digest(kept, tensors) or text != json.dumps(kept | {_DIGEST: found}):
+        if found != tensor_digest(kept, tensors) or text != json.dumps(kept | {_DIGEST: found}):
             raise ValueError("damaged: the weights are not those that were written (their digest is another)")
     elif kept.keys() - _OLD:
         raise ValueError("damaged: the digest is missing")
@@ -89,8 +89,8 @@ def read_weights(file: Path) -> Weights:
     return Weights(tensors, _dims(kept), kept.get("slots"))
 
 
-def _digest(kept: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of the sizes, and of names, dtypes, shapes and bytes of all tensors."""
+def tensor_digest(kept: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of plain data, and of the names, dtypes, shapes and bytes of tensors on the CPU."""
     found = hashlib.sha256(json.dumps(kept).encode())
     for name in sorted(tensors):
         value = tensors[name].contiguous()

@@ -12,8 +12,10 @@ import pytest
 import torch
 import yaml
 from oracles import LinearGaussian
+from scipy import stats
 
 from pyro_vae import load
+from pyro_vae.app.comparisons.errors import Over, compared
 from pyro_vae.data import Split
 from pyro_vae.evaluate import active_units, variance_of_means
 
@@ -83,12 +85,60 @@ def test_a_grid(compare, script, tmp_path):
     assert {row["seeds"] for row in table(tmp_path)} == {"2"}
 
 
-def test_differences_are_paired_by_image(compare, tmp_path):
-    assert compare("--priors", "[StandardNormal, mine.Wide]")[0] == 0
-    cells = [json.loads(path.read_text()) for path in sorted((tmp_path / "grid" / "cells").iterdir())]
-    one, other = (np.array(cell["log_px"]) for cell in cells)
-    gap = other - one
-    assert table(tmp_path)[1]["to the first"] == f"{gap.mean():+.2f} ± {gap.std(ddof=1) / 20**0.5:.2f}"
+def log_px(tmp_path, *names):
+    """log p(x) by seed, (S, N), of the cells whose names begin with each of these."""
+    cells = tmp_path / "grid" / "cells"
+    return [np.array([json.loads(path.read_text())["log_px"] for path in sorted(cells.glob(f"{n}*"))]) for n in names]
+
+
+def text(values, sign=""):
+    """Mean ± half the width of the 95 % interval, by SciPy."""
+    low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+    return f"{values.mean():{sign}.2f} ± {(high - low) / 2:.2f}"
+
+
+def test_with_one_seed_errors_are_over_data(compare, tmp_path):
+    code, out, _ = compare("--priors", "[StandardNormal, mine.Wide]")
+    assert code == 0
+    ((one,), (other,)) = log_px(tmp_path, "StandardNormal", "mine.Wide")
+    assert [row["log p(x)"] for row in table(tmp_path)] == [text(one), text(other)]
+    assert table(tmp_path)[1]["to the first"] == text(other - one, "+")
+    assert "± 95 % over images, one seed" in " ".join(out.split())
+    assert "Left out: the spread over seeds, since there is one, 0" in " ".join(out.split())
+    assert "paired over data" not in out.split("±:")[0]
+
+
+def test_with_several_seeds_errors_are_over_seeds_and_the_paired_ones_stand_beside(compare, tmp_path):
+    """The differences are taken seed by seed, and by datum in the mean over seeds."""
+    code, out, _ = compare("--priors", "[StandardNormal, mine.Wide]", "--seeds", "[3,1,2]")
+    assert code == 0
+    one, other = log_px(tmp_path, "StandardNormal", "mine.Wide")
+    first, second = table(tmp_path)
+    assert [first["log p(x)"], second["log p(x)"]] == [text(one.mean(1)), text(other.mean(1))]
+    assert second["to the first"] == text((other - one).mean(1), "+")
+    assert second["paired over data"] == text((other - one).mean(0), "+")
+    low, high = stats.ttest_rel(other.mean(1), one.mean(1)).confidence_interval(0.95)
+    assert (float(second["to the first low"]), float(second["to the first high"])) == pytest.approx((low, high))
+    told = " ".join(out.split())
+    assert "± 95 % over 3 seeds" in told
+    assert "95 % intervals over the seeds 3, 1, 2 (Student's t)" in told
+    assert "Left out of the ± of log p(x): the spread over images" in told
+
+
+def test_a_seed_that_is_left_out_of_one_row_is_left_out_of_its_difference():
+    rng = np.random.default_rng(0)
+    first, second, third = (rng.normal(size=(2, 30)) for _ in range(3))
+    found = {
+        "a": {0: first[0], 1: first[1]},
+        "b": {1: second[1]},
+        "c": {2: third[0]},
+    }
+    rows = compared(found, Over([0, 1, 2], 30, "data", 5))
+    assert rows[0]["to the first"] == "first"
+    assert rows[1]["to the first"] == f"{(second[1] - first[1]).mean():+.2f}"  # one seed: no spread over seeds
+    assert rows[1]["paired over data"] == text(second[1] - first[1], "+")
+    assert rows[2]["to the first"] == "no seed in common"
+    assert [row["seeds"] for row in rows] == [2, 1, 1]
 
 
 def test_a_cut_keeps_what_is_finished(start_script, tmp_path):

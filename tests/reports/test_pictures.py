@@ -128,6 +128,6 @@ def test_one_test_datum_has_no_error_and_the_file_and_the_screen_say_so(digits, 
     shown = [row.value for each in found for row in each.rows if "(" in row.value or "±" in row.value]
     assert len(shown) == 3
     for name in ("test_bound", "log_px", "bits_per_dim"):
-        error, reason = kept[name]["error"], kept[name].get("error_missing")
+        error, reason = kept[name]["standard_error"], kept[name].get("standard_error_missing")
         assert (error, reason) == ((None, "no ±: a single value") if size == 1 else (pytest.approx(error), None))
     assert all(("(no ±: a single value)" in each) == (size == 1) and "nan" not in each for each in shown)

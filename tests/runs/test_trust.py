@@ -1,17 +1,33 @@
 """Nothing that a file names is imported or called unless it is a part for its slot."""
 
 import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
+from typing import get_args, get_origin
 
 import pytest
 import torch
 import yaml
 
 from pyro_vae import VAE, load, save
+from pyro_vae.app.comparisons.gradients import gradients
+from pyro_vae.app.comparisons.parts import compare_parts
+from pyro_vae.app.setting import Setting
+from pyro_vae.app.train import train
+from pyro_vae.construction import _hints, make
+from pyro_vae.files import digest
 from pyro_vae.guides import DiagonalNormal
 from pyro_vae.likelihoods import Bernoulli
+from pyro_vae.models import ModelSpec
 from pyro_vae.parts import Dims
 from pyro_vae.priors import StandardNormal
+from pyro_vae.runs.weights import read_weights, write_weights
+from pyro_vae.training import TrainingPlan
+from pyro_vae.trust import Trust
 
 SLOTS = {
     "prior": ("prior",),
@@ -91,21 +107,225 @@ def test_trust_in_a_module_does_not_make_a_function_a_part(saved, trust, path):
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("option", ["--prior", "--guide.network", "--optimizer", "--schedule", "--metrics", "--data"])
-@pytest.mark.parametrize("path", ["os.system", "runpy.run_path", "antigravity.fly", "builtins.eval"])
+HARMFUL = ["os.system", "runpy.run_path", "antigravity.fly", "builtins.eval"]
+LISTS = ["--metrics", "--figures", "--callbacks"]
+SINGLE = [
+    "--guide.network",
+    "--likelihood",
+    "--model",
+    "--estimator",
+    "--optimizer",
+    "--schedule",
+    "--data",
+    "--objective",
+]
+
+
+@pytest.mark.parametrize(
+    ("option", "path"), [("--prior", path) for path in HARMFUL] + [(option, "os.system") for option in SINGLE + LISTS]
+)
 def test_the_command_line_and_config_files_neither(tmp_path, script, option, path):
-    value = f"[{path}]" if option == "--metrics" else path
+    value = f"[{path}]" if option in LISTS else path
     named: object = {"class_path": path, "init_args": {}}
     for key in reversed(option[2:].split(".")[1:]):
         named = {"class_path": "pyro_vae.guides.DiagonalNormal", "init_args": {key: named}}
     slot = option[2:].partition(".")[0]
-    (tmp_path / "given.yaml").write_text(yaml.safe_dump({slot: [named] if slot == "metrics" else named}))
+    (tmp_path / "given.yaml").write_text(yaml.safe_dump({slot: [named] if option in LISTS else named}))
     for given in ([option, value], ["--config", "given.yaml"]):
         code, _, errors = script("train", "--epochs", "1", *given)
         assert code == 2
         assert path in errors
         assert "Traceback" not in errors
     assert "antigravity" not in sys.modules
+
+
+Fill = Callable[[object], dict[str, object]]
+
+
+def places() -> dict[str, Fill]:
+    """Every argument of every constructor that a configuration can lead to, found by their types.
+
+    Each with the function that puts a value there: as it is, in a list, and in a dictionary.
+    """
+    found: dict[str, Fill] = {}
+    seen: set[type] = set()
+
+    def visit(owner: Callable[..., object], put: Callable[[str, object], dict[str, object]]) -> None:
+        hints = _hints(owner)
+        for name in signature(owner).parameters:
+            where = f"{owner.__module__}.{owner.__qualname__}.{name}"
+            found[where] = partial(put, name)
+            found[f"{where}[]"] = lambda value, name=name: put(name, [value])
+            found[f"{where}{{}}"] = lambda value, name=name: put(name, {"a": value})
+            listed = get_origin(hints.get(name)) is Sequence
+            for kind in below(hints.get(name)):
+                if kind in seen or not Trust().defines(kind):
+                    continue
+                seen.add(kind)
+                path = f"{kind.__module__}.{kind.__qualname__}"
+
+                def inner(option: str, value: object, name=name, path=path, listed=listed) -> dict[str, object]:
+                    described = {"class_path": path, "init_args": {option: value}}
+                    return put(name, [described] if listed else described)
+
+                visit(kind, inner)
+
+    def below(hint: object) -> list[type]:
+        """The classes that a type asks for, and all that are derived from them."""
+        if get_origin(hint) is Callable:
+            return below(get_args(hint)[1])
+        if not isinstance(hint, type):
+            return [kind for each in get_args(hint) for kind in below(each)]
+        kinds = [hint] if hint.__module__.startswith(("pyro_vae", "torch.optim")) else []
+        return kinds + [each for kind in kinds for sub in type.__subclasses__(kind) for each in below(sub)]
+
+    for owner in OWNERS:
+        visit(owner, lambda name, value: {name: value})
+    return found
+
+
+OWNERS = (ModelSpec, TrainingPlan, Setting, train, compare_parts, gradients)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        {"class_path": "os.system", "init_args": {"command": "touch {mark}"}},
+        {"class_path": "evil_parts.run"},
+        "evil_parts.run",
+        {"class_path": "pyro_vae.runs.Run", "init_args": {"folder": "{mark}", "config": "{{}}"}},
+    ],
+    ids=str,
+)
+def test_no_argument_of_any_constructor_runs_anything(saved, monkeypatch, harm):
+    """A thousand places: what is named there is neither imported nor called."""
+    folder, mark = saved
+    monkeypatch.syspath_prepend(str(folder.parent))
+    harm = yaml.safe_load(yaml.safe_dump(harm).format(mark=mark))
+    tried = places()
+    assert len(tried) > 500
+    for where, fill in tried.items():
+        for name, value in fill(harm).items():
+            owner = next(each for each in OWNERS if name in signature(each).parameters)
+            default = signature(owner).parameters[name].default
+            with suppress(ValueError, TypeError):
+                make(value, _hints(owner)[name], name, Trust(folder=folder), default)
+            assert not mark.exists(), where
+            assert "evil_parts" not in sys.modules, where
+
+
+WRITES = "open({mark!r}, 'w').close()\nfrom pyro_vae.priors import StandardNormal\n\n\nclass Mine(StandardNormal):\n    pass\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "prior", "told"),
+    [
+        ("theirs/parts.py", "theirs.parts.Mine", "theirs in it is a folder without __init__.py"),
+        ("theirs/run/parts.py", "theirs.run.parts.Mine", "theirs in it is a folder without __init__.py"),
+        ("theirs/__init__.py", "theirs.Mine", "the package theirs in it holds the file that names it"),
+        ("colorsys.py", "colorsys.Mine", "colorsys.py in it has the name of an installed module"),
+        ("mine.py", "mine.os.system", "there is no class or function system in mine.os"),
+        ("mine.py", "..mine.Mine", "is no import path of a class or a function"),
+        ("mine.py", "numpy.Mine", "numpy.Mine is not allowed here"),
+    ],
+)
+def test_what_came_with_a_configuration_is_not_imported(tmp_path, script, file, prior, told):
+    """Only a file in the folder that one stands in, or a package of one's own in it, and no name of an installed module."""
+    mark = tmp_path / "mark"
+    (tmp_path / "theirs" / "run").mkdir(parents=True)
+    (tmp_path / file).write_text(WRITES.format(mark=str(mark)))
+    (tmp_path / "theirs" / "run" / "config.yaml").write_text(yaml.safe_dump({"prior": {"class_path": prior}}))
+    code, _, errors = script("train", "--config", "theirs/run/config.yaml", "--print_config")
+    assert code == 2
+    assert told in " ".join(errors.split())
+    assert not mark.exists() or file == "mine.py"
+
+
+@pytest.mark.parametrize("file", ["mine.py", "mine/__init__.py"])
+def test_files_and_packages_of_ones_own_are_taken(tmp_path, script, file):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / file).write_text(WRITES.format(mark=str(tmp_path / "mark")))
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "config.yaml").write_text(yaml.safe_dump({"prior": {"class_path": "mine.Mine"}}))
+    assert script("train", "--config", "theirs/config.yaml", "--print_config")[0] == 0
+
+
+def test_no_file_of_the_current_folder_takes_the_place_of_an_installed_module(tmp_path, script, monkeypatch):
+    (tmp_path / "colorsys.py").write_text("raise SystemExit(3)")
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))  # as python -m does
+    assert script("train", "--print_config")[0] == 0
+    assert Path(import_module("colorsys").__file__).parent != tmp_path
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)
+)
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("--config", "its aliases (&, *) stand for more than"),
+        ("--conf", "--conf"),
+        ("--prior", "bomb.yaml is not allowed here"),
+        ("--guide.network", "bomb.yaml is not allowed here"),
+        ("--objective", "bomb.yaml is not allowed here"),
+        ("--metrics", "expected a list"),
+    ],
+)
+def test_a_small_file_that_stands_for_billions_of_values_is_refused(tmp_path, script, option, told):
+    """By no option is it read."""
+    (tmp_path / "bomb.yaml").write_text(BOMB)
+    code, _, errors = script("train", option, "bomb.yaml", "--print_config")
+    assert code == 2
+    assert told in " ".join(errors.split())
+
+
+@pytest.mark.parametrize("text", ["!!python/object/apply:os.system ['touch mark']", "prior: !!python/name:os.system"])
+def test_yaml_makes_no_objects(tmp_path, script, saved, text):
+    (tmp_path / "given.yaml").write_text(text)
+    assert script("train", "--config", "given.yaml")[0] == 2
+    folder, _ = saved
+    (folder / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.yaml: damaged, or no YAML"):
+        load(folder)
+    assert not (tmp_path / "mark").exists()
+
+
+def forged(folder: Path, change: dict[str, object] | None = None, **tensors: torch.Tensor) -> None:
+    """Another description or other weights, with digests that fit: nobody can tell that they were not written by a run."""
+    config = yaml.safe_load((folder / "config.yaml").read_text()) | (change or {})
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    kept = read_weights(folder / "model.safetensors")
+    write_weights(folder / "model.safetensors", {**kept.tensors, **tensors}, kept.dims, None, digest(config))
+
+
+@pytest.mark.parametrize(
+    "prior",
+    [
+        {"class_path": "pyro_vae.priors.MixtureOfNormals", "init_args": {"components": 10**14}},
+        {"class_path": "pyro_vae.priors.VampPrior", "init_args": {"components": 10**14}},
+    ],
+)
+def test_a_layer_of_any_size_is_compared_with_the_weights_before_there_is_memory_for_it(saved, prior):
+    folder, _ = saved
+    forged(folder, {"prior": prior})
+    with pytest.raises(ValueError, match=r"safetensors: Error\(s\) in loading state_dict"):
+        load(folder)
+
+
+def test_weights_have_the_types_of_the_models_numbers(saved):
+    """All in double precision is a model that was trained so; one alone, half precision or whole numbers are none."""
+    folder, _ = saved
+    model = load(folder)
+    name, value = next(iter(model.named_parameters()))
+    for wrong in (torch.float64, torch.float16, torch.int64, torch.bool):
+        forged(folder, **{name: value.detach().to(wrong)})
+        with pytest.raises(ValueError, match=r"safetensors: expected weights of the model's types of numbers"):
+            load(folder)
+    forged(folder, **{each: kept.double() for each, kept in model.state_dict().items()})
+    assert load(folder).state_dict()[name].dtype == torch.float64
 
 
 def test_a_flipped_bit_is_seen_wherever_it_is(saved):

@@ -1,37 +1,41 @@
-"""The folder of a comparison: finished cells, tables and figures; and the names of what is compared."""
+"""The folder of a comparison: finished cells, tables and figures."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import json
-import re
 import shutil
-from collections.abc import Callable, Sequence
-from inspect import signature
+from collections.abc import Callable, Mapping, Sequence
 from math import nan
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 import yaml
 from matplotlib.figure import Figure
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from torch import Tensor
 
+from pyro_vae.app.comparisons.names import file_name
 from pyro_vae.app.console import StopRequest
+from pyro_vae.app.table import Blocks
+from pyro_vae.data import Splits
 from pyro_vae.estimators import Estimator
-from pyro_vae.files import from_json, to_json
+from pyro_vae.evaluate import Mean
+from pyro_vae.files import digest, from_json, read_text, read_yaml, to_json
 from pyro_vae.models import Model
-from pyro_vae.runs import Run
+from pyro_vae.runs import Run, tensor_digest
 from pyro_vae.training import Training
 
 EstimatorFactory = Callable[[int], Estimator]
+_OF, _FILES, _DIGEST = "computed from", "files", "sha256"
+"""What a cell holds beside its numbers: digests of what it was computed from, of the files of its run, and of itself."""
 
 
 class ComparisonFolder:
     """The finished cells of a comparison, each in a file of its own: what is there is not computed again.
+
+    A cell says by a digest what it was computed from: the options, the data and the class that it is of. One that was computed
+    from anything else is never taken for it. It is moved into the folder ``older``, and the cell is computed anew.
 
     Args:
         folder: the folder of the comparison. None names it after the options, so that the same command goes on where it was cut
@@ -39,44 +43,62 @@ class ComparisonFolder:
         name: the beginning of the folder's name, where the folder is named here.
         config: the resolved options, in YAML.
         grid: the names of the options that list the cells. A command with more of these goes on in the same folder.
+        given: what the cells are computed from beside the options, such as a digest of the data.
 
     Raises:
-        ValueError: the folder holds cells of other options.
+        ValueError: the folder holds cells of other options, or a damaged file; the message says which, and what to do.
     """
 
-    def __init__(self, folder: Path | None, name: str, config: str, grid: set[str]) -> None:
+    def __init__(
+        self, folder: Path | None, name: str, config: str, grid: set[str], given: Mapping[str, Any] | None = None
+    ) -> None:
         options = yaml.safe_load(config)
         fixed = {key: value for key, value in options.items() if key not in grid | {"out", "device"}}
-        digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:8]
-        self.folder = folder or Path("runs") / f"{name}-{digest}"
+        self.folder = folder or Path("runs") / f"{name}-{digest(fixed)[:8]}"
+        self._common = {"options": fixed, **(given or {})}
+        self.moved: list[str] = []
+        """Files of cells that were moved into ``older``."""
         kept = self.folder / "config.yaml"
         if kept.is_file():
-            before = yaml.safe_load(kept.read_text())
-            changed = [key for key, value in fixed.items() if before.get(key) != value]
-            if changed:
-                key = changed[0]
-                raise ValueError(
-                    f"out: {self.folder} holds a comparison with other options ({key}: there {_short(before.get(key))}, here "
-                    f"{_short(fixed[key])}); choose another folder"
-                )
+            _check_options(kept, fixed)
         elif self.folder.exists() and any(self.folder.iterdir()):
             raise ValueError(f"out: {self.folder} exists and holds no comparison; choose another folder")
-        (self.folder / "cells").mkdir(parents=True, exist_ok=True)
-        (self.folder / "figures").mkdir(exist_ok=True)
-        kept.write_text(config)
+        for each in ("cells", "figures"):
+            (self.folder / each).mkdir(parents=True, exist_ok=True)
+        for path in sorted((self.folder / "cells").glob("*.json")):
+            self._read(path)
+        _write(kept, config)
 
-    def get(self, *key: object) -> dict[str, Any] | None:
-        """A finished cell, or None."""
-        path = self._path(*key)
-        cell: dict[str, Any] | None = from_json(path.read_text(), null=nan) if path.is_file() else None
-        return cell
+    def get(self, *key: object, of: Any = None) -> dict[str, Any] | None:
+        """A finished cell, or None.
 
-    def put(self, cell: dict[str, Any], *key: object) -> None:
-        """Keeps a finished cell, in one move."""
+        Args:
+            key: the names of the cell.
+            of: what this cell is computed from, beside what all have in common, as plain data.
+        """
         path = self._path(*key)
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(to_json(cell))
-        unfinished.replace(path)
+        if not path.is_file():
+            return None
+        cell = self._read(path)
+        if cell.get(_OF) == self._digest(of):
+            return cell
+        self._move(path)
+        return None
+
+    def put(self, cell: Mapping[str, Any], *key: object, of: Any = None) -> dict[str, Any]:
+        """Keeps a finished cell, in one move, and returns it as it was written.
+
+        Args:
+            cell: its numbers, as plain data.
+            key: the names of the cell.
+            of: what it was computed from, as for `get`.
+        """
+        run = self.run_folder(*key)
+        files = {each.relative_to(run).as_posix(): _sha256(each) for each in sorted(run.rglob("*")) if each.is_file()}
+        whole = from_json(to_json({**cell, _OF: self._digest(of), _FILES: files}))
+        text = to_json(whole | {_DIGEST: digest(whole)})
+        _write(self._path(*key), text)
+        return self._read(self._path(*key))
 
     def run_folder(self, *key: object) -> Path:
         """The run folder of a cell."""
@@ -88,31 +110,136 @@ class ComparisonFolder:
         shutil.rmtree(folder, ignore_errors=True)
         return Run(folder, config)
 
-    def table(self, name: str, title: str, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> Table:
-        """Writes rows as ``<name>.csv`` (every key) and ``<name>.md`` (the columns), and returns the latter for the screen."""
-        with (self.folder / f"{name}.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
+    def table(
+        self, name: str, title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]], keys: int = 1
+    ) -> Blocks:
+        """Writes rows as ``<name>.csv`` (every key) and ``<name>.md`` (the columns), and returns the latter for the screen.
+
+        A mean has its error in the CSV file in columns of its own.
+
+        Args:
+            name: the name of the files.
+            title: the title.
+            columns: the keys that are shown, the most important first.
+            rows: the rows.
+            keys: how many of the first columns name a row.
+        """
+        flat = [_flat(row) for row in rows]
+        with (self.folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(flat[0]))
             writer.writeheader()
-            writer.writerows(rows)
-        table = Table(
-            title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True
-        )
-        lines = [f"| {' | '.join(columns)} |", f"|{'|'.join(' --- ' for _ in columns)}|"]
-        for column in columns:
-            table.add_column(column, no_wrap=True, justify="left" if column == columns[0] else "right")
-        for row in rows:
-            shown = [_shown(row[column]) for column in columns]
-            table.add_row(*shown)
-            lines.append(f"| {' | '.join(shown)} |")
-        (self.folder / f"{name}.md").write_text(f"{title}\n\n" + "\n".join(lines) + "\n")
-        return table
+            writer.writerows(flat)
+        shown = [[_shown(row[column]) for column in columns] for row in rows]
+        lines = [" | ".join(each.replace("|", "\\|") for each in row) for row in (columns, *shown)]
+        lines.insert(1, " | ".join("---" if i < keys else "---:" for i in range(len(columns))))
+        text = "\n".join(f"| {line} |" for line in lines)
+        (self.folder / f"{name}.md").write_text(f"{title}\n\n{text}\n", encoding="utf-8")
+        return Blocks(title, columns, shown, keys)
 
     def figure(self, name: str, figure: Figure) -> None:
         """Keeps a figure as ``figures/<name>.png``."""
         figure.savefig(self.folder / "figures" / f"{name}.png")
 
+    def left_out(self, console: Console, reasons: Mapping[str, str], found: bool) -> None:
+        """Says which cells were left out, and why, on the screen and in ``left_out.csv``; and which were moved away.
+
+        Raises:
+            ValueError: nothing else was found.
+        """
+        if not found:
+            cell, reason = next(iter(reasons.items()))
+            raise ValueError(f"nothing can be compared here. {cell}: {reason}")
+        for cell, reason in reasons.items():
+            console.print(f"Left out: {cell}: {reason}", soft_wrap=True)
+        with (self.folder / "left_out.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(reasons.items())
+        if self.moved:
+            console.print(
+                f"Computed anew: {', '.join(self.moved)}. The cells of this name were of another version, or were computed "
+                f"from other data or options, and are now in {self.folder / 'older'}.",
+                soft_wrap=True,
+            )
+
     def _path(self, *key: object) -> Path:
         return self.folder / "cells" / f"{file_name(*key)}.json"
+
+    def _digest(self, of: Any) -> str:
+        return digest({**self._common, "cell": of})
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        """A cell, if it and all files of its run are as they were written.
+
+        Raises:
+            ValueError: one is not; the message names it and the way out.
+        """
+        others = len(list(path.parent.glob("*.json"))) - 1
+        way_out = (
+            f"Delete {path} and give the same command again: this cell is computed anew, the others ({others}) are kept"
+        )
+        try:
+            text = read_text(path)
+            cell = from_json(text)
+        except ValueError as error:
+            raise ValueError(f"{path}: damaged ({error}). {way_out}") from error
+        if not isinstance(cell, dict):
+            raise ValueError(f"{path}: damaged: it holds no cell. {way_out}")
+        if not {_OF, _DIGEST} & cell.keys():
+            return cell  # of an older version, which `get` does not take
+        whole = {name: value for name, value in cell.items() if name != _DIGEST}
+        if cell.get(_DIGEST) != digest(whole) or text != to_json(cell):
+            raise ValueError(f"{path}: damaged: it does not hold what was written (its digest is another). {way_out}")
+        for name, written in cell[_FILES].items():
+            file = self.folder / "runs" / path.stem / name
+            if Path(name).is_absolute() or ".." in Path(name).parts or not file.is_file():
+                raise ValueError(f"{file}: this file of a finished cell is missing. {way_out}")
+            if _sha256(file) != written:
+                raise ValueError(f"{file}: damaged or changed: its digest is not the one of its cell. {way_out}")
+        numbers: dict[str, Any] = from_json(text, null=nan)
+        del numbers[_DIGEST]
+        return numbers
+
+    def _move(self, path: Path) -> None:
+        """Moves a cell and its run away. Their names get a number for the content, so that no two are the same."""
+        older = self.folder / "older"
+        older.mkdir(exist_ok=True)
+        name = f"{path.stem}-{_sha256(path)[:8]}"
+        run = self.folder / "runs" / path.stem
+        if run.is_dir() and not (older / name).exists():
+            run.rename(older / name)
+        path.replace(older / f"{name}.json")
+        self.moved.append(path.stem)
+
+
+def _check_options(kept: Path, fixed: Mapping[str, Any]) -> None:
+    """Checks that a comparison has these options.
+
+    Raises:
+        ValueError: its file is damaged, or has others.
+    """
+    way_out = f"Delete {kept} and give the same command again: finished cells are kept"
+    try:
+        before = read_yaml(kept)
+    except ValueError as error:
+        raise ValueError(f"{error}. {way_out}") from error
+    if not isinstance(before, dict):
+        raise ValueError(f"{kept}: damaged: it holds no options. {way_out}")
+    if changed := [key for key, value in fixed.items() if before.get(key) != value]:
+        key = changed[0]
+        raise ValueError(
+            f"out: {kept.parent} holds a comparison with other options ({key}: there {_short(before.get(key))}, here "
+            f"{_short(fixed[key])}); choose another folder"
+        )
+
+
+def data_digest(splits: Splits) -> str:
+    """A digest of data: another file of the same name makes another comparison."""
+    tensors: dict[str, Tensor] = {}
+    for name in ("train", "valid", "test"):
+        split = getattr(splits, name)
+        tensors[f"{name}.x"] = split.x.cpu()
+        if split.labels is not None:
+            tensors[f"{name}.labels"] = split.labels.cpu()
+    return tensor_digest({"dynamic": splits.train.dynamic, "standardize": splits.standardize}, tensors)
 
 
 def keep_epochs(records: Training, model: Model, run: Run, stop: StopRequest) -> float:
@@ -125,41 +252,6 @@ def keep_epochs(records: Training, model: Model, run: Run, stop: StopRequest) ->
     return seconds
 
 
-def file_name(*key: object) -> str:
-    """A name for a cell's file or folder."""
-    name = re.sub(r"[^\w.,=()+-]", "_", "-".join(str(each) for each in key))
-    return name if len(name) <= 120 else f"{name[:110]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
-def label(described: str | dict[str, Any]) -> str:
-    """The name of a described class for tables: with the options that are not the class's own, ``IWAE(stl=True)``."""
-    path, options = class_and_options(described)
-    defaults = signature(resolve_name(path)).parameters
-    name = path.rpartition(".")[2] if path.startswith("pyro_vae.") else path
-    own = [f"{key}={_value(value)}" for key, value in options.items() if not _is_default(value, defaults[key].default)]
-    return f"{name}({', '.join(own)})" if own else name
-
-
-def _value(value: Any) -> str:
-    return label(value) if isinstance(value, dict) and "class_path" in value else str(value)
-
-
-def _is_default(value: Any, default: Any) -> bool:
-    """Whether an option has its class's own default: itself, or, of a class, that class without options of its own."""
-    if isinstance(default, tuple):
-        default = list(default)
-    if isinstance(value, dict) and "class_path" in value and isinstance(default, type):
-        return label(value) == default.__name__
-    return bool(value == default)
-
-
-def class_and_options(described: str | dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The import path of a described class, and its options."""
-    return (
-        (described, {}) if isinstance(described, str) else (described["class_path"], described.get("init_args") or {})
-    )
-
-
 def run_config(described: dict[str, Any], left_out: set[str], one: dict[str, Any]) -> str:
     """What ``train`` would be told for one cell: the options of the comparison, but for its own, and those of the cell."""
     kept = {
@@ -168,42 +260,44 @@ def run_config(described: dict[str, Any], left_out: set[str], one: dict[str, Any
     return yaml.safe_dump(kept | one, sort_keys=False)
 
 
-def labels(described: Sequence[str | dict[str, Any]], option: str) -> list[str]:
-    """The names of several described classes.
-
-    Raises:
-        ValueError: none, or one twice.
-    """
-    names = [label(each) for each in described]
-    if not names:
-        raise ValueError(f"{option}: expected at least one")
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"{option}: {', '.join(sorted(twice))} stands there twice")
-    return names
-
-
-def left_out(console: Console, reasons: dict[str, str], found: bool) -> None:
-    """Says which cells were left out, and why; raises ValueError if nothing else was found."""
-    if not found:
-        cell, reason = next(iter(reasons.items()))
-        raise ValueError(f"nothing can be compared here. {cell}: {reason}")
-    for cell, reason in reasons.items():
-        console.print(f"Left out: {cell}: {reason}", soft_wrap=True)
-
-
 def check_numbers(numbers: Sequence[int], option: str, least: int) -> None:
     """Raises ValueError if there is no number, one below ``least``, or one twice."""
     if not numbers or min(numbers) < least or len(set(numbers)) < len(numbers):
         raise ValueError(f"{option}: expected different numbers of at least {least}, got {numbers}")
 
 
+def _write(path: Path, text: str) -> None:
+    """Writes a file in one move, so that a cut leaves the old one."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row for a CSV file."""
+    flat: dict[str, Any] = {}
+    for key, value in row.items():
+        if isinstance(value, Mean):
+            flat |= {key: value.mean, f"{key} ±": value.reach}
+        else:
+            flat[key] = value
+    return flat
+
+
 def _shown(value: Any) -> str:
     """A number in three digits, four where it is in the hundreds; 2.5e4 in place of 2.5e+04."""
     if not isinstance(value, float):
         return str(value)
-    return f"{value:.1f}" if 100 <= abs(value) < 1000 else re.sub(r"e\+?(-?)0*", r"e\1", f"{value:.3g}")
+    if 100 <= abs(value) < 1000:
+        return f"{value:.1f}"
+    mantissa, _, exponent = f"{value:.3g}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
+    text = to_json(value)
     return text if len(text) < 60 else text[:57] + "..."

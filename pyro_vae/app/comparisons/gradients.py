@@ -12,19 +12,20 @@ import numpy as np
 import yaml
 
 from pyro_vae import figures
-from pyro_vae.app.comparisons.folder import ComparisonFolder, EstimatorFactory, check_numbers, labels, left_out
-from pyro_vae.app.console import StopRequest, progress_bar, wide_console
+from pyro_vae.app.comparisons.folder import ComparisonFolder, EstimatorFactory, check_numbers, data_digest
+from pyro_vae.app.comparisons.names import labels
+from pyro_vae.app.console import StopRequest, progress_bar, screen
 from pyro_vae.app.setting import Setting
 from pyro_vae.data import Columns, Splits, columns_for
 from pyro_vae.estimators import IWAE, STL, VIMCO, DReG
 from pyro_vae.evaluate import SIDES, Draws, Interval, Moments, draw_gradients, fit_line, moments
 from pyro_vae.models import Model, ModelSpec
-from pyro_vae.runs import load
+from pyro_vae.runs import load, tensor_digest
 from pyro_vae.scopes import seeded
 from pyro_vae.training import check_support
 from pyro_vae.trust import here
 
-console = wide_console()
+console = screen()
 
 
 def gradients(
@@ -68,12 +69,17 @@ def gradients(
     _check_known(same_mean, names)
     check_numbers(particles, "particles", 1)
     where = setting.place
+    given = {"data": data_digest(splits)}
     splits = splits.to(where)
     programs = (_of_run(run, splits) if run else spec.build(splits, seed)).to(where)
+    if run:  # another training may have written into a folder of the same name
+        given["run"] = tensor_digest({}, {name: each.cpu() for name, each in programs.state_dict().items()})
     taken = _first(programs, splits, batch, seed)
-    cells = ComparisonFolder(setting.out, "gradients", config, {"estimators", "particles", "same_mean", "fit_from"})
+    grid = {"estimators", "particles", "same_mean", "fit_from"}
+    cells = ComparisonFolder(setting.out, "gradients", config, grid, given)
 
     made = dict(zip(names, estimators, strict=True))
+    described_estimators = dict(zip(names, described["estimators"], strict=True))
     skipped: dict[str, str] = {}
     done: dict[tuple[str, int], dict[str, Any]] = {}
     with progress_bar(console) as bar, StopRequest() as stop:
@@ -91,7 +97,8 @@ def gradients(
         for K in sorted(particles):
             of_reference: Draws | None = None
             for name, make in made.items():
-                cell = cells.get(name, f"K{K}")
+                one = {"estimator": described_estimators[name], "K": K}
+                cell = cells.get(name, f"K{K}", of=one)
                 if cell is None:
                     try:
                         of_reference = of_reference or draw(reference_name, reference, K)
@@ -104,15 +111,20 @@ def gradients(
                         continue
                     of_side = {side: m.as_dict() for side, m in moments(found, of_reference).items()}
                     cell = {"draws": draws, "ms": 1000 * found.seconds, **of_side}
-                    cells.put(cell, name, f"K{K}")
+                    cell = cells.put(cell, name, f"K{K}", of=one)
                     console.print(f"{name}, K = {K}: {cell['ms']:.1f} ms a gradient")
                 else:
                     bar.update(task, advance=draws * (20 + K))
                 done[name, K] = cell
-    left_out(console, skipped, bool(done))
+    cells.left_out(console, skipped, bool(done))
     done = {(name, K): done[name, K] for name in made for K in sorted(particles) if (name, K) in done}
     report_gradients(
-        cells, done, reference_name, same_mean, fit_from, f"{setting.name}, N = {draws} draws, batch of {batch}"
+        cells,
+        done,
+        reference_name,
+        same_mean,
+        fit_from,
+        f"{setting.name}, N = {draws} draws, batch of {batch}, seed {seed}",
     )
     console.print(f"Tables, figures and cells: {cells.folder}", soft_wrap=True)
 
@@ -159,16 +171,19 @@ def report_gradients(
             for k, m in zip(K, of_name, strict=True):
                 of_reference = known.get((reference, k))
                 rows.append(_row(name, k, side, m, done[name, k], of_reference, name == reference, shared))
-        columns = ["estimator", "K", "‖mean‖", "variance", "SNR", "bias", "ms", "var·ms"]
+        columns = ["estimator", "K", "SNR", "bias", "‖mean‖", "variance", "ms", "var·ms"]
         if any(row["ratio"] != "" for row in rows):
-            columns.insert(4, "ratio")
-        title = f"Gradient by {figures.PARAMETERS[side]} parameters: {what}"
-        console.print(cells.table(f"gradients-{side}", title, columns, rows))
+            columns.insert(6, "ratio")
+        title = f"Gradient by {figures.PARAMETERS[side]} parameters, in nats, ± 95 % over draws: {what}"
+        console.print(cells.table(f"gradients-{side}", title, columns, rows, keys=2))
     console.print(
-        f"Gradients of the mean bound of the batch. variance: over all coordinates, summed;\n"
-        f"ratio: to {reference}'s at the same K; SNR: ‖mean‖ / √variance of one draw;\n"
-        f"bias: ‖mean - mean of {reference}‖ / ‖mean of {reference}‖ at the same K;\n"
-        f"var·ms: cost of a gradient of unit variance. ±, <: 95 % limits (jackknife)."
+        f"Gradients of the mean bound of the batch. SNR: ‖mean‖ / √variance of one draw; bias: ‖mean − mean of {reference}‖ / "
+        f"‖mean of {reference}‖ at the same K; variance: over all coordinates, summed; ratio: to {reference}'s at the same K; "
+        f"ms: of one draw; var·ms: cost of a gradient of unit variance."
+    )
+    console.print(
+        "±, <: 95 % intervals over the draws, and upper 95 % limits (jackknife); those of ‖mean‖ and variance are in the "
+        "CSV files. Left out: the spread over batches, and over seeds, of which there is one."
     )
     if same_mean:
         console.print(f"SNR of {', '.join(same_mean)}: with ‖mean‖ of {reference}, whose mean is known to be the same.")
@@ -181,10 +196,12 @@ def report_gradients(
         }
         for name in names
     ]
-    title = f"Slopes of log SNR against log K, fitted to the resolved points from K = {fit_from} on"
+    title = (
+        f"Slopes of log SNR against log K, with 95 % intervals, fitted to the resolved points from K = {fit_from} on"
+    )
     console.print(cells.table("slopes", title, list(slopes[0]), slopes))
-    cells.figure("snr", figures.snr(lines, f"signal-to-noise ratio of gradient draws ({what}; bars: 95 %)"))
-    cells.figure("cost", figures.cost(costs, f"cost of a gradient of unit precision ({what}; bars: 95 %)"))
+    cells.figure("snr", figures.snr(lines, f"signal-to-noise ratio of gradient draws ({what}; bars: 95 % over draws)"))
+    cells.figure("cost", figures.cost(costs, f"cost of a gradient of unit precision ({what}; bars: 95 % over draws)"))
 
 
 def _row(
@@ -216,7 +233,7 @@ def _narrow(interval: Interval) -> str:
     value, low, high = interval
     if not isfinite(value):
         return "unresolved"
-    return f"{value:.3g}±{(high - low) / 2:.1g}" if low > 0 else f"<{high:.2g}"
+    return f"{value:.3g} ± {(high - low) / 2:.1g}" if low > 0 else f"<{high:.2g}"
 
 
 def _signed(interval: Interval) -> str:
@@ -226,7 +243,7 @@ def _signed(interval: Interval) -> str:
 
 def _of_run(run: Path, splits: Splits) -> Model:
     """The VAE of a run folder, if it is one for these data."""
-    vae = load(run, here())
+    vae = load(run, here(run))
     if vae.dims.x_shape != splits.x_shape:
         raise ValueError(
             f"run: {run} holds a model of data of shape {vae.dims.x_shape}, and the data given have shape {splits.x_shape}; "

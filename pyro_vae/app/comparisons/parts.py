@@ -18,17 +18,18 @@ import torch
 import yaml
 
 from pyro_vae import figures
+from pyro_vae.app.comparisons.errors import Over, compared, over_data, spread
 from pyro_vae.app.comparisons.folder import (
     ComparisonFolder,
     EstimatorFactory,
     check_numbers,
+    data_digest,
     keep_epochs,
-    labels,
-    left_out,
     run_config,
 )
+from pyro_vae.app.comparisons.names import labels
 from pyro_vae.app.comparisons.run import run_command
-from pyro_vae.app.console import StopRequest, progress_bar, wide_console
+from pyro_vae.app.console import StopRequest, progress_bar, screen
 from pyro_vae.app.setting import Setting
 from pyro_vae.compilation import Compile
 from pyro_vae.data import Split, Splits
@@ -44,7 +45,9 @@ from pyro_vae.scopes import seeded
 from pyro_vae.training import Progress, TrainingPlan, fit
 from pyro_vae.trust import here
 
-console = wide_console()
+console = screen()
+Cells = dict[tuple[str, ...], dict[int, dict[str, Any]]]
+"""Finished cells by their names and by seed."""
 KINDS = ("prior", "guide", "likelihood", "estimator")
 LEFT_OUT = frozenset({"prior", "guide", "likelihood", "model", "estimator", "seed", "callbacks"})
 """Fields of a specification or a plan that each cell has of its own, or that no cell has."""
@@ -86,8 +89,9 @@ def compare_parts(
     for option, numbers, least in (("seeds", seeds, 0), ("K", [K], 1)):
         check_numbers(numbers, option, least)
     first, where = setting.test(splits, least=2), setting.place
+    grid_options = {*(f"{kind}s" for kind in KINDS), "seeds"}
+    cells = ComparisonFolder(setting.out, "parts", config, grid_options, {"data": data_digest(splits)})
     splits, first = splits.to(where), first.to(where)
-    cells = ComparisonFolder(setting.out, "parts", config, {*(f"{kind}s" for kind in KINDS), "seeds"})
     parts = (priors, guides, likelihoods or (), estimators)
     made: list[list[tuple[str, Any]]] = [
         list(zip(names, of_kind, strict=True)) for names, of_kind in zip(named, parts, strict=True)
@@ -99,15 +103,14 @@ def compare_parts(
     }
 
     skipped: dict[str, str] = {}
-    done: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    done: Cells = {tuple(name for name, _ in chosen): {} for chosen in product(*made)}
     grid = [(seed, chosen) for seed in seeds for chosen in product(*made)]
     steps = plan.steps(len(splits.train))
     with progress_bar(console) as bar, StopRequest() as stop:
         task = bar.add_task("", total=len(grid) * plan.epochs * steps)
         for number, (seed, chosen) in enumerate(grid):
             names = tuple(name for name, _ in chosen)
-            key = (*names, f"seed{seed}")
-            before, what = number * plan.epochs * steps, ", ".join(_telling(names, named))
+            key, before, what = (*names, f"seed{seed}"), number * plan.epochs * steps, ", ".join(_telling(names, named))
 
             def on_step(now: Progress, before: int = before, what: str = what) -> None:
                 stop.check()
@@ -115,38 +118,36 @@ def compare_parts(
                 bar.update(task, completed=before + now.step, description=text, live=now.bound)
 
             bar.update(task, completed=before, description=what)
-            cell = cells.get(*key)
+            one_config = _config_of(described, specs, names, K, seed)
+            cell = cells.get(*key, of=yaml.safe_load(one_config))
             if cell is None:
                 try:
                     prior, guide, likelihood, make = (part for _, part in chosen)
                     one = replace(spec, prior=prior, guide=guide, likelihood=likelihood)
                     model, estimator = one.build(splits, seed).to(where), make(K)
                     records = fit(model, splits, replace(plan, estimator=estimator, seed=seed), on_step=on_step)
-                    run = cells.new_run(_config_of(described, specs, names, K, seed), *key)
+                    run = cells.new_run(one_config, *key)
                     cell = {"seconds": keep_epochs(records, model, run, stop)}
                 except (ValueError, DivergedError) as error:
                     skipped[f"{what}, seed {seed}"] = str(error).split("\n", 1)[0]
                     continue
                 cell |= evaluated(model, estimator, first, setting.test_particles, plan.compile)
                 reached = mean(torch.tensor(cell["log_px"]))
-                run.result({"log_px": {**reached.values(), "K": setting.test_particles}})
-                cells.put(cell, *key)
+                run.result({"log_px": {**reached.as_dict(), "K": setting.test_particles}})
+                cell = cells.put(cell, *key, of=yaml.safe_load(one_config))
                 console.print(f"{what}, seed {seed}: log p(x) = {reached} nats after {cell['seconds']:.0f} s")
-            done.setdefault(names, []).append({**cell, "folder": str(cells.run_folder(*key))})
-    left_out(console, skipped, bool(done))
-    report(
-        cells,
-        done,
-        named,
-        f"{setting.name}, d = {spec.latent}, {plan.epochs} epochs, {len(first)} test images",
-        skipped,
-    )
-    draw(cells, done, named, first, splits)
+            done[names][seed] = {**cell, "folder": str(cells.run_folder(*key))}
+    done = {names: of_cell for names, of_cell in done.items() if of_cell}
+    cells.left_out(console, skipped, bool(done))
+    over = Over(seeds, len(first), splits.view.noun(splits.x_shape), setting.test_particles)
+    what = f"{setting.name}, d = {spec.latent}, {_counted(plan.epochs, 'epoch')}, {len(first)} test {over.noun}"
+    report(cells, done, named, what, over)
+    draw(cells, done, named, first, splits, over)
     console.print(f"Tables, figures and cells, each a run folder: {cells.folder}", soft_wrap=True)
 
 
 def evaluated(vae: Any, estimator: Estimator, first: Split, K: int, compile: Compile) -> dict[str, Any]:
-    """What a cell keeps, on the same images and by the same random numbers for every cell."""
+    """What a cell keeps, on the same data and by the same random numbers for every cell."""
     of_one, own = evaluate_bound(vae, first, ELBO(K=10), 100, 0), evaluate_bound(vae, first, estimator, 100, 0)
     return {
         "log_px": log_px(vae, first, K, compile=compile).tolist(),
@@ -159,76 +160,71 @@ def evaluated(vae: Any, estimator: Estimator, first: Split, K: int, compile: Com
     }
 
 
-def report(
-    cells: ComparisonFolder,
-    done: dict[tuple[str, ...], list[dict[str, Any]]],
-    named: list[list[str]],
-    title: str,
-    skipped: dict[str, str],
-) -> None:
-    """The table: means over seeds; ± is the standard error over images, and differences are paired by image."""
+def report(cells: ComparisonFolder, done: Cells, named: Sequence[Sequence[str]], title: str, over: Over) -> None:
+    """The table: log p(x) with its errors, and means over seeds of what else the cells hold."""
+    found = {
+        names: {seed: np.array(cell["log_px"]) for seed, cell in of_cell.items()} for names, of_cell in done.items()
+    }
     rows: list[dict[str, Any]] = []
-    base = np.mean([cell["log_px"] for cell in next(iter(done.values()))], axis=0)
-    for names, of_cell in done.items():
-        found = np.mean([cell["log_px"] for cell in of_cell], axis=0)
-        elbo = np.mean([cell["elbo"] for cell in of_cell], axis=0)
-        gap = found - base
-        row: dict[str, Any] = {"cell": ", ".join(_telling(names, named))}
-        row["log p(x)"] = f"{found.mean():.2f} ± {mean(found).error:.2f}"
-        row["to the first"] = f"{gap.mean():+.2f} ± {mean(gap).error:.2f}" if rows else "first"
-        row["ELBO"] = f"{elbo.mean():.2f}"
-        row["gap"] = f"{(found - elbo).mean():.2f}"
-        row["KL"] = f"{np.mean([cell['kl'] for cell in of_cell]):.2f}"
-        row["active"] = f"{np.mean([cell['active units'] for cell in of_cell]):g}"
-        row["parameters"] = f"{of_cell[0]['model parameters']:,} + {of_cell[0]['guide parameters']:,}"
-        row["s"] = f"{np.mean([cell['seconds'] for cell in of_cell]):.0f}"
-        row["seeds"] = len(of_cell)
-        row |= dict(zip(KINDS, names, strict=True))
-        row["own bound"] = float(np.mean([cell["bound"] for cell in of_cell]))
-        row["log p(x) (number)"], row["standard error over images"] = float(found.mean()), mean(found).error
-        finals = np.array([np.mean(cell["log_px"]) for cell in of_cell])
-        row["standard error over seeds"] = mean(finals).error if len(finals) > 1 else ""
-        rows.append(row)
-    console.print(cells.table("parts", f"Test set, nats per datum: {title}", list(rows[0])[:9], rows))
+    for (names, of_cell), result in zip(done.items(), compared(found, over), strict=True):
+
+        def each(key: str, of_cell: dict[int, dict[str, Any]] = of_cell) -> list[float]:
+            return [float(np.mean(cell[key])) for cell in of_cell.values()]
+
+        one = next(iter(of_cell.values()))
+        elbo, gap = spread(each("elbo")), spread([a - b for a, b in zip(each("log_px"), each("elbo"), strict=True)])
+        row: dict[str, Any] = {"cell": ", ".join(_telling(names, named)), **{key: result[key] for key in over.columns}}
+        row |= {"gap": f"{gap.mean:.2f}", "KL": f"{spread(each('kl')).mean:.2f}"}
+        row |= {"active": f"{spread(each('active units')).mean:.3g}", "ELBO": f"{elbo.mean:.2f}"}
+        row |= {"s": f"{spread(each('seconds')).mean:.0f}"}
+        row["parameters"] = f"{one['model parameters']:,} + {one['guide parameters']:,}"
+        row |= dict(zip(KINDS, names, strict=True)) | {"own bound": spread(each("bound")).mean}
+        rows.append(row | result)
+    columns = list(rows[0])[: list(rows[0]).index("parameters") + 1]
+    console.print(cells.table("parts", f"Test log p(x), nats per datum, ± 95 % {over.what}: {title}", columns, rows))
+    for line in (over.told, over_data(found, over)):
+        if line:
+            console.print(line)
     console.print(
-        "± is the standard error over images, of a difference that of the paired differences; gap: log p(x) − ELBO; active: "
-        "latents whose posterior mean varies over the data; parameters of the model + of the guide; s: seconds of training."
+        "gap: log p(x) − ELBO, active: latents whose posterior mean varies over the data, s: seconds of training, parameters: "
+        f"of the model + of the guide; these{', means over seeds,' if over.several else ''} are without their errors."
     )
-    (cells.folder / "left_out.csv").write_text("".join(f'"{cell}","{why}"\n' for cell, why in skipped.items()))
 
 
 def draw(
-    cells: ComparisonFolder,
-    done: dict[tuple[str, ...], list[dict[str, Any]]],
-    named: list[list[str]],
-    first: Split,
-    splits: Splits,
+    cells: ComparisonFolder, done: Cells, named: Sequence[Sequence[str]], first: Split, splits: Splits, over: Over
 ) -> None:
-    """Samples of each cell, its aggregate posterior against its prior, and log p(x) with the gap; of the first seed."""
+    """Samples of each cell, and its aggregate posterior against its prior, of one seed; log p(x) and the gap of all."""
     pictures, clouds, bars, look = {}, {}, {}, figures.look_of(splits)
     for names, of_cell in done.items():
-        name, cell = "\n".join(_telling(names, named)), of_cell[0]
-        vae: Any = load(cell["folder"], here()).to(first.x.device)
-        pictures[name] = sample(vae, first.x, 1000, noise=True) if look.kind == "table" else sample(vae, first.x, 36)
+        name, (seed, cell) = "\n".join(_telling(names, named)), next(iter(of_cell.items()))
+        shown = name if seed == over.seeds[0] else f"{name}\nseed {seed}"  # the first has none: it was left out
+        vae: Any = load(cell["folder"], here(cells.folder)).to(first.x.device)
+        pictures[shown] = sample(vae, first.x, 1000, noise=True) if look.kind == "table" else sample(vae, first.x, 36)
         t, prior = encode(vae, first.x)["t"], vae.prior()
         used = t.var(0).argsort(descending=True)[:2].sort().values
         with torch.no_grad(), seeded(t.device, "prior"):
             draws = prior.sample((len(t),))
-        clouds[name] = figures.Cloud(
+        clouds[shown] = figures.Cloud(
             prior=draws[:, used],
             posterior=t[:, used],
             density=prior.log_prob if t.shape[1] == 2 else None,
             axes=used.tolist(),
         )
-        bars[name] = (np.array(cell["log_px"]), np.array(cell["elbo"]))
+        of_log_px, of_elbo = (np.array([each[key] for each in of_cell.values()]) for key in ("log_px", "elbo"))
+        bars[name] = of_log_px, of_elbo
+    of_one = f"seed {over.seeds[0]}" + (f" (of {', '.join(map(str, over.seeds))})" if over.several else "")
     what = "x ~ p(x|t)" if look.kind == "table" else "means of p(x|t)"
-    cells.figure("samples", figures.side_by_side(pictures, look, f"{what} at t ~ p(t)", x=first.x))
+    cells.figure("samples", figures.side_by_side(pictures, look, f"{what} at t ~ p(t); {of_one}", x=first.x))
     if all(cloud.prior.shape[1] == 2 for cloud in clouds.values()):
-        title = "test data, t ~ q(t|x,φ), on the prior in gray"
+        title = f"test data, t ~ q(t|x,φ), on the prior in gray; {of_one}"
         cells.figure("latents", figures.against_prior(clouds, first.labels, title))
-    cells.figure(
-        "log_px", figures.gaps(bars, f"log p(x) and the ELBO of the same test {look.noun}, with standard errors")
-    )
+    title = f"log p(x) and the ELBO of the same {over.data} test {look.noun}; bars: 95 % {over.what}"
+    cells.figure("log_px", figures.gaps(bars, title, over_seeds=over.several))
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _telling(names: Sequence[str], named: Sequence[Sequence[str]]) -> list[str]:

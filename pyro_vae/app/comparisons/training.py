@@ -10,25 +10,27 @@ import numpy as np
 import yaml
 
 from pyro_vae import figures
+from pyro_vae.app.comparisons.errors import GAP, PAIRED, RESULT, Over, compared, over_data, spread
 from pyro_vae.app.comparisons.folder import (
     ComparisonFolder,
     EstimatorFactory,
     check_numbers,
-    class_and_options,
-    labels,
-    left_out,
+    data_digest,
     run_config,
 )
-from pyro_vae.app.console import StopRequest, progress_bar, wide_console
+from pyro_vae.app.comparisons.names import class_and_options, labels
+from pyro_vae.app.console import StopRequest, progress_bar, screen
 from pyro_vae.app.setting import Setting
 from pyro_vae.data import Split, Splits
 from pyro_vae.estimators import ELBO, IWAE, DReG
-from pyro_vae.evaluate import interval, log_px, mean
+from pyro_vae.evaluate import DivergedError, log_px
 from pyro_vae.models import Model, ModelSpec
 from pyro_vae.runs import Run
 from pyro_vae.training import Progress, Training, TrainingPlan, fit
 
-console = wide_console()
+console = screen()
+Cells = dict[tuple[str, int], dict[int, dict[str, Any]]]
+"""Finished cells by estimator and K, and by seed."""
 LEFT_OUT = frozenset({"estimator", "seed", "callbacks"})
 """Fields of a training plan that each cell has of its own, or that no cell has."""
 
@@ -66,12 +68,14 @@ def training(
     check_numbers(seeds, "seeds", 0)
     check_numbers([evaluate_every], "evaluate_every", 1)
     first, where = setting.test(splits, least=2), setting.place
+    cells = ComparisonFolder(
+        setting.out, "training", config, {"estimators", "particles", "seeds"}, {"data": data_digest(splits)}
+    )
     splits, first = splits.to(where), first.to(where)
-    cells = ComparisonFolder(setting.out, "training", config, {"estimators", "particles", "seeds"})
     steps = plan.steps(len(splits.train))
 
     skipped: dict[str, str] = {}
-    done: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    done: Cells = {(name, K): {} for K in particles for name in names}
     grid = [
         (seed, K, name, make, each)
         for seed in seeds
@@ -79,11 +83,14 @@ def training(
         for name, make, each in zip(names, estimators, described["estimators"], strict=True)
     ]
     with progress_bar(console) as bar, StopRequest() as stop:
-        task = bar.add_task("", total=sum((20 + K) * plan.epochs * steps for _, K, *_ in grid))
-        before = 0
-        for seed, K, name, make, described_estimator in grid:
+        work = [(20 + K) * plan.epochs * steps for _, K, *_ in grid]
+        task = bar.add_task("", total=sum(work))
+        for i, (seed, K, name, make, described_estimator) in enumerate(grid):
+            before = sum(work[:i])
             key = name, f"K{K}", f"seed{seed}"
-            cell = cells.get(*key)
+            path, chosen = class_and_options(described_estimator)
+            one = {"estimator": {"class_path": path, "init_args": {**chosen, "K": K}}, "seed": seed}
+            cell = cells.get(*key, of=one)
             if cell is None:
 
                 def on_step(now: Progress, K: int = K, before: int = before, what: str = f"{name}, K = {K}") -> None:
@@ -94,25 +101,21 @@ def training(
                 model = spec.build(splits, seed).to(where)
                 try:
                     records = fit(model, splits, replace(plan, estimator=make(K), seed=seed), on_step=on_step)
-                except ValueError as error:
-                    skipped[f"{name} at K = {K}"] = str(error)
-                    before += (20 + K) * plan.epochs * steps
-                    bar.update(task, completed=before)
+                    own = {"estimators", "particles", "seeds", "evaluate_every"}
+                    run = cells.new_run(run_config(described, own, one), *key)
+                    found = _follow(records, model, run, first, setting.test_particles, evaluate_every, steps, stop)
+                except (ValueError, DivergedError) as error:
+                    skipped[f"{name} at K = {K}, seed {seed}"] = str(error).split("\n", 1)[0]
                     continue
-                path, chosen = class_and_options(described_estimator)
-                one = {"estimator": {"class_path": path, "init_args": {**chosen, "K": K}}, "seed": seed}
-                own = {"estimators", "particles", "seeds", "evaluate_every"}
-                run = cells.new_run(run_config(described, own, one), *key)
-                cell = _follow(records, model, run, first, setting.test_particles, evaluate_every, steps, stop)
-                cells.put(cell, *key)
+                cell = cells.put(found, *key, of=one)
                 reached = f"log p(x) = {cell['log_px'][-1]:.2f} nats after {cell['seconds'][-1]:.0f} s"
                 console.print(f"{name}, K = {K}, seed {seed}: {reached}")
-            before += (20 + K) * plan.epochs * steps
-            bar.update(task, completed=before)
-            done.setdefault((name, K), []).append(cell)
-    left_out(console, skipped, bool(done))
-    what = f"{setting.name}, {len(seeds)} seeds, K = {setting.test_particles} on {len(first)} test images"
-    report_training(cells, done, what)
+            bar.update(task, completed=before + work[i])
+            done[name, K][seed] = cell
+    done = {key: of_key for key, of_key in done.items() if of_key}
+    cells.left_out(console, skipped, bool(done))
+    over = Over(seeds, len(first), splits.view.noun(splits.x_shape), setting.test_particles)
+    report_training(cells, done, f"{setting.name}, {len(first)} test {over.noun}", over)
     console.print(f"Tables, figures and cells, each with its run folder: {cells.folder}", soft_wrap=True)
 
 
@@ -140,41 +143,29 @@ def _follow(
     return cell
 
 
-def report_training(cells: ComparisonFolder, done: dict[tuple[str, int], list[dict[str, Any]]], what: str) -> None:
+def report_training(cells: ComparisonFolder, done: Cells, what: str, over: Over) -> None:
     """Table and figure of the training half."""
-    finals = {key: np.array([cell["log_px"][-1] for cell in of_key]) for key, of_key in done.items()}
-    base = next(iter(finals))
-    rows = []
-    for (name, K), final in finals.items():
-        value, gap = interval(final), interval(final - finals[base])
-        images = np.mean([cell["final"] for cell in done[name, K]], axis=0)
-        row: dict[str, Any] = {"estimator": name, "K": K, "seeds": len(final)}
-        row["log p(x)"] = (
-            f"{value.value:.2f} ± {(value.high - value.value):.2f}" if len(final) > 1 else f"{value.value:.2f}"
-        )
-        row["to the first"] = "first"
-        if (name, K) != base:
-            row["to the first"] = (
-                f"{gap.value:+.2f} [{gap.low:+.2f}, {gap.high:+.2f}]" if len(final) > 1 else f"{gap.value:+.2f}"
-            )
-        row["seconds"] = float(np.mean([cell["seconds"][-1] for cell in done[name, K]]))
-        row["ms per step"] = 1000 * row["seconds"] / done[name, K][0]["steps"][-1]
-        row |= {"log p(x) (number)": value.value, "low": value.low, "high": value.high}
-        row |= {"to the first (number)": gap.value, "to the first low": gap.low, "to the first high": gap.high}
-        row["standard error over images"] = mean(images).error
-        rows.append(row)
-    columns = ["estimator", "K", "seeds", "log p(x)", "to the first", "seconds", "ms per step"]
-    console.print(cells.table("training", f"Test log p(x), nats per datum: {what}", columns, rows))
-    console.print(
-        f"± and [ ]: 95 % intervals over seeds (Student's t); differences are taken seed by seed. The standard error over "
-        f"images, common to all rows, is {rows[0]['standard error over images']:.2f}."
-    )
+    found = {key: {seed: np.array(cell["final"]) for seed, cell in of_key.items()} for key, of_key in done.items()}
+    rows: list[dict[str, Any]] = []
+    for ((name, K), of_key), result in zip(done.items(), compared(found, over), strict=True):
+        seconds = spread([cell["seconds"][-1] for cell in of_key.values()]).mean
+        per_step = 1000 * seconds / next(iter(of_key.values()))["steps"][-1]
+        rows.append({"estimator": name, "K": K, **result, "seconds": seconds, "ms per step": per_step})
+    columns = ["estimator", "K", RESULT, GAP, *([PAIRED] if over.several else []), "seeds", "seconds", "ms per step"]
+    title = f"Test log p(x), nats per datum, ± 95 % {over.what}: {what}"
+    console.print(cells.table("training", title, columns, rows, keys=2))
+    for line in (over.told, over_data(found, over)):
+        if line:
+            console.print(line)
+    several = ", means over seeds" if over.several else ""
+    console.print(f"seconds: of training, and ms per step{several}, are without their errors.")
     curves = {
         f"{name}, K = {K}": figures.Curve(
-            np.array(of_key[0]["steps"]),
-            np.array([cell["seconds"] for cell in of_key]),
-            np.array([cell["log_px"] for cell in of_key]),
+            np.array(next(iter(of_key.values()))["steps"]),
+            np.array([cell["seconds"] for cell in of_key.values()]),
+            np.array([cell["log_px"] for cell in of_key.values()]),
         )
         for (name, K), of_key in done.items()
     }
-    cells.figure("training", figures.convergence(curves, f"test log p(x): {what}; band: lowest to highest seed"))
+    shown = f"mean and 95 % interval {over.what}" if over.several else f"seed {over.seeds[0]} alone"
+    cells.figure("training", figures.convergence(curves, f"test log p(x): {what}; {shown}"))

@@ -1,0 +1,130 @@
+"""Test log p(x) of several trained models, with its errors over seeds and over data, and its differences to the first.
+
+In every table ± is half the width of a 95 % interval: over seeds where there are several, and over data otherwise. The
+difference paired by datum stands beside that over seeds, in a column of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pyro_vae.evaluate import Mean, crossed, mean
+
+Values = Mapping[int, np.ndarray]
+"""log p(x) (N,) of the same N test data by seed."""
+RESULT, GAP, PAIRED = "log p(x)", "to the first", "paired over data"
+
+
+@dataclass(frozen=True)
+class Over:
+    """What the spread is over.
+
+    Attributes:
+        seeds: the seeds.
+        data: the number of test data.
+        noun: what they are called.
+        particles: K of log p(x) by importance sampling.
+    """
+
+    seeds: Sequence[int]
+    data: int
+    noun: str
+    particles: int
+
+    @property
+    def several(self) -> bool:
+        """Whether intervals are over seeds."""
+        return len(self.seeds) > 1
+
+    @property
+    def what(self) -> str:
+        """What intervals are over, for a title."""
+        return f"over {len(self.seeds)} seeds" if self.several else f"over {self.noun}, one seed"
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of the result."""
+        return [RESULT, GAP, PAIRED] if self.several else [RESULT, GAP]
+
+    @property
+    def told(self) -> str:
+        """What each ± is, and what is left out of it, below a table."""
+        particles = (
+            f"log p(x) by importance sampling with K = {self.particles} particles is too low on average, which no ± holds; "
+            f"their noise is part of each."
+        )
+        if not self.several:
+            return (
+                f"±: 95 % intervals over the {self.data} test {self.noun} (Student's t), of a difference paired by datum. Left "
+                f"out: the spread over seeds, since there is one, {self.seeds[0]} (--seeds gives several). {particles}"
+            )
+        listed = ", ".join(map(str, self.seeds))
+        return (
+            f"±: 95 % intervals over the seeds {listed} (Student's t), of a difference seed by seed. {PAIRED}: the same "
+            f"difference, with its interval over the {self.data} test {self.noun}, paired by datum, as means over seeds. "
+            f"{particles}"
+        )
+
+
+def compared(found: Mapping[Any, Values], over: Over) -> list[dict[str, Any]]:
+    """The columns of the result for each model: text with ±, and numbers with the ends of intervals for the CSV file.
+
+    Differences are to the first model, over the seeds that both have.
+    """
+    first, rows = next(iter(found.values())), []
+    for values in found.values():
+        row: dict[str, Any] = {}
+        result = crossed(np.stack(list(values.values())))
+        row[RESULT] = _text(result.over_seeds, result.over_data, over)
+        row[GAP], row[PAIRED] = ("first", "") if values is first else ("no seed in common", "")
+        common, gap = [seed for seed in values if seed in first], None
+        if common and values is not first:
+            gap = crossed(np.stack([values[seed] - first[seed] for seed in common]))
+            row[GAP] = _text(gap.over_seeds, gap.over_data, over, sign=True)
+            row[PAIRED] = gap.over_data.text(sign=True) if over.several else ""
+        row["seeds"] = len(values)
+        row |= _numbers(RESULT, result.over_seeds if over.several else result.over_data)
+        row |= {f"{RESULT} ± over seeds": _known(result.over_seeds.reach)}
+        row |= {f"{RESULT} ± over data": _known(result.over_data.reach)}
+        row |= {f"{RESULT} ± over both": _known(result.over_both)}
+        row |= _numbers(GAP, None if gap is None else gap.over_seeds if over.several else gap.over_data)
+        row |= _numbers(PAIRED, None if gap is None else gap.over_data)
+        rows.append(row)
+    return rows
+
+
+def over_data(found: Mapping[Any, Values], over: Over) -> str:
+    """What the ± of the first model would be over data, and over seeds and data, where the table has it over seeds."""
+    if not over.several:
+        return ""
+    result = crossed(np.stack(list(next(iter(found.values())).values())))
+    both = f", over both ± {result.over_both:.2f}" if np.isfinite(result.over_both) else ""
+    return (
+        f"Left out of the ± of log p(x): the spread over {over.noun}, much the same for all rows. Of the first row it is "
+        f"± {result.over_data.reach:.2f}{both}."
+    )
+
+
+def spread(values: Sequence[float]) -> Mean:
+    """A number of each seed, with its spread over seeds."""
+    return mean(np.array(values, dtype=np.float64))
+
+
+def _text(over_seeds: Mean, over_data: Mean, over: Over, sign: bool = False) -> str:
+    return (over_seeds if over.several else over_data).text(sign=sign)
+
+
+def _numbers(name: str, found: Mean | None) -> dict[str, Any]:
+    if found is None:
+        return {f"{name} (number)": "", f"{name} low": "", f"{name} high": ""}
+    low, high = found.mean - found.reach, found.mean + found.reach
+    return {f"{name} (number)": found.mean, f"{name} low": _known(low), f"{name} high": _known(high)}
+
+
+def _known(value: float) -> float | str:
+    """A number, or nothing where it is not known."""
+    return value if np.isfinite(value) else ""

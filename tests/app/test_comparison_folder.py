@@ -1,0 +1,269 @@
+"""The folder of a comparison: names, tables that fit, and cells that are right or not used."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from rich.cells import cell_len
+from rich.console import Console
+
+from pyro_vae.app.comparisons.folder import ComparisonFolder
+from pyro_vae.app.comparisons.names import essential, file_name, label, labels
+from pyro_vae.app.table import Blocks
+from pyro_vae.description import describe
+from pyro_vae.estimators import IWAE
+from pyro_vae.figures.layout import in_lines
+from pyro_vae.guides import DiagonalNormal
+from pyro_vae.networks import MLP
+from pyro_vae.priors import Laplace
+
+MLP_PATH, GUIDE = "pyro_vae.networks.MLP", "pyro_vae.guides.DiagonalNormal"
+
+
+def described(path, **options):
+    return {"class_path": path, "init_args": options}
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        (describe(Laplace), "Laplace"),
+        (describe(DiagonalNormal), "DiagonalNormal"),
+        (described(GUIDE, network=describe(MLP)), "DiagonalNormal"),
+        (described(GUIDE, network=MLP_PATH), "DiagonalNormal"),
+        (described(GUIDE, network=described("pyro_vae.networks.dense.MLP")), "DiagonalNormal"),
+        (
+            described(GUIDE, network=described(MLP_PATH, activation="torch.nn.modules.activation.Tanh")),
+            "DiagonalNormal",
+        ),
+        (
+            described(GUIDE, network=described(MLP_PATH, hidden=[8, 4], activation="torch.nn.ReLU")),
+            "DiagonalNormal(network=MLP(hidden=[8, 4], activation=ReLU))",
+        ),
+        (described(GUIDE, network=described(MLP_PATH, init=None)), "DiagonalNormal(network=MLP(init=None))"),
+        (described(GUIDE, network="pyro_vae.networks.GatedMLP"), "DiagonalNormal(network=GatedMLP)"),
+        (describe(IWAE), "IWAE"),
+        (described("pyro_vae.estimators.Renyi", alpha=0.25), "Renyi(alpha=0.25)"),
+        (described("pyro_vae.estimators.Stock", elbo="pyro.infer.RenyiELBO"), "Stock(elbo=RenyiELBO)"),
+    ],
+)
+def test_a_name_says_what_is_not_the_default(given, name):
+    assert label(given) == name
+
+
+OWN = """
+from pyro_vae import Prior
+from pyro_vae.priors import Laplace as Base
+
+
+class Mine(Prior):
+    def __init__(self, dims, scale: float = 1.0, names: list[str] = ["a"], **more):
+        super().__init__(dims)
+
+    def forward(self):
+        raise NotImplementedError
+
+
+class Laplace(Mine):
+    def __init__(self, dims, **more):
+        super().__init__(dims, **more)
+"""
+
+
+def test_names_of_classes_of_ones_own(tmp_path, monkeypatch):
+    """Options that are handed on to a base class have its defaults, and open-ended ones are shown."""
+    (tmp_path / "own_names.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert label(described("own_names.Mine", scale=1.0, names=["a"])) == "own_names.Mine"
+    assert label(described("own_names.Laplace", scale=1.0, names=["b", "c"])) == "own_names.Laplace(names=[b, c])"
+    more = {"class_path": "own_names.Mine", "init_args": {}, "dict_kwargs": {"power": 3}}
+    assert label(more) == "own_names.Mine(power=3)"
+
+
+def test_names_are_different_or_refused():
+    same = [described(GUIDE), described(GUIDE, network=describe(MLP))]
+    with pytest.raises(ValueError, match="guides: DiagonalNormal stands there twice"):
+        labels(same, "guides")
+    numbers = [described("pyro_vae.estimators.Renyi", alpha=alpha) for alpha in (0.1, 0.1 + 1e-12, 0.3, 1e-7)]
+    assert len(set(labels(numbers, "estimators"))) == 4
+    assert essential(numbers[0]) != essential(numbers[1])
+
+
+def test_names_of_files_are_safe_short_and_different():
+    keys = [
+        ("IWAE", "K5", "seed0"),
+        ("MLP(hidden=[8, 4])", "seed0"),
+        ("MLP(hidden=[84])", "seed0"),
+        ("a/b",),
+        ("a_b",),
+        ("a:b",),
+        ("..",),
+        ("x" * 119 + "a", "seed0"),
+        ("x" * 119 + "b", "seed0"),
+        ("Größe",),
+        ("Grösse",),
+        ("a\nb",),
+        ("a b",),
+    ]
+    names = [file_name(*key) for key in keys]
+    assert len({name.lower() for name in names}) == len(keys)
+    assert names[:2] == ["IWAE-K5-seed0", "MLP(hidden=(8,4))-seed0"]
+    for name in names:
+        assert re.fullmatch(r"[\w.,=()+-]+", name, re.ASCII)
+        assert len(name.encode()) <= 120
+        assert name not in (".", "..")
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+@pytest.mark.parametrize(
+    "name", ["short", "A(network=MLP(hidden=[8, 4], activation=ReLU)), B(components=500)", "x" * 90]
+)
+def test_tables_fit_and_lose_nothing(width, name):
+    columns = ["estimator", "K", "log p(x)", "to the first", "paired over data", "parameters", "seconds"]
+    rows = [[name, "5", "-171.26 ± 9.93", "+12.00 ± 13.00", "+12.00 ± 3.00", "84,595 + 86,544", "0.123"]] * 2
+    console = Console(width=width, markup=False, highlight=False, record=True)
+    with console.capture() as captured:
+        console.print(Blocks("A title that is longer than forty columns are wide", columns, rows, keys=2))
+    out = captured.get()
+    assert max(cell_len(line) for line in out.splitlines()) <= width
+    for text in (*columns, *rows[0][1:]):
+        assert text in out
+    assert "…" not in out
+    for piece in re.findall(r"[A-Za-z]{2,16}", name):
+        assert piece in out
+
+
+def test_lines_of_a_name_hold_all_of_it():
+    name = "DiagonalNormal(network=GatedMLP(hidden=[30, 20])), " + "x" * 50
+    for width in (1, 7, 24, 200):
+        lines = in_lines(name, width).split("\n")
+        assert max(map(len, lines)) <= width
+        assert "".join(lines).replace(" ", "") == name.replace(" ", "")
+    assert in_lines(name, 27).split("\n")[:2] == ["DiagonalNormal(network=", "GatedMLP(hidden=[30, 20])),"]
+
+
+CONFIG = yaml.safe_dump({"epochs": 3, "seeds": [0], "out": None, "device": "cpu"})
+
+
+def made(tmp_path: Path, config: str = CONFIG, **given) -> ComparisonFolder:
+    return ComparisonFolder(tmp_path / "grid", "parts", config, {"seeds"}, given)
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A comparison of two cells, each with a run folder."""
+    folder = made(tmp_path)
+    for name in ("one", "other"):
+        run = folder.new_run(yaml.safe_dump({"prior": "x", "guide": "y", "likelihood": "z"}), name)
+        run.result({"log_px": 1.25})
+        (run.folder / "model.safetensors").write_bytes(np.random.default_rng(0).bytes(200))
+        folder.put({"log_px": [1.5, -2.25, float("-inf")], "seconds": 0.5}, name, of={"name": name})
+    return tmp_path
+
+
+def test_a_cell_comes_back_as_it_was(finished):
+    cell = made(finished).get("one", of={"name": "one"})
+    assert (cell["log_px"], cell["seconds"]) == ([1.5, -2.25, float("-inf")], 0.5)
+    assert made(finished).get("third", of={}) is None
+
+
+def files(tmp_path: Path) -> list[Path]:
+    folder = tmp_path / "grid"
+    return [
+        folder / "cells" / "one.json",
+        *(each for each in sorted((folder / "runs" / "one").rglob("*")) if each.is_file()),
+    ]
+
+
+def test_a_flipped_bit_or_a_cut_anywhere_in_a_cell_is_found(finished):
+    """The message names the file and the way out; what it says mends it, and the other cell is kept."""
+    generator = torch.Generator().manual_seed(0)
+    assert len(files(finished)) == 5
+    for file in files(finished):
+        good = file.read_bytes()
+        bits = torch.randint(8 * len(good), (40,), generator=generator).tolist()
+        damaged = [bytearray(good) for _ in bits]
+        for bad, bit in zip(damaged, bits, strict=True):
+            bad[bit // 8] ^= 1 << bit % 8
+        for bad in (*damaged, good[:-1], good[: len(good) // 2], b"", good + b" ", b"[" * 100_000, b"null"):
+            file.write_bytes(bad)
+            with pytest.raises(ValueError, match=re.escape(str(file))) as raised:
+                made(finished)
+            assert "one.json and give the same command again: this cell is computed anew, the others (1)" in str(
+                raised.value
+            )
+        file.unlink()
+        if file.parent.name != "cells":
+            with pytest.raises(ValueError, match=re.escape(f"{file}: this file of a finished cell is missing")):
+                made(finished)
+        file.write_bytes(good)
+    (finished / "grid" / "cells" / "one.json").write_text("{}x")
+    (finished / "grid" / "cells" / "one.json").unlink()
+    assert made(finished).get("one", of={"name": "one"}) is None
+    assert made(finished).get("other", of={"name": "other"})["seconds"] == 0.5
+
+
+def test_an_edited_number_is_found(finished):
+    file = finished / "grid" / "cells" / "one.json"
+    cell = json.loads(file.read_text())
+    for edited in (cell | {"seconds": 0.25}, {name: each for name, each in cell.items() if name != "sha256"}):
+        file.write_text(json.dumps(edited))
+        with pytest.raises(ValueError, match=r"one\.json: damaged"):
+            made(finished)
+
+
+@pytest.mark.parametrize("bad", ["", "null", "[1", "&a [*a]", "\xff", "x: " + "[" * 5000])
+def test_a_damaged_list_of_options_is_told(finished, bad):
+    (finished / "grid" / "config.yaml").write_bytes(bad.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"config\.yaml.*give the same command again: finished cells are kept"):
+        made(finished)
+
+
+@pytest.mark.parametrize("change", ["class", "data", "version"])
+def test_a_cell_of_something_else_is_never_taken(finished, change):
+    """It is computed anew, and what was there is kept in a folder of its own."""
+    file = finished / "grid" / "cells" / "one.json"
+    if change == "version":
+        file.write_text(json.dumps({"log_px": [9.0], "seconds": 1.0}))  # as earlier versions wrote it
+    folder = made(finished, **({"data": "another"} if change == "data" else {}))
+    assert folder.get("one", of={"name": "two" if change == "class" else "one"}) is None
+    assert folder.moved == ["one"]
+    assert not file.exists()
+    assert not folder.run_folder("one").exists()
+    older = sorted(each.suffix for each in (finished / "grid" / "older").iterdir())
+    assert older == ["", ".json"]
+    folder.put({"seconds": 2.0}, "one", of={"name": "one"})
+    assert folder.get("one", of={"name": "one"})["seconds"] == 2.0
+    assert (folder.get("other", of={"name": "other"}) is None) == (change == "data")
+
+
+def test_a_changed_data_file_makes_other_cells(script, tmp_path):
+    options = ["gradients", "--data", "Arrays", "--data.path", "x.npz", "--data.valid", "20", "--data.test", "20"]
+    options += [
+        "--draws",
+        "20",
+        "--particles",
+        "[2]",
+        "--estimators",
+        "[IWAE]",
+        "--guide.network.hidden",
+        "[4]",
+        "--out",
+        "g",
+    ]
+    ms = []
+    for seed in (0, 0, 1):
+        np.savez(tmp_path / "x.npz", x=np.random.default_rng(seed).normal(size=(100, 3)))
+        code, out, err = script("compare_estimators", *options)
+        assert (code, err) == (0, "")
+        ms.append(json.loads((tmp_path / "g" / "cells" / "IWAE-K2.json").read_text())["w"])
+    assert ms[0] == ms[1] != ms[2]
+    assert "Computed anew: IWAE-K2" in out
+    assert len(list((tmp_path / "g" / "older").iterdir())) == 1
