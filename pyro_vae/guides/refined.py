@@ -15,7 +15,7 @@ from pyro_vae.flows import FlowDistribution
 from pyro_vae.guides.normal import DiagonalNormal
 from pyro_vae.parts import Dims, Distribution, Guide, placed
 from pyro_vae.scopes import mode
-from pyro_vae.special import latent_scale
+from pyro_vae.special import latent_log_scale, latent_scale
 
 _HASHED = 1000
 """The number of data that are hashed at a time."""
@@ -78,14 +78,19 @@ class SemiAmortized(Guide):
         for step, t0 in enumerate(draws):
             # Evaluation mode, because a likelihood that learns from what it scores shall learn only after the steps.
             with torch.enable_grad(), mode(self.parts.likelihood, training=False):
-                shift, log_scale = moved
-                t = shift + latent_scale(log_scale) * t0
-                # log q₀(t₀) is left out, because it does not depend on a and b.
-                log_w = self.parts.likelihood(t).log_prob(x) + prior.log_prob(t) + log_scale.sum(-1)
-                (moved.grad,) = torch.autograd.grad(log_w.sum(), moved)
+                (moved.grad,) = torch.autograd.grad(self._gain(x, prior, t0, moved).sum(), moved)
             optimizer.param_groups[0]["lr"] = self.rate * (1 - step / self.steps)
             optimizer.step()
         return moved.detach()
+
+    def _gain(self, x: Tensor, prior: Distribution, t0: Tensor, moved: Tensor) -> Tensor:
+        """Returns log p(x,t) - log q(t|x) + log q₀(t₀|x) for t = a + b ⊙ t₀, of shape ``(*batch,)``.
+
+        The last term is added, so that it need not be computed: it does not depend on a and b.
+        """
+        shift, log_scale = moved
+        t = shift + latent_scale(log_scale) * t0
+        return self.parts.likelihood(t).log_prob(x) + prior.log_prob(t) + latent_log_scale(log_scale).sum(-1)
 
 
 @final
