@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @final
-class Spline(zuko.transforms.MonotonicRQSTransform):  # type: ignore[misc]
+class Spline(zuko.transforms.MonotonicRQSTransform):
     """Zuko's spline on [-5, 5], which is the identity outside, with another formula for its inverse.
 
     Zuko solves the quadratic equation as the paper states it (its equations 6 to 8). Its terms cancel where the slopes
@@ -18,9 +18,10 @@ class Spline(zuko.transforms.MonotonicRQSTransform):  # type: ignore[misc]
     """
 
     def _inverse(self, y: Tensor) -> Tensor:
-        """Returns x. With θ, the place of y in its bin, and r = ξ / (1 - ξ) for the place ξ of x in its bin,
+        """Returns x, by a quadratic equation in which nothing cancels.
 
-        s (1 - θ) r² + (d₀ (1 - θ) - d₁ θ) r - s θ = 0. Nothing cancels in the discriminant, which is never negative.
+        With the place θ of y in its bin, and r = ξ / (1 - ξ) for the place ξ of x in its bin, it is
+        s (1 - θ) r² + (d₀ (1 - θ) - d₁ θ) r - s θ = 0, whose discriminant is a sum of two terms that are not negative.
         """
         inside, x0, x1, y0, y1, d0, d1, s = self.bin(self.searchsorted(self.vertical, y) - 1)
         theta = inside * (y - y0) / (y1 - y0)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform, constraints
 
-
 _LONGEST = 1e15
 """The largest length, and the inverse of the smallest, at which float32 holds the square of a vector's numbers."""
 

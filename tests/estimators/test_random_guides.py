@@ -41,9 +41,9 @@ KINDS = ["dropout", "mask", "noise"]
 def over_cases(exact, kind: str, c: float = 1.0) -> tuple[Tensor, list[Tensor]]:
     """The value and the gradients of one estimator's objective, summed over the masks with their probabilities."""
     oracle, x = random_oracle_and_data(kind)
-    network = oracle.vae.posterior.network
-    totals: list[Tensor] = []
-    for probability, network.fixed in network.cases:
+    features, totals = oracle.vae.posterior.network, []
+    for probability, fixed in features.cases:
+        features.fixed = fixed
         value, gradients = exact_gradients(exact, oracle, x, c)
         each = [probability * part for part in (value, *gradients)]
         totals = each if not totals else [total + part for total, part in zip(totals, each, strict=True)]
@@ -214,12 +214,12 @@ def test_two_latents(cls, objective):
         fixed = gradients_of(estimator, chains[1], stratified=True, objective=objective)
         error = ((drawn.var(0) + fixed.var(0)) / len(drawn)).sqrt()
         assert ((drawn.mean(0) - fixed.mean(0)).abs() <= N_SE * error + 1e-10).all()
-        assert (error < 0.15).all(), "the test could not tell a wrong gradient"
+        assert error.median() < 0.05, "the test could not tell a wrong gradient"
 
 
 @cache
 def exact_of_chain(K: int) -> tuple[Tensor, Tensor]:
-    """The value and the gradient of L_K (the evidence lower bound if K = 1), by quadrature over ε for each combination of masks."""
+    """The value and the gradient of L_K, which is the ELBO if K = 1: by quadrature over ε, for all combinations of masks."""
     chain, nodes = Chain(), {1: 30, 2: 13}[K]
     points, weights = (torch.from_numpy(each) for each in np.polynomial.hermite_e.hermegauss(nodes))
     eps = torch.cartesian_prod(*[points] * 2 * K).T.reshape(2, K, -1, 1)

@@ -42,7 +42,7 @@ STATES = [(True, "untouched"), (False, "untouched"), (True, "moved"), (False, "e
 start, and by 0.3 at least; or those of a flow are made 10 times as large, and those of an encoder, which gives log s, twice."""
 SIZES = [2, *(pytest.param(d, marks=pytest.mark.slow) for d in (1, 3))]
 MILD = [(True, "untouched"), (False, "shifted")]
-"""States for quadrature and for draws, which need densities without very narrow peaks; each parameter is shifted by about 0.1."""
+"""States for quadrature and for draws, where densities must have no narrow peaks; each parameter is shifted by about 0.1."""
 
 
 class Case:
@@ -224,7 +224,7 @@ def test_the_gradients_of_a_flows_draw_and_of_its_density(name, d, training, cha
 @pytest.mark.parametrize(("training", "change"), MILD)
 @pytest.mark.parametrize("name", GUIDE_NAMES)
 def test_the_mean_gradient_through_draws(name, training, change):
-    """d/dφ E_q h(t) for h = sin(u) + u²/8, u = t in widths, d = 1: 100 means of 400 draws, against ∫ q h ∂log q by quadrature."""
+    """d/dφ E_q h(t) for h = sin(u) + u²/8, u = t in widths: 100 means of 400 draws, against the quadrature of q h ∂log q."""
     case = Case(name, 1, training, change)
     center, width = case.range()
 
@@ -358,7 +358,7 @@ def test_a_neural_flow_has_a_density_far_out(name, distance):
 
 @pytest.mark.parametrize("transforms", [1, 2, 3])
 def test_a_neural_flow_starts_near_a_diagonal_normal(transforms):
-    """(t - m) / s has mean 0 ± 0.1 and standard deviation 1 ± 0.05; KL(q‖N(m, s²)) is below 0.03 nats a coordinate and transform."""
+    """(t - m) / s has mean 0 ± 0.1 and standard deviation 1 ± 0.05; KL(q‖N(m, s²)) < 0.03 nats × coordinates × transforms."""
     for seed in range(5):
         torch.manual_seed(seed)
         guide = NeuralAutoregressive(Dims(3, (4,)), NETWORK, transforms=transforms)
