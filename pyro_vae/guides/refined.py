@@ -108,7 +108,8 @@ class PerDatum(Guide):
         scale: the initial value of s_i.
 
     Raises:
-        ValueError: the training data are not known or are binarized again at each use, or the scale is not positive.
+        ValueError: the training data are not known or are binarized again at each use, different data are recognized as
+            the same (see `_hash`), or the scale is not positive.
     """
 
     direction: Tensor
@@ -136,6 +137,8 @@ class PerDatum(Guide):
         train = dims.train if dims.train.is_meta else dims.train.cpu()
         keys = torch.cat([_hash(x.flatten(1), direction.to(train.device)) for x in train.split(_HASHED)])
         keys, order = keys.sort(stable=True)
+        if not train.is_meta:
+            _check_different(train, keys, order)
         order = order[torch.searchsorted(keys, keys)]  # the row of the first of equal data, for all of them
         for name, value in zip(("direction", "keys", "order"), (direction, keys, order), strict=True):
             self.register_buffer(name, placed(value))
@@ -161,3 +164,16 @@ def _hash(x: Tensor, direction: Tensor) -> Tensor:
     Values that are equal when rounded to multiples of 1/65536 count as the same. An integer overflow wraps around.
     """
     return ((x.double() * 65536).round().long() * direction).sum(-1)
+
+
+def _check_different(train: Tensor, keys: Tensor, order: Tensor) -> None:
+    """Checks that training data of one key are the same, to a thousandth of the largest number in them."""
+    same = keys[1:] == keys[:-1]
+    if not bool(same.any()):
+        return
+    one, other = (train[rows[same]].flatten(1) for rows in (order[1:], order[:-1]))
+    if bool(((one - other).abs().amax(1) > 1e-3 * one.abs().amax(1)).any()):
+        raise ValueError(
+            f"PerDatum (guide): data are recognized by their values rounded to 1/65536, which does not tell training data "
+            f"apart whose values are between {train.min():g} and {train.max():g}: rescale the data"
+        )

@@ -278,3 +278,13 @@ def test_ctrl_c_keeps_what_was_reached(tmp_path, start_script):
     assert "log p(x)" in out
     assert (tmp_path / "run" / "figures" / "samples.png").exists()
     assert load(tmp_path / "run").dims.latent == 8
+
+
+@pytest.mark.parametrize("guide", ["InverseAutoregressive", "Sylvester"])
+def test_without_noise_a_guide_without_a_mean_is_refused_before_training(train, tmp_path, guide):
+    options = ["--guide", guide, "--objective.noise", "false", "--objective.beta", "0", "--epochs", "1", "--out", "run"]
+    code, _, err = train(*options)
+    assert code == 1
+    assert err.startswith("error: objective: without noise, t is the mean of q")
+    assert f"at site 't' of {guide}" in " ".join(err.split())
+    assert not (tmp_path / "run").exists()
