@@ -30,13 +30,18 @@ def bounded(number: Tensor, low: float, high: float) -> Tensor:
     return torch.where(number < low, low - below / (1 + below), inside)
 
 
+def latent_log_scale(log_scale: Tensor) -> Tensor:
+    """Returns log s of latents, `bounded` by -15 and 15 (see `latent_scale`)."""
+    return bounded(log_scale, -_LIMIT, _LIMIT)
+
+
 def latent_scale(log_scale: Tensor) -> Tensor:
     """Returns s = exp(log s) of latents, where log s is `bounded` by -15 and 15, so that s is between 1e-7 and 9e6.
 
     Below 1e-7, float32 cannot tell s ε + m from m if m is near 1. Within these ends, the densities of the draws of one
     Gaussian under another, and their gradients, are finite in float32 too.
     """
-    return bounded(log_scale, -_LIMIT, _LIMIT).exp()
+    return latent_log_scale(log_scale).exp()
 
 
 def stirling_remainder(z: Tensor) -> Tensor:

@@ -86,6 +86,7 @@ class Particles:
         programs: the model, the guide, and the arguments that they were called with.
         kl_weight: the weight of log p(t) - log q(t|x,φ) in `log_w`. It is 1 in a bound and may be another number in an
             objective.
+        kl: KL(q(t|x,φ)‖p(t)) in closed form, for an estimator that has asked for it.
     """
 
     model: dict[str, Float[Tensor, "K B"]]
@@ -100,6 +101,7 @@ class Particles:
     per_datum: Callable[[Tensor], Tensor]
     programs: tuple[Program, Program, tuple[Any, ...], dict[str, Any]]
     kl_weight: float | Tensor = 1.0
+    kl: Float[Tensor, "K B"] | None = None
 
     @property
     def log_lik(self) -> Float[Tensor, "K B"]:

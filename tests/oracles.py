@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from pyro_vae import VAE, Dims, Guide, Prior
+from pyro_vae import VAE, Dims, Guide, Network, Prior
 from pyro_vae.guides import DiagonalNormal
 from pyro_vae.likelihoods import Normal
 from pyro_vae.networks import MLP
@@ -155,6 +155,49 @@ def log_p_observed(likelihood, x: Tensor) -> Tensor:
     return torch.stack(found)
 
 
+class RandomFeatures(Network):
+    """An affine encoder of features that are random given x: a guide with it is random beyond its sample sites.
+
+    ``fixed`` holds the random numbers in place of drawn ones, and ``cases`` all of them with their probabilities.
+
+    Args:
+        layer: the affine layer.
+        kind: "dropout" of both features, a "mask" of one, or "noise" that is added to one, as a user writes each.
+    """
+
+    def __init__(self, layer: torch.nn.Linear, kind: str) -> None:
+        super().__init__((layer.in_features,), (layer.out_features,))
+        self.layer, self.kind, self.fixed, self.dropout = layer, kind, None, torch.nn.Dropout(0.4)
+
+    @property
+    def cases(self) -> list[tuple[float, Tensor]]:
+        if self.kind == "noise":
+            points, weights = np.polynomial.hermite_e.hermegauss(9)
+            return list(zip((weights / weights.sum()).tolist(), torch.from_numpy(points), strict=True))
+        keep = [(0.4, 0.0), (0.6, 1.0)]
+        if self.kind == "mask":
+            return [(p, torch.tensor(kept).double()) for p, kept in keep]
+        return [(p * q, torch.tensor([a, b]).double() / 0.6) for p, a in keep for q, b in keep]
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.unbind(-1)
+        if self.kind == "dropout":
+            return self.layer(self.dropout(x) if self.fixed is None else x * self.fixed)
+        if self.kind == "mask":
+            kept = torch.bernoulli(torch.full_like(first, 0.6)) if self.fixed is None else self.fixed
+            return self.layer(torch.stack([first * kept, second], -1))
+        noise = torch.randn_like(first) if self.fixed is None else self.fixed
+        return self.layer(torch.stack([first + noise, second], -1))
+
+
+def random_oracle_and_data(kind: str) -> tuple[LinearGaussian, Tensor]:
+    """The oracle with d = 1 and a guide that is random beyond its sample site, and two data."""
+    oracle, x = oracle_and_data()
+    guide = oracle.vae.posterior
+    guide.network = RandomFeatures(guide.network.layers[0], kind)
+    return oracle, x
+
+
 def oracle_and_data() -> tuple[LinearGaussian, Tensor]:
     """The oracle with d = 1, for which expectations over K particles are quadratures, and two data."""
     oracle = LinearGaussian.random(d=1, n=2)
@@ -254,6 +297,12 @@ def piwae(oracle, x, c=1.0):
     """M = 2, K = 2: w climbs L_4, φ climbs L_2."""
     by_w = iwae(oracle, x, c, K=4, nodes=22)[0]
     return by_w, by_w, iwae(oracle, x, c)[0]
+
+
+def piwae_of_two(oracle, x, c=1.0):
+    """M = 2, K = 1: w climbs L_2, φ climbs the evidence lower bound."""
+    by_w = iwae(oracle, x, c)[0]
+    return by_w, by_w, elbo(oracle, x, c)[0]
 
 
 def tvo(betas, oracle, x, c=1.0):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar, final
 
 import pyro.infer
@@ -11,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_vae.estimators.divergence import closed_form_kl
 from pyro_vae.estimators.objective import Objective
 from pyro_vae.kinds import takes
 from pyro_vae.traces import Latents, Particles, Program, particles
@@ -160,12 +162,13 @@ class Estimator(pyro.infer.ELBO, ABC):
 
         def draw() -> Particles:
             nesting, K = self.max_plate_nesting, self.M * self.K
-            return particles(model, guide, *args, K=K, max_plate_nesting=nesting, latents=self.latents, **kwargs)
+            found = particles(model, guide, *args, K=K, max_plate_nesting=nesting, latents=self.latents, **kwargs)
+            if self.latents != "fixed":
+                self._require_rsample(found)
+            return replace(found, kl=closed_form_kl(found)) if self.closed_form_kl else found
 
         with torch.set_grad_enabled(torch.is_grad_enabled() and (objective.noise or self.latents != "path")):
             draws = draw()
-        if self.latents != "fixed":
-            self._require_rsample(draws)
         if objective.is_the_bound and type(self).surrogate is Estimator.surrogate:
             surrogate = self.bound(draws)
             return Estimate(surrogate.detach(), surrogate, draws, draws)

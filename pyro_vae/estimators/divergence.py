@@ -14,12 +14,15 @@ from pyro_vae.traces import Particles, layers
 def closed_form_kl(draws: Particles) -> Float[Tensor, "K B"]:
     """Returns KL(q(t|x,φ)‖p(t)) in nats, the sum over sites of the KL of each latent given those before it.
 
-    With one latent it is the same for each particle. With several, it depends on the draws of those before the last.
+    With one latent it is the same for each particle. With several, it depends on the draws of those before the last. It
+    is computed once for each run of the programs: `Estimator.estimate` keeps it in ``draws.kl``.
 
     Raises:
         ValueError: a site has no KL in closed form, the guide's latents have another order than the model's, or only
             one of the two has a mask. The KL is never sampled instead.
     """
+    if draws.kl is not None:
+        return draws.kl
     in_model = [name for name in draws.model if name not in draws.observed]
     if list(draws.guide) != in_model:
         raise ValueError(f"AnalyticKL: the guide draws {list(draws.guide)}, the model {in_model}: expected one order")

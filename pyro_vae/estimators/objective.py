@@ -91,6 +91,19 @@ class Objective:
         means: AbstractContextManager[Any] = _Means(guide)
         return nullcontext() if self.noise else means
 
+    def check_means(self, optimized: Particles) -> None:
+        """Checks that the means, which latents are without noise, are numbers; no training step looks at them.
+
+        Args:
+            optimized: the draws behind the surrogate of an estimate with this objective.
+
+        Raises:
+            ValueError: a distribution says that its mean is not a finite number, as those of a Cauchy distribution do.
+        """
+        for name, t in optimized.values.items():
+            if not self.noise and not bool(t.isfinite().all()):
+                raise ValueError(_no_mean(optimized.programs[1], name, "is not a finite number"))
+
 
 class _Means(Messenger):
     """Sets each latent that is not yet drawn to the mean of its distribution."""
@@ -104,10 +117,14 @@ class _Means(Messenger):
             try:
                 msg["value"], msg["done"] = msg["fn"].mean, True
             except NotImplementedError:
-                raise ValueError(
-                    f"objective: without noise, t is the mean of q, which {_named(self.guide)} does not have in closed "
-                    f"form at site {msg['name']!r}: train with noise, or choose a guide that has one, such as {WITH_MEANS}"
-                ) from None
+                raise ValueError(_no_mean(self.guide, msg["name"], "has no closed form")) from None
+
+
+def _no_mean(guide: Program | None, site: str, why: str) -> str:
+    return (
+        f"objective: without noise, t is the mean of q, which {why} at site {site!r} of {_named(guide)}: train with noise, "
+        f"or choose a guide whose mean is known, such as {WITH_MEANS}"
+    )
 
 
 def _named(guide: Program | None) -> str:

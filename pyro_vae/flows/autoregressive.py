@@ -10,6 +10,7 @@ import zuko
 from torch import Size, nn
 
 from pyro_vae.flows.monotonic import MonotonicNetwork
+from pyro_vae.flows.splines import Spline
 
 
 def autoregressive(
@@ -68,7 +69,7 @@ def spline(bins: int) -> dict[str, Any]:
     if bins < 2:
         raise ValueError(f"bins: expected at least 2, got {bins}")
     return {
-        "univariate": zuko.transforms.MonotonicRQSTransform,
+        "univariate": Spline,
         "shapes": [Size((bins,)), Size((bins,)), Size((bins - 1,))],
     }
 

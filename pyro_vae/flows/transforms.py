@@ -6,9 +6,27 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform, constraints
 
+_LONGEST = 1e15
+"""The largest length, and the inverse of the smallest, at which float32 holds the square of a vector's numbers."""
+
+
+def directions(v: Tensor) -> Tensor:
+    """Returns v / |v| for vectors ``(*batch, d)`` of any length, with its gradient for lengths between 1e-15 and 1e15.
+
+    Outside, the gradient is 0: the true one is below 1e-15 for longer vectors, and above 1e15 for shorter ones, where a
+    step along it would be random. A vector of zeros has no direction, and is returned as it is.
+    """
+    largest = v.detach().abs().amax(-1, keepdim=True)
+    usual = (largest >= 1 / _LONGEST) & (largest <= _LONGEST)
+    v = torch.where(usual, v, v.detach() / torch.where(largest > 0, largest, 1.0))
+    length = v.norm(dim=-1, keepdim=True)
+    return v / torch.where(length > 0, length, 1.0)
+
 
 class Reflections(Transform):
     """t = H_n ⋯ H_1 z with Householder reflections H_i = I - 2 v_i v_iᵀ / |v_i|², which preserve volume.
+
+    Where v_i = 0, H_i is the identity.
 
     Args:
         v: the vectors v_1, ..., v_n, of shape ``(*batch, n, d)``.
@@ -19,7 +37,7 @@ class Reflections(Transform):
 
     def __init__(self, v: Tensor) -> None:
         super().__init__()
-        self.v = v / v.norm(dim=-1, keepdim=True)
+        self.v = directions(v)
 
     def _call(self, z: Tensor) -> Tensor:
         for v in self.v.unbind(-2):

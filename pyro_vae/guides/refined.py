@@ -15,7 +15,7 @@ from pyro_vae.flows import FlowDistribution
 from pyro_vae.guides.normal import DiagonalNormal
 from pyro_vae.parts import Dims, Distribution, Guide, placed
 from pyro_vae.scopes import mode
-from pyro_vae.special import latent_scale
+from pyro_vae.special import latent_log_scale, latent_scale
 
 _HASHED = 1000
 """The number of data that are hashed at a time."""
@@ -80,14 +80,19 @@ class SemiAmortized(Guide):
         for step, t0 in enumerate(draws):
             # Evaluation mode, because a likelihood that learns from what it scores shall learn only after the steps.
             with torch.enable_grad(), mode(self.parts.likelihood, training=False):
-                shift, log_scale = moved
-                t = shift + latent_scale(log_scale) * t0
-                # log q₀(t₀) is left out, because it does not depend on a and b.
-                log_w = self.parts.likelihood(t).log_prob(x) + prior.log_prob(t) + log_scale.sum(-1)
-                (moved.grad,) = torch.autograd.grad(log_w.sum(), moved)
+                (moved.grad,) = torch.autograd.grad(self._gain(x, prior, t0, moved).sum(), moved)
             optimizer.param_groups[0]["lr"] = self.rate * (1 - step / self.steps)
             optimizer.step()
         return moved.detach()
+
+    def _gain(self, x: Tensor, prior: Distribution, t0: Tensor, moved: Tensor) -> Tensor:
+        """Returns log p(x,t) - log q(t|x) + log q₀(t₀|x) for t = a + b ⊙ t₀, of shape ``(*batch,)``.
+
+        The last term is added, so that it need not be computed: it does not depend on a and b.
+        """
+        shift, log_scale = moved
+        t = shift + latent_scale(log_scale) * t0
+        return self.parts.likelihood(t).log_prob(x) + prior.log_prob(t) + latent_log_scale(log_scale).sum(-1)
 
 
 @final
@@ -105,7 +110,8 @@ class PerDatum(Guide):
         scale: the initial value of s_i.
 
     Raises:
-        ValueError: the training data are not known or are binarized again at each use, or the scale is not positive.
+        ValueError: the training data are not known or are binarized again at each use, different data are recognized as
+            the same (see `_hash`), or the scale is not positive.
     """
 
     direction: Tensor
@@ -133,6 +139,8 @@ class PerDatum(Guide):
         train = dims.train if dims.train.is_meta else dims.train.cpu()
         keys = torch.cat([_hash(x.flatten(1), direction.to(train.device)) for x in train.split(_HASHED)])
         keys, order = keys.sort(stable=True)
+        if not train.is_meta:
+            _check_different(train, keys, order)
         order = order[torch.searchsorted(keys, keys)]  # the row of the first of equal data, for all of them
         for name, value in zip(("direction", "keys", "order"), (direction, keys, order), strict=True):
             self.register_buffer(name, placed(value))
@@ -160,3 +168,16 @@ def _hash(x: Tensor, direction: Tensor) -> Tensor:
     """
     rounded = (x.double() * 65536).round()
     return (torch.where(x.isnan(), _MISSING, rounded).long() * direction).sum(-1)
+
+
+def _check_different(train: Tensor, keys: Tensor, order: Tensor) -> None:
+    """Checks that training data of one key are the same, to a thousandth of the largest number in them."""
+    same = keys[1:] == keys[:-1]
+    if not bool(same.any()):
+        return
+    one, other = (train[rows[same]].flatten(1).nan_to_num() for rows in (order[1:], order[:-1]))
+    if bool(((one - other).abs().amax(1) > 1e-3 * one.abs().amax(1)).any()):
+        raise ValueError(
+            f"PerDatum (guide): data are recognized by their values rounded to 1/65536, which does not tell training data "
+            f"apart whose values are between {train.min():g} and {train.max():g}: rescale the data"
+        )

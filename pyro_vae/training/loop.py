@@ -101,6 +101,7 @@ class Training(Iterator[Epoch]):
                     kl_weight=plan.objective.weight(1),
                 )
                 self.names = names_of(estimate)
+                plan.objective.check_means(estimate.optimized)
         if plan.e_steps and not (w and phi):
             side = "guide" if w else "model"
             raise ValueError(

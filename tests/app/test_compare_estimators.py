@@ -305,6 +305,16 @@ def test_autoencoder_vs_vae(script, tmp_path):
     assert "test_images: expected" in err
 
 
+def test_autoencoder_vs_vae_refuses_before_the_first_training(script, tmp_path):
+    """The third of four cases has no KL in closed form."""
+    options = [*PARTS, "--guide", "InverseAutoregressive", "--epochs", "1", "--out", "e"]
+    code, out, err = script("autoencoder_vs_vae", *options)
+    assert code == 1
+    assert "no closed-form KL is known" in " ".join(err.split())
+    assert "Traceback" not in out + err
+    assert not (tmp_path / "e").exists()
+
+
 def test_benchmark(script, mnist_root, tmp_path, traced):
     data = ["--data.root", str(mnist_root), "--data.valid", "100"]
     options = ["--rounds", "3", "--seconds", "0.001", "--peers", "false", "--whole", "false", "--parts", "false"]

@@ -299,3 +299,13 @@ def test_convolutions_learn_signals(train, tmp_path, options):
     assert load(tmp_path / "run").dims.x_shape == ((1, 41) if options else (41,))
     figures = {file.stem for file in (tmp_path / "run" / "figures").iterdir()}
     assert {"reconstructions", "samples", "plane"} <= figures
+
+
+@pytest.mark.parametrize("guide", ["InverseAutoregressive", "Sylvester"])
+def test_without_noise_a_guide_without_a_mean_is_refused_before_training(train, tmp_path, guide):
+    options = ["--guide", guide, "--objective.noise", "false", "--objective.beta", "0", "--epochs", "1", "--out", "run"]
+    code, _, err = train(*options)
+    assert code == 1
+    assert err.startswith("error: objective: without noise, t is the mean of q")
+    assert f"at site 't' of {guide}" in " ".join(err.split())
+    assert not (tmp_path / "run").exists()

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 
+import pyro.distributions as dist
 import pytest
 import torch
-from helpers import CASES, exact_gradients, independent_gradients, within
+from helpers import BITS, CASES, GUIDES, NETWORK, exact_gradients, independent_gradients, within
 from oracles import LinearGaussian, elbo, kl_to_prior, oracle_and_data
-from torch.distributions import constraints
+from torch.distributions import constraints, kl_divergence
 from torch.optim import SGD
 
-from pyro_vae import Estimator, fit
+from pyro_vae import VAE, Estimator, Guide, fit
 from pyro_vae.data import Split, Splits
-from pyro_vae.estimators import ELBO, AnalyticKL, Objective, ScoreFunction
+from pyro_vae.estimators import ELBO, AnalyticKL, Objective, ScoreFunction, divergence
+from pyro_vae.guides import SemiAmortized
+from pyro_vae.likelihoods import Bernoulli
+from pyro_vae.priors import StandardNormal
 
 CPU = torch.device("cpu")
 
@@ -133,6 +138,105 @@ def test_free_nats_cost_nothing():
     assert surrogate(Objective(free_nats=2 * kl)) == surrogate(Objective(beta=0.0))
     assert surrogate(Objective(free_nats=kl / 2)) == surrogate(Objective())
     assert surrogate(Objective(beta=0.0)) - surrogate(Objective()) == pytest.approx(kl)
+
+
+@pytest.mark.parametrize("noise", [True, False])
+@pytest.mark.parametrize("beta", [1.0, 0.3])
+def test_free_nats_meet_the_kl_in_closed_form(noise, beta):
+    """On from just above the free nats, off from just below: by KL(q‖p) itself, also where t is the mean of q."""
+    oracle = LinearGaussian.random()
+    vae, x = oracle.vae, oracle.data(50)
+    kl = kl_to_prior(oracle, x).mean().item()
+    m = vae.posterior(x).mean
+    gap = (vae.posterior(x).log_prob(m) - vae.prior().log_prob(m)).mean().item() - kl
+    assert gap > 0.5  # log q(m) - log p(m) is another number
+
+    def surrogate(free_nats, beta):
+        torch.manual_seed(1)
+        objective = Objective(beta=beta, free_nats=free_nats, noise=noise)
+        return AnalyticKL().estimate(vae.model, vae.guide, x, objective=objective).surrogate.mean().item()
+
+    on, off = surrogate(0.0, beta), surrogate(0.0, 0.0)
+    assert off - on == pytest.approx(beta * kl)
+    for share in (1e-9, 0.5, 1 - 1e-9):
+        assert surrogate(share * kl, beta) == on
+    for more in (1e-9 * kl, gap / 2, gap, 2 * gap):
+        assert surrogate(kl + more, beta) == off
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "AnalyticKL"])
+def test_free_nats_meet_the_mean_over_the_draws(name):
+    """For estimators without a closed form: the mean of log q(t|x) - log p(t) over the batch and the particles."""
+    estimator, _ = CASES[name]
+    oracle = LinearGaussian.random()
+    vae, x = oracle.vae, oracle.data(5)
+    torch.manual_seed(1)
+    draws = estimator.estimate(vae.model, vae.guide, x).particles
+    kl = (draws.log_q - draws.log_prior).mean().item()
+    for factor, c in ((1 - 1e-9, 0.3), (1 + 1e-9, 0.0)):
+        torch.manual_seed(1)
+        objective = Objective(beta=0.3, free_nats=factor * kl)
+        found = estimator.estimate(vae.model, vae.guide, x, objective=objective).optimized
+        torch.testing.assert_close(found.log_w, draws.log_lik + c * (draws.log_prior - draws.log_q))
+
+
+@pytest.mark.parametrize(
+    ("objective", "runs"),
+    [(None, 1), (Objective(beta=2.0), 1), (Objective(free_nats=0.1), 1), (Objective(free_nats=0.1, noise=False), 2)],
+)
+def test_a_kl_in_closed_form_is_computed_once_for_each_run(objective, runs, monkeypatch):
+    """Without noise, the programs run twice: with noise for the bound, and without it for the objective."""
+    computed = []
+
+    def counted(q, p):
+        computed.append(1)
+        return kl_divergence(q, p)
+
+    monkeypatch.setattr(divergence, "kl_divergence", counted)
+    oracle = LinearGaussian.random()
+    leaves = list(oracle.vae.parameters())
+    AnalyticKL(3).gradients(oracle.vae.model, oracle.vae.guide, leaves, oracle.data(4), objective=objective)
+    assert len(computed) == runs
+
+
+class Cauchy(Guide):
+    """A guide of a user's own, whose distribution has no mean: PyTorch gives NaN."""
+
+    def __init__(self, dims):
+        super().__init__(dims)
+        self.network = NETWORK(dims.x_shape, (2 * dims.latent,))
+
+    def forward(self, x):
+        loc, log_scale = self.network(x).chunk(2, -1)
+        return dist.Cauchy(loc, log_scale.exp()).to_event(1)
+
+
+def digits_vae(make, splits):
+    dims = splits.dims(2)
+    options = {"network": NETWORK} if "network" in inspect.signature(make).parameters else {}
+    return VAE(StandardNormal(dims), make(dims, **options), Bernoulli(dims, NETWORK))
+
+
+@pytest.mark.parametrize("cls", [*GUIDES, Cauchy, partial(SemiAmortized, guide=Cauchy)])
+def test_without_noise_a_guide_has_a_mean_or_is_refused_before_training(cls):
+    """By subclass: `fit` says so when it is called, or the step takes the mean; never a NaN in an epoch."""
+    split = Split(BITS)
+    data = Splits(split, split, split, constraints.boolean)
+    vae = digits_vae(cls, data)
+    objective = Objective(beta=0.0, noise=False)
+    try:
+        mean = vae.posterior(BITS).mean
+        known = bool(mean.isfinite().all())
+    except NotImplementedError:
+        known = False
+    if known:
+        assert next(iter(fit(vae, data, epochs=1, batch_size=10, objective=objective, compile="off"))).train.bound < 0
+        return
+    with pytest.raises(
+        ValueError, match=r"objective: without noise, t is the mean of q, which .* at site 't' of "
+    ) as told:
+        fit(vae, data, epochs=1, batch_size=10, objective=objective)
+    assert type(vae.posterior).__name__ in str(told.value)
 
 
 def test_without_noise_and_kl_it_is_the_plain_autoencoder():

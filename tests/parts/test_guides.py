@@ -247,9 +247,59 @@ def test_per_datum_finds_each_posterior_and_knows_no_other_data():
     torch.testing.assert_close(unknown.scale, variance.sqrt().expand(40, 3))
 
 
+@pytest.mark.parametrize("log_scale", [-40.0, -15.5, -3.0, 0.0, 3.0, 15.5, 40.0])
+def test_the_inner_objective_is_the_bound(log_scale):
+    """log p(x,t) - log q(t|x) for t = a + b ⊙ t₀, up to log q₀(t₀), also where log b is bounded; and its gradient by log b."""
+    oracle, x = correlated(SemiAmortized, guide=partial(DiagonalNormal, network=affine), steps=3)
+    vae, guide = oracle.vae, oracle.vae.posterior
+    inner = guide.inner(x)
+    t0 = inner.sample()
+    moved = torch.stack([torch.full_like(t0, 0.3), torch.full_like(t0, log_scale)]).requires_grad_()
+    gain = guide._gain(x, vae.prior(), t0, moved)
+    guide._refined = lambda *_: moved
+    q = guide(x)
+    shift, scale = q.transform.loc, q.transform.scale
+    t = shift + scale * t0
+    bound = vae.likelihood(t).log_prob(x) + vae.prior().log_prob(t) - (inner.log_prob(t0) - scale.log().sum(-1))
+    torch.testing.assert_close(gain, bound + inner.log_prob(t0))
+    found, expected = (torch.autograd.grad(each.sum(), moved, retain_graph=True)[0] for each in (gain, bound))
+    torch.testing.assert_close(found, expected)
+
+
 def test_a_guide_inside_a_guide_is_told_its_parts():
     vae = VAE(StandardNormal(DIMS), SemiAmortized(DIMS, partial(DiagonalNormal, network=NETWORK)), build(Bernoulli))
     assert vae.posterior.inner.parts is vae.posterior.parts
+
+
+def test_equal_data_share_one_posterior_and_count_as_often_as_they_occur():
+    """m and s of four data, of which two are equal; unseen data get the moments of the mixture over the four."""
+    x = torch.tensor([[0.0, 1.0], [2.0, 3.0], [0.0, 1.0], [5.0, 5.0]], dtype=torch.float64)
+    guide = PerDatum(Dims(1, (2,), train=x.float())).double()
+    optimizer = torch.optim.SGD(guide.parameters(), lr=0.5)
+    target = torch.distributions.Normal(torch.tensor([[1.0], [-2.0], [1.0], [4.0]]).double(), 0.2)
+    for _ in range(200):
+        optimizer.zero_grad()
+        torch.distributions.kl_divergence(guide(x).base_dist, target).sum().mul(0.02).backward()
+        optimizer.step()
+    q = guide(x).base_dist
+    torch.testing.assert_close(q.loc, target.loc, rtol=0, atol=1e-3)
+    torch.testing.assert_close(q.scale[0], q.scale[2], rtol=0, atol=0)
+    unseen = guide(torch.tensor([[7.0, 7.0], [0.0, 1.1]], dtype=torch.float64)).base_dist
+    loc = q.loc.mean(0)  # each of the four counts once: 1, not the mean of three rows, and never an untrained row's
+    torch.testing.assert_close(unseen.loc, loc.expand(2, 1))
+    torch.testing.assert_close(unseen.scale**2, ((q.scale**2).mean(0) + q.loc.var(0, correction=0)).expand(2, 1))
+    untrained = guide.log_scale.detach()[2]
+    assert untrained == 0  # the second of the equal data has no row of its own
+    with torch.no_grad():
+        guide.log_scale[2], guide.loc[2] = 10.0, 100.0
+    torch.testing.assert_close(guide(x[:1] + 9).base_dist.scale[0], unseen.scale[0])
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1e16])
+def test_data_that_cannot_be_told_apart_are_refused(scale):
+    x = scale * torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="rounded to 1/65536, which does not tell training data apart"):
+        PerDatum(Dims(2, (3,), train=x))
 
 
 @pytest.mark.parametrize(
