@@ -17,6 +17,7 @@ from torch import Size, Tensor
 from torch.distributions.constraints import Constraint
 
 _LIMIT = 15.0
+_HUGE = 1e30
 
 
 def bounded(number: Tensor, low: float, high: float) -> Tensor:
@@ -42,6 +43,27 @@ def latent_scale(log_scale: Tensor) -> Tensor:
     Gaussian under another, and their gradients, are finite in float32 too.
     """
     return latent_log_scale(log_scale).exp()
+
+
+class _InFloat64(torch.autograd.Function):
+    """A conversion to float64, whose gradient is kept within what float32 holds, with room for sums of many of them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Returns x in float64."""
+        ctx.dtype = x.dtype
+        return x.double()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Returns the gradient in the type of x."""
+        return (gradient if ctx.dtype == torch.float64 else gradient.clamp(-_HUGE, _HUGE)).to(ctx.dtype)
+
+
+def in_float64(x: Tensor) -> Tensor:
+    """Returns x in float64. Its gradient is clamped to ±1e30, since a gradient in float64 may be too large for float32."""
+    result: Tensor = _InFloat64.apply(x)
+    return result
 
 
 def stirling_remainder(z: Tensor) -> Tensor:

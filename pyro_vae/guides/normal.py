@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from pyro_vae.flows import Sizes
 from pyro_vae.networks import MLP, NetworkFactory
 from pyro_vae.parts import Dims, Distribution, Guide
-from pyro_vae.special import bounded, latent_scale
+from pyro_vae.special import bounded, in_float64, latent_scale
 
 
 @final
@@ -114,7 +114,7 @@ class _FullRank(dist.MultivariateNormal):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns the log density in nats."""
-        L, distance = self._unbroadcasted_scale_tril.double(), (value - self.loc).double()
+        L, distance = in_float64(self._unbroadcasted_scale_tril), in_float64(value - self.loc)
         eps = torch.linalg.solve_triangular(L, distance.unsqueeze(-1), upper=False).squeeze(-1)
         squares = (eps**2).sum(-1).clamp(max=_FARTHEST)
         half_log_det = L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -153,8 +153,8 @@ class _LowRank(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns the log density in nats, by the Woodbury identity."""
-        s = self.scale.double()
-        A, u = self.factor.double() / s.unsqueeze(-1), (value - self.loc).double() / s
+        s = in_float64(self.scale)
+        A, u = in_float64(self.factor) / s.unsqueeze(-1), in_float64(value - self.loc) / s
         root = torch.linalg.cholesky(A.mT @ A + torch.eye(A.shape[-1], dtype=A.dtype, device=A.device))
         v = torch.linalg.solve_triangular(root, (A.mT @ u.unsqueeze(-1)), upper=False).squeeze(-1)
         squares = ((u**2).sum(-1) - (v**2).sum(-1)).clamp(max=_FARTHEST)
