@@ -31,7 +31,7 @@ class LogisticGuide(Guide):
 
     def __init__(self, dims, network=MLP):
         super().__init__(dims)
-        self.network = network(dims.x_shape, (2 * dims.latent,))
+        self.network = network(dims.seen_shape, (2 * dims.latent,))
 
     def forward(self, x):
         loc, log_scale = self.network(self.scaled(x)).chunk(2, dim=-1)

@@ -143,16 +143,17 @@ def log_p_observed(likelihood, x: Tensor) -> Tensor:
     It is 0 where no value is observed.
     """
     W, b, variance, m, s = (each.double() for each in linear_parts(likelihood))
-    found = []
-    for row in x.double():
-        at = (~row.isnan()).nonzero()[:, 0]
-        if not len(at):
-            found.append(row.new_zeros(()))
-            continue
-        scaled = W[at] * s[at, None]
-        covariance = scaled @ scaled.T + (variance[at] * s[at] ** 2).diag_embed()
-        found.append(MultivariateNormal(m[at] + s[at] * b[at], covariance).log_prob(row[at]))
-    return torch.stack(found)
+    x = x.double()
+    patterns, which = (~x.isnan()).unique(dim=0, return_inverse=True)
+    found = x.new_zeros(len(x))
+    for k, pattern in enumerate(patterns):
+        at, rows = pattern.nonzero()[:, 0], which == k
+        if len(at):
+            scaled = W[at] * s[at, None]
+            covariance = scaled @ scaled.T + (variance[at] * s[at] ** 2).diag_embed()
+            exact = MultivariateNormal(m[at] + s[at] * b[at], covariance)
+            found = found.masked_scatter(rows, exact.log_prob(x[rows][:, at]))
+    return found
 
 
 class RandomFeatures(Network):

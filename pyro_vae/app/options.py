@@ -168,6 +168,8 @@ class Options:
         }
         described = {name: _described(value) for name, value in defaults.items()}
         run = _run_of(self.arguments) if "run" in signature(self.function).parameters else None
+        if run and not (Path(run) / "config.yaml").is_file():
+            run = None  # the command tells what is wrong with it
         if run:  # a run brings its data along: they are the default then
             described["data"] = data_of_run(Path(run), self.trust)
         # The parser knows no defaults here, and a class whose options are given must have those that it cannot do without.
@@ -270,8 +272,6 @@ def data_of_run(folder: Path, trust: Trust) -> dict[str, Any]:
     Ends the program where the folder has none, or names a class that is not trusted.
     """
     path = folder / "config.yaml"
-    if not path.is_file():
-        fail(f"run: {folder}: " + ("it has no config.yaml" if folder.is_dir() else "there is no such run folder"))
     try:
         config = read_yaml(path)
     except ValueError as error:

@@ -79,7 +79,7 @@ class Arrays(Data):
     ) -> None:
         self.path, self.binarize, self.valid, self.test, self.split_seed = Path(path), binarize, valid, test, split_seed
         self.standardize, self.channels, self.kind, self.ink = standardize, channels, kind, ink
-        self.reading = Reading(columns, leave_out, labels, separator, decimal, header)
+        self.reading = Reading(columns, tuple(leave_out), labels, separator, decimal, header)
 
     def load(self) -> Splits:
         """Reads the file: x is ``(N, ...)``, in float32.

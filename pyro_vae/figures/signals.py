@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vae.figures.layout import new_figure, panels_of, wrapped
-from pyro_vae.figures.look import Look
+from pyro_vae.figures.look import MISSING, Look
 
 _CHANNELS = 10
 """How many channels are drawn: there are as many colors."""
@@ -115,9 +115,15 @@ def _lines(axes: Axes, signal: np.ndarray, label: str = "", **style: Any) -> Non
 
 
 def _pair(axes: Axes, datum: np.ndarray, mean: np.ndarray) -> None:
-    """Draws a datum as a broad pale line, gray if it has one channel, and its reconstruction as a narrow one."""
+    """Draws a datum as a broad pale line, gray if it has one channel, and its reconstruction as a narrow one.
+
+    Where the datum is missing, the reconstruction is an imputation, which is marked by points.
+    """
     _lines(axes, datum, "x", lw=2.6, alpha=0.35, solid_capstyle="butt", **({"color": "0.2"} if len(datum) == 1 else {}))
     _lines(axes, mean, "E[x′|t]", lw=1.0)
+    imputed = np.where(np.isnan(datum), mean, np.nan)
+    for channel in imputed[np.isfinite(imputed).any(1)]:
+        axes.plot(channel, ".", color=MISSING, ms=4)
 
 
 def _small_panels(

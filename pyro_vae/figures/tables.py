@@ -12,14 +12,18 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from pyro_vae.figures.layout import panels_of
-from pyro_vae.figures.look import Look
+from pyro_vae.figures.look import MISSING, Look
 
 _PANELS = 24
 """How many columns are drawn, counted from the first: a figure of more could not be read."""
+_IMPUTED = "E[x′|t] where x is missing (imputed)"
 
 
 def reconstructions(x: Tensor, means: Tensor, look: Look, title: str) -> Figure:
-    """Draws the reconstruction against the datum, with a panel for each column and the diagonal where they are equal."""
+    """Draws the reconstruction against the datum, with a panel for each column and the diagonal where they are equal.
+
+    Where the datum is missing, the reconstruction is an imputation, which is marked at the left edge.
+    """
     data, made = _rows(x), _rows(means)
     figure, panels = _columns(data, look, title)
     for j, axes in enumerate(panels):
@@ -27,8 +31,15 @@ def reconstructions(x: Tensor, means: Tensor, look: Look, title: str) -> Figure:
         axes.scatter(data[seen, j], made[seen, j], s=6, alpha=0.6, linewidths=0)
         if seen.any():
             axes.axline((data[seen, j].mean(),) * 2, slope=1, color="0.6", lw=0.8, zorder=0)
+        imputed = made[~np.isfinite(data[:, j]), j]
+        if len(imputed):
+            edge = axes.get_yaxis_transform()
+            axes.plot(np.zeros(len(imputed)), imputed, "_", transform=edge, color=MISSING, ms=12, label=_IMPUTED)
     figure.supxlabel("x", fontsize=9)
     figure.supylabel("E[x′|t]", fontsize=9)
+    labeled = [axes for axes in panels if axes.get_legend_handles_labels()[1]]
+    if labeled:
+        figure.legend(*labeled[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8)
     return figure
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evaluate import decode, encode, reconstruct, sample
+from pyro_vae.missing import has_missing
 from pyro_vae.reports.base import Picture, Trained
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ class Reconstructions(Picture):
 
         first, look = trained.test(_SHOWN if trained.look.kind == "table" else 24), trained.look
         means, title = reconstruct(trained.model, first), f"test {look.noun} and their reconstructions"
+        if has_missing(first.x):
+            how = {"image": "pink in x", "signal": "pink points", "table": "pink marks"}[look.kind]
+            title += f", which impute missing values ({how})"
         return {"reconstructions": figures.reconstructions(first.x, means, look, title)}
 
 

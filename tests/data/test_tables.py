@@ -252,6 +252,7 @@ def test_other_files_are_told_what_can_be_read(tmp_path):
     np.save(tmp_path / "x.npy", np.ones((9, 2)))
     with pytest.raises(ValueError, match="are options of tables, and this file is none"):
         Arrays(tmp_path / "x.npy", columns=["a"]).load()
+    Arrays(tmp_path / "x.npy", leave_out=[], valid=2, test=2).load()  # as the command line gives it
     np.savez(tmp_path / "x.npz", x=np.arange(18.0).reshape(9, 2), y=np.array(["u", "v", "w"] * 3))
     splits = Arrays(tmp_path / "x.npz", labels="y", valid=2, test=2).load()
     assert splits.view.classes == ("u", "v", "w")
