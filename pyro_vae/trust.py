@@ -81,8 +81,13 @@ class Trust:
         return found
 
     def owns(self, module: str) -> bool:
-        """Whether this is a trusted module of the caller's own."""
+        """Whether this is a trusted module of the caller's own.
+
+        This project is none, also where one stands in its own folder: much of it is no part, and writes files.
+        """
         root = module.partition(".")[0]
+        if root == OWN:
+            return False
         return any(_is_inside(module, each) for each in self.modules) or (
             self.folder is not None and self._is_here(root)
         )

@@ -118,7 +118,7 @@ class Norm(Metric):
     def measure(self, trained):
         t = next(iter(encode(trained.model, trained.test(self.images)).values()))
         found = mean(t.flatten(1).norm(dim=1))
-        return Measured([Row("length of t", str(found), f"first {self.images}")], {"norm": found._asdict()})
+        return Measured([Row("length of t", str(found), f"first {self.images}")], {"norm": found.as_dict()})
 '''
 PICTURE = '''
 from pyro_vae.evaluate import sample

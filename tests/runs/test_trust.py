@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+import pyro_vae
 from pyro_vae import VAE, load, save
 from pyro_vae.app.comparisons.gradients import gradients
 from pyro_vae.app.comparisons.parts import compare_parts
@@ -23,6 +24,7 @@ from pyro_vae.files import digest
 from pyro_vae.guides import DiagonalNormal
 from pyro_vae.likelihoods import Bernoulli
 from pyro_vae.models import ModelSpec
+from pyro_vae.networks import NetworkFactory
 from pyro_vae.parts import Dims
 from pyro_vae.priors import StandardNormal
 from pyro_vae.runs.weights import read_weights, write_weights
@@ -212,6 +214,17 @@ def test_no_argument_of_any_constructor_runs_anything(saved, monkeypatch, harm):
                 make(value, _hints(owner)[name], name, Trust(folder=folder), default)
             assert not mark.exists(), where
             assert "evil_parts" not in sys.modules, where
+
+
+@pytest.mark.parametrize("trust", [Trust(folder=Path(pyro_vae.__file__).parents[1]), Trust(("pyro_vae",))], ids=str)
+@pytest.mark.parametrize("path", ["pyro_vae.runs.Run", "pyro_vae.files.read_text", "pyro_vae.app.console.fail"])
+def test_this_project_is_not_ones_own_where_one_stands_in_its_folder(tmp_path, trust, path):
+    """Its functions and classes fill only the slots whose base they have."""
+    given = {"class_path": path, "init_args": {"folder": str(tmp_path / "mark"), "config": "prior: x"}}
+    for harm in (given, path):
+        with pytest.raises(ValueError, match="not allowed here: expected a function of"):
+            make({"class_path": "pyro_vae.networks.MLP", "init_args": {"init": harm}}, NetworkFactory, "network", trust)
+    assert not (tmp_path / "mark").exists()
 
 
 WRITES = "open({mark!r}, 'w').close()\nfrom pyro_vae.priors import StandardNormal\n\n\nclass Mine(StandardNormal):\n    pass\n"
