@@ -24,9 +24,7 @@ def wide_console() -> Console:
 
 def fail(message: str, status: int = 1) -> NoReturn:
     """Prints an error for a person and ends."""
-    Console(stderr=True, highlight=False).print(
-        Text.assemble(("error: ", "bold red"), message), soft_wrap=True
-    )
+    Console(stderr=True, highlight=False).print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
     sys.exit(status)
 
 

@@ -14,6 +14,9 @@ from torch.nn.functional import interpolate
 from pyro_vae.parts import Network, Shape
 from pyro_vae.scopes import is_rebuilt
 
+_MOST = 1000
+"""The largest number of residual blocks. He et al. 2016 trained a network of a thousand layers."""
+
 
 @final
 class Convolutional(Network):
@@ -43,6 +46,8 @@ class Convolutional(Network):
         activation: type[nn.Module] = nn.SiLU,
     ) -> None:
         super().__init__(in_shape, out_shape)
+        if blocks > _MOST:
+            raise ValueError(f"blocks: expected at most {_MOST} for each halving, got {blocks}")
         if not channels or min(channels) < 1 or blocks < 0:
             raise ValueError(
                 f"channels and blocks: expected numbers of at least 1, and at least 0, got {list(channels)} and {blocks}"
