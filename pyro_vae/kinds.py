@@ -11,7 +11,7 @@ import inspect
 import os
 import types
 from collections.abc import Callable, Mapping, Sequence
-from math import isnan
+from math import inf
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -22,9 +22,11 @@ from torch import Tensor, nn
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_LARGEST = {int: 2**53, float: torch.finfo(torch.float32).max}
+"""The largest numbers that are taken: whole numbers that every float64 holds, and what float32 holds."""
 _SEQUENCES = (list, tuple, Sequence)
 _WORDS: dict[Any, str] = {
-    int: "a whole number", float: "a number", bool: "True or False", str: "text", Path: "a path", Tensor: "a tensor",
+    int: "a whole number", float: "a finite number", bool: "True or False", str: "text", Path: "a path", Tensor: "a tensor",
     np.ndarray: "a NumPy array", types.NoneType: "None",
 }  # fmt: skip
 
@@ -121,7 +123,9 @@ def fits_class(value: Any, kind: type, inner: tuple[Any, ...]) -> bool:
         return isinstance(value, bool | np.bool_)
     if kind in (int, float):
         number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool | np.bool_)
-        return isinstance(value, torch.SymInt | torch.SymFloat) or (number and not isnan(value))
+        return isinstance(value, torch.SymInt | torch.SymFloat) or (
+            number and abs(value) <= _LARGEST[kind]
+        )  # no NaN is
     if kind in (Path, os.PathLike):
         return isinstance(value, str | os.PathLike)
     if issubclass(kind, Mapping):
@@ -182,6 +186,8 @@ def _advice(value: Any, hint: Any) -> str:  # noqa: PLR0911
     """What to do, where that is known."""
     asked = [getattr(each, "array_type", each) for each in (hint, *get_args(hint))]
     names = {getattr(each, "__name__", "") for each in asked}
+    if isinstance(value, int | float) and not isinstance(value, bool) and _LARGEST[float] < abs(value) < inf:
+        return ": that is too large"
     if isinstance(value, type) and names & {"Programs", "Model", "Estimator", "Prior", "Guide", "Likelihood", "Data"}:
         return f": make an object of it, {value.__name__}(...)"
     if "Splits" in names:

@@ -89,6 +89,8 @@ class Estimator(pyro.infer.ELBO, ABC):
     def __init__(self, K: int = 1, max_plate_nesting: int = 1) -> None:
         if K < 1:
             raise ValueError(f"K: expected at least 1 particle, got {K}")
+        if max_plate_nesting < 0:
+            raise ValueError(f"max_plate_nesting: expected at least 0, got {max_plate_nesting}")
         super().__init__(num_particles=K, max_plate_nesting=max_plate_nesting)
         self.K = K
         self.state = {}

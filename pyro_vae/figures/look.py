@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_vae.data import Splits
 from pyro_vae.view import Kind
 
 MISSING = "#e377c2"
 """The color of values that are missing: a pink that no gray image has."""
+
+_BYTE = 255
+"""Levels up to this are drawn over their whole range: cameras and files use all of it."""
+_OUTLYING = 1e-3
+"""The share of the values at either end of the data that may be outliers."""
+_ENOUGH = 1_000_000
+"""The number of values that tell the range."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +55,11 @@ def look_of(data: Splits) -> Look:
     """Returns how these data are drawn.
 
     The range is that of the support where it has two ends, as 0 and 1 or 0 and the largest count, and otherwise goes from
-    the smallest to the largest value of the training data. Values that are missing or infinite are left out of it.
+    the smallest to the largest value of the training data. Values that are missing or infinite are left out of it. In images
+    without a range of their own, as those of 16 bits, a few bright pixels would leave all others dark: where all but a
+    thousandth of the values at either end lie in less than half of the range, they are the range.
     """
+    kind = data.view.kind_of(data.x_shape)
     low, high = (getattr(data.support, end, None) for end in ("lower_bound", "upper_bound"))
     if data.support.is_discrete and low is None and high is None:
         low, high = 0, 1  # of PyTorch's discrete constraints the booleans alone have no bounds
@@ -55,6 +68,18 @@ def look_of(data: Splits) -> Look:
         finite = x.isfinite()
         low, high = torch.where(finite, x, torch.inf).min().item(), torch.where(finite, x, -torch.inf).max().item()
     low, high = float(low), float(high)
+    if kind == "image" and (data.support is constraints.real or high - low > _BYTE):
+        low, high = _without_outliers(data.train.x, low, high)
     if not low < high:  # constant data, or none at all
         low, high = (low, low + 1) if torch.tensor(low).isfinite() else (0.0, 1.0)
-    return Look(data.view.kind_of(data.x_shape), low, high, data.view.ink, data.view.columns)
+    return Look(kind, low, high, data.view.ink, data.view.columns)
+
+
+def _without_outliers(x: Tensor, low: float, high: float) -> tuple[float, float]:
+    """The range of all but a thousandth of the values at either end, where it is less than half of a given range."""
+    values = x[x.isfinite()].cpu().numpy()
+    if not len(values):
+        return low, high
+    inner = np.percentile(values[:: 1 + len(values) // _ENOUGH], [100 * _OUTLYING, 100 - 100 * _OUTLYING])
+    narrow = 0 < inner[1] - inner[0] < (high - low) / 2
+    return (float(inner[0]), float(inner[1])) if narrow else (low, high)

@@ -12,6 +12,9 @@ from torch import Size, nn
 from pyro_vae.flows.monotonic import MonotonicNetwork
 from pyro_vae.flows.splines import Spline
 
+_MOST = 1000
+"""The largest number of transforms. Published flows have tens of them."""
+
 
 def autoregressive(
     d: int,
@@ -40,6 +43,8 @@ def autoregressive(
     """
     if transforms < 1:
         raise ValueError(f"transforms: expected at least 1, got {transforms}")
+    if transforms > _MOST:
+        raise ValueError(f"transforms: expected at most {_MOST}, since each has a network of its own, got {transforms}")
     if not hidden or min(hidden) < 1:
         raise ValueError(f"hidden: expected widths of at least 1, got {list(hidden)}")
     kind = {} if univariate is None or shapes is None else {"univariate": univariate, "shapes": shapes}

@@ -17,6 +17,8 @@ from pyro_vae.parts import Dims, Distribution, Guide, placed
 from pyro_vae.scopes import mode
 from pyro_vae.special import latent_log_scale, latent_scale
 
+_MOST = 1000
+"""The largest number of steps of a guide. Kim et al. 2018 take 20."""
 _HASHED = 1000
 """The number of data that are hashed at a time."""
 _MISSING = 2.0**52 + 1
@@ -49,6 +51,8 @@ class SemiAmortized(Guide):
         super().__init__(dims)
         if steps < 1:
             raise ValueError(f"steps: expected at least 1, got {steps}")
+        if steps > _MOST:
+            raise ValueError(f"steps: expected at most {_MOST}, since each runs the decoder, got {steps}")
         if not rate > 0:
             raise ValueError(f"rate: expected a positive number, got {rate}")
         self.steps, self.rate = steps, rate

@@ -24,6 +24,8 @@ _CONVOLUTIONS: dict[int, tuple[Any, Any, str]] = {
     3: (nn.Conv3d, nn.ConvTranspose3d, "voxels"),
 }
 """For each number of axes: the convolution, the one that doubles sizes, and what it goes over."""
+_MOST = 1000
+"""The largest number of residual blocks. He et al. 2016 trained a network of a thousand layers."""
 
 
 @final
@@ -59,6 +61,8 @@ class Convolutional(Network):
         activation: type[nn.Module] = nn.SiLU,
     ) -> None:
         super().__init__(in_shape, out_shape)
+        if blocks > _MOST:
+            raise ValueError(f"blocks: expected at most {_MOST} for each halving, got {blocks}")
         if not channels or min(channels) < 1 or blocks < 0:
             raise ValueError(
                 f"channels and blocks: expected numbers of at least 1, and at least 0, got {list(channels)} and {blocks}"

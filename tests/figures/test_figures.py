@@ -181,6 +181,28 @@ def test_latents(d, classes, tmp_path):
     assert points == 60
 
 
+@pytest.mark.parametrize(
+    ("shape", "top", "outlier", "expected"),
+    [
+        ((16, 16), 7000.0, 65535.0, (800, 7000)),  # one saturated pixel of a 16-bit camera
+        ((1, 16, 16), 7000.0, 65535.0, (800, 7000)),
+        ((16, 16), 40000.0, 65535.0, (0, 65535)),  # most of the range is used
+        ((16, 16), 200.0, 255.0, (0, 255)),  # levels 0..255 keep their range
+        ((16, 16), 3.5, 900.5, (800e-3, 3.5)),  # real numbers
+        ((256,), 3.5, 900.5, (800e-3, 900.5)),  # lines would leave their panel
+    ],
+)
+def test_a_few_bright_pixels_leave_no_image_dark(shape, top, outlier, expected):
+    """The range is told by all but a thousandth of the values at either end, here of 100 images."""
+    low = 0.8 if top == 3.5 else min(800.0, top / 4)
+    x = torch.linspace(low, top, 100 * 256)
+    x = (x if top == 3.5 else x.round())[torch.randperm(len(x))].reshape(100, *shape)
+    x.view(-1)[0] = outlier
+    data = Split(x)
+    look = figures.look_of(Splits(data, data, data, support_of(x)))
+    assert (look.low, look.high) == pytest.approx(expected, rel=0.01)
+
+
 def test_no_global_state_of_matplotlib(tmp_path):
     before = dict(matplotlib.rcParams)
     saved(figures.samples(torch.rand(4, 1, 4, 4), figures.Look()), tmp_path)
