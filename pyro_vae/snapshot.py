@@ -7,7 +7,10 @@ later whether any of these has changed.
 
 from __future__ import annotations
 
+import sys
+import sysconfig
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from types import CodeType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
@@ -15,10 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-_LIBRARIES = frozenset(
-    {"abc", "builtins", "collections", "functools", "numpy", "pyro", "pyro_vae", "torch", "typing", "zuko"}
-)
-"""Packages whose classes and functions do not change between two steps. Their objects are told apart by identity alone."""
+_INSTALLED = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 _DEPTH = 3
 """How many objects inside objects are looked into."""
 _MISSING = object()
@@ -239,8 +239,15 @@ def _has_names(value: Any) -> bool:
 
 
 def _is_own(value: Any) -> bool:
-    """Whether a class or function is a user's own, and from no library."""
-    return str(getattr(value, "__module__", "builtins")).partition(".")[0] not in _LIBRARIES
+    """Whether a class or function is a user's own. Those of installed packages and of this one do not change between two steps."""
+    name = str(getattr(value, "__module__", "builtins"))
+    return name.partition(".")[0] not in ("builtins", "pyro_vae") and not _is_installed(name)
+
+
+@cache
+def _is_installed(module: str) -> bool:
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return module != "__main__" and (file is None or file.startswith(_INSTALLED))
 
 
 def _read(code: CodeType) -> set[str]:

@@ -117,6 +117,8 @@ def powers(base: float | Tensor, exponents: Sequence[Tensor], shared: bool) -> l
     Inductor would compute the general power anew for every few elements of each parameter, which takes longer than the rest of
     the update; an exponential that several kernels use it computes once and keeps.
     """
+    if not isinstance(base, Tensor) and base == 0:
+        return [torch.zeros_like(exponent) for exponent in exponents]
     rate = base.log() if isinstance(base, Tensor) else log(base)
 
     def power(exponent: Tensor) -> Tensor:
@@ -174,7 +176,9 @@ def _has_setting(value: Any) -> bool:
 def _composed(name: str, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Calls a function of one tensor, with tensors in the place of settings."""
     name, in_place = name.rstrip("_"), name.endswith("_")
-    first = next(each for each in args if isinstance(each, Tensor) and each.is_floating_point())
+    first = next((each for each in args if isinstance(each, Tensor) and each.is_floating_point()), None)
+    if first is None:
+        raise TypeError(f"{name} takes no tensor in the place of a number")
 
     def tensor(value: Any) -> Any:
         return value.tensor.to(first.dtype) if isinstance(value, Setting) else value
@@ -190,6 +194,6 @@ def _composed(name: str, function: Any, args: tuple[Any, ...], kwargs: dict[str,
     given = [tensor(each) for each in args]
     named = {key: tensor(each) for key, each in kwargs.items()}
     if name == "clamp":  # its ends are both numbers or both tensors
-        given = [given[0], *(first.new_tensor(each) if is_number(each) else each for each in given[1:])]
-        named = {key: first.new_tensor(each) if is_number(each) else each for key, each in named.items()}
+        given = [given[0], *(first.new_full((), each) if is_number(each) else each for each in given[1:])]
+        named = {key: first.new_full((), each) if is_number(each) else each for key, each in named.items()}
     return function(*given, **named)

@@ -46,7 +46,7 @@ class Update:
 
     def __call__(self, index: Tensor, kl_weight: float, phase: str) -> Sums:
         """One step, eagerly (see `Step`)."""
-        leaves = self.phases[phase]
+        leaves = self.leaves(phase)
         found, gradients = self.gradients(self.columns.tensors, index, kl_weight, leaves)
         self.optimizer.zero_grad(set_to_none=True)  # an estimator of Pyro's may have left gradients of the other side
         for leaf, gradient in zip(leaves, gradients, strict=True):
@@ -58,6 +58,19 @@ class Update:
         except RuntimeError as error:
             raise ValueError(f"optimizer: {type(self.optimizer).__name__} cannot take this step: {error}") from error
         self.optimizer.zero_grad(set_to_none=True)
+        return found
+
+    def leaves(self, phase: str) -> list[Tensor]:
+        """The parameters that a step of a phase moves: those that require a gradient now.
+
+        Raises:
+            ValueError: there are none.
+        """
+        found = [leaf for leaf in self.phases[phase] if leaf.requires_grad]
+        if not found:
+            raise ValueError(
+                f"phase {phase!r}: none of its parameters requires a gradient any more, so that its steps would move nothing"
+            )
         return found
 
     def gradients(
