@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
+from itertools import chain
+from operator import attrgetter, is_
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -31,8 +33,16 @@ Compile = Literal["auto", "on", "off"]
 """The choice of what is compiled: all that can be ("on"), nothing ("off"), or only what saves time overall ("auto")."""
 
 
+FREE = frozenset({"state", "param_groups", "_opt_called"})
+"""Attributes of estimators and optimizers that are inputs of a graph, or that a graph does not depend on."""
+
+
 class NotCompiledError(Exception):
     """Raised if a function cannot be compiled; the message says why."""
+
+
+_version = attrgetter("_version")
+"""How often a tensor was written in place."""
 
 
 class Compiled:
@@ -42,19 +52,25 @@ class Compiled:
         run: the compiled graph.
         module: the module whose parameters and buffers are inputs of the graph.
         names: their names, in the order of the inputs.
+        trained: how many of them, the first ones, are trained.
         snapshot: what else the graph was traced with.
+        constants: tensors that the graph holds.
     """
 
     def __init__(
-        self, run: Callable[..., list[Tensor]], module: nn.Module, names: Sequence[str], snapshot: Snapshot
+        self,
+        run: Callable[..., list[Tensor]],
+        module: nn.Module,
+        names: Sequence[str],
+        trained: int,
+        snapshot: Snapshot,
+        constants: Sequence[Tensor],
     ) -> None:
-        self._run, self._snapshot = run, snapshot
+        self._run, self._snapshot, self._names, self._trained = run, snapshot, names, trained
         self._places = [_place(module, name) for name in names]
-        self._names = names
-        self._current = [space[name] for space, name in self._places]
-        self._memory = [tensor.data_ptr() for tensor in self._current]
-        # They share memory, so that an optimizer's update is seen in the module.
-        self._held = [tensor.detach() for tensor in self._current]
+        self._constants, self._versions = constants, list(map(_version, constants))
+        self._spaces = list({id(space): space for space, _ in self._places}.values())
+        self._bind([space[name] for space, name in self._places])
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         """Runs the graph. `stale` is to be asked first."""
@@ -64,19 +80,30 @@ class Compiled:
     def stale(self) -> str | None:
         """Returns the name of what the graph holds as a constant and is another now, or None.
 
-        A tensor of the module that moved to other memory, or stands in the place of another one, is no reason: the graph reads
-        the new one from now on.
+        A tensor of the module that moved to other memory is no reason, and neither is a new tensor in the place of one that is
+        not trained: the graph reads it from now on.
         """
         if where := self._snapshot.changed():
             return where
-        for i, (space, name) in enumerate(self._places):
-            tensor = space.get(name)
-            if tensor is self._current[i] and tensor.data_ptr() == self._memory[i]:
-                continue
-            if tensor is None or _layout(tensor) != _layout(self._held[i]):
+        if self._versions != list(map(_version, self._constants)):
+            return "a tensor that is no parameter, buffer or input"
+        if all(map(is_, chain.from_iterable(map(dict.values, self._spaces)), self._values)) and self._memory == list(
+            map(Tensor.data_ptr, self._current)
+        ):
+            return None
+        now: list[Any] = [space.get(name) for space, name in self._places]
+        for i, (tensor, before) in enumerate(zip(now, self._current, strict=True)):
+            replaced = tensor is not before and i < self._trained
+            if replaced or tensor is None or _layout(tensor) != _layout(self._held[i]):
                 return self._names[i]
-            self._current[i], self._memory[i], self._held[i] = tensor, tensor.data_ptr(), tensor.detach()
+        self._bind(now)
         return None
+
+    def _bind(self, tensors: Sequence[Tensor]) -> None:
+        # They share memory, so that an optimizer's update is seen in the module.
+        self._current, self._held = tensors, [tensor.detach() for tensor in tensors]
+        self._memory = list(map(Tensor.data_ptr, tensors))
+        self._values = list(chain.from_iterable(map(dict.values, self._spaces)))
 
 
 def compiled(
@@ -98,7 +125,7 @@ def compiled(
         leaves: the parameters of the module that ``swapped`` and ``held`` stand for.
         inputs: example inputs, of the shapes of all later calls.
         rules: for each operation, a function that composes it from other operations.
-        **watched: other objects that the function reads, by name. Their ``state`` is an input and may change.
+        **watched: other objects that the function reads, by name. What is called `FREE` in them may change.
 
     Raises:
         NotCompiledError: the function cannot be traced or compiled.
@@ -108,10 +135,10 @@ def compiled(
     state = {**dict(programs.named_parameters()), **dict(programs.named_buffers())}
     known = {id(tensor): name for name, tensor in state.items()}
     if not all(id(leaf) in known for leaf in leaves):
-        raise NotCompiledError("a parameter lives in Pyro's store and not in the module")
+        raise NotCompiledError("a parameter that is trained lives in Pyro's store, or is not in the module any more")
     names = [known[id(leaf)] for leaf in leaves]
     names += [name for name in state if name not in names]  # inputs too, since a tensor in the graph is a constant
-    snapshot = Snapshot({"": programs, **watched}, without=frozenset({"state"}))
+    snapshot = Snapshot({"": programs, **watched}, free=FREE)
 
     class Called(nn.Module):
         def __init__(self) -> None:
@@ -143,9 +170,10 @@ def compiled(
         raise NotCompiledError(f"tracing failed: {_first_line(error)}") from error
     for node in graph.graph.find_nodes(op="call_function", target=aten.view.default):
         node.target = aten.reshape.default  # Inductor chooses the strides of a result
-    _refuse_states(snapshot, graph)
-    run = _inductor(graph, [*inputs, *held])
-    return Compiled(run, programs, names, snapshot)
+    constants = [*graph.buffers(), *graph.parameters()]
+    constants += [value for value in vars(graph).values() if isinstance(value, Tensor)]
+    _refuse_states(snapshot, {value.untyped_storage().data_ptr() for value in constants})
+    return Compiled(_inductor(graph, [*inputs, *held]), programs, names, len(leaves), snapshot, constants)
 
 
 def _place(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:
@@ -159,15 +187,19 @@ def _layout(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
-def _refuse_states(snapshot: Snapshot, graph: GraphModule) -> None:
+def _refuse_states(snapshot: Snapshot, read: Set[int]) -> None:
     """Raises NotCompiledError if the programs wrote what a later run of them would read, which a graph does not do.
 
     A tensor that is kept for a user to look at is none: the graph does not read the one that was there before.
+
+    Args:
+        snapshot: what objects held before tracing.
+        read: the memory of the tensors that the graph reads as constants.
     """
-    read = {value.untyped_storage().data_ptr() for value in vars(graph).values() if isinstance(value, Tensor)}
-    read |= {value.untyped_storage().data_ptr() for value in graph.buffers()}
     for where, before, now in snapshot.put_back():
-        kept = isinstance(before, Tensor) and isinstance(now, Tensor) and before.untyped_storage().data_ptr() not in read
+        kept = (
+            isinstance(before, Tensor) and isinstance(now, Tensor) and before.untyped_storage().data_ptr() not in read
+        )
         if not kept:
             raise NotCompiledError(
                 f"{where} changes while the programs run, and a graph would not change it: keep what moves from step to step "

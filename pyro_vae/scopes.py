@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 
 @contextmanager
@@ -60,18 +60,50 @@ def mode(programs: Any, training: bool) -> Iterator[None]:
 def unmoved(programs: Any) -> Iterator[None]:
     """Puts back the values of all buffers at the end, such as the running statistics of batch normalization.
 
-    Buffers that a lazy module has not made yet are left out.
+    Buffers that have no values, or that a lazy module has not made yet, are left out.
     """
-    buffers = [
-        buffer for top in modules_of(programs) for buffer in top.buffers() if not isinstance(buffer, UninitializedTensorMixin)
-    ]
+    found = [buffer for top in modules_of(programs) for buffer in top.buffers()]
+    buffers = [buffer for buffer in found if not (is_lazy(buffer) or buffer.is_meta)]
     before = [buffer.detach().clone() for buffer in buffers]
     try:
         yield
     finally:
         with torch.no_grad():
             for buffer, kept in zip(buffers, before, strict=True):
-                buffer.copy_(kept)
+                if not torch.equal(buffer, kept):  # one that did not move may be needed by somebody's backward pass
+                    buffer.copy_(kept)
+
+
+@contextmanager
+def evaluating(programs: Any, device: torch.device, *key: int | str) -> Iterator[None]:
+    """Runs programs without a gradient, in evaluation mode, with random numbers of their own (see `seeded`). Nothing moves."""
+    with torch.no_grad(), seeded(device, *key), mode(programs, training=False), unmoved(programs):
+        yield
+
+
+@contextmanager
+def telling_memory(**sizes: int) -> Iterator[None]:
+    """Says what to lower where memory runs out.
+
+    Args:
+        **sizes: the sizes that memory grows with, by the name of the argument that sets each.
+
+    Raises:
+        MemoryError: there is not enough memory; the message names the sizes.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error.__cause__, MemoryError | RuntimeError) or not is_out_of_memory(error):
+            raise
+        named = " or ".join(f"{name} (now {size})" for name, size in sizes.items() if size > 1)
+        raise MemoryError(f"out of memory: lower {named or 'the sizes of the model'}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is used up. PyTorch has a class for it on CUDA alone."""
+    signs = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
 
 
 def modules_of(programs: Any) -> list[nn.Module]:
