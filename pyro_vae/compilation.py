@@ -135,7 +135,7 @@ def compiled(
     state = {**dict(programs.named_parameters()), **dict(programs.named_buffers())}
     known = {id(tensor): name for name, tensor in state.items()}
     if not all(id(leaf) in known for leaf in leaves):
-        raise NotCompiledError("a parameter that is trained lives in Pyro's store, or is not in the module any more")
+        raise NotCompiledError("a parameter lives in Pyro's store, or is not in the module any more")
     names = [known[id(leaf)] for leaf in leaves]
     names += [name for name in state if name not in names]  # inputs too, since a tensor in the graph is a constant
     snapshot = Snapshot({"": programs, **watched}, free=FREE)

@@ -57,7 +57,7 @@ class Conditional(ThreePartModel):
         super().__init__(dims, prior(dims), guide(wider), likelihood(replace(dims, latent=dims.latent + self.classes)))
         self.units = Units(dims)
         self.embedding = nn.Embedding(self.classes, added * prod(pixels))
-        check_prior(self.prior)
+        check_prior(self)
 
     def model(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         """Draws t and x from p(t) p(x|t,y), where x is observed if it is given.

@@ -37,7 +37,7 @@ class VAE(ThreePartModel):
         parts = Parts(prior, guide, likelihood)
         for part in parts:
             part.join(parts)
-        check_prior(prior)
+        check_prior(self)
 
     def model(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
         """Draws t ~ p(t) and x ~ p(x|t,w), where x is observed if it is given.

@@ -96,6 +96,7 @@ class Training(Iterator[Epoch]):
                 f"e_steps and m_steps: the {side} uses no parameters, so that steps on it alone move nothing"
             )
         self.phases = {"both": [*w, *phi], "E": phi, "M": w}
+        self._placed = self._places()
         self.optimizer = make_optimizer(plan.optimizer, w, phi, plan.lr_phi)
         steps = plan.epochs * self.steps
         self.schedule = MovingSchedule(plan.schedule, self.optimizer, plan.schedule_by, plan.epochs, steps)
@@ -119,9 +120,11 @@ class Training(Iterator[Epoch]):
         """
         plan, programs = self.plan, self.programs
         batch = self.train.take(slice(0, plan.batch_size))
+        # Batch normalization takes a single datum if there are several particles, and this run has one.
+        several = [torch.cat([each, each]) for each in batch] if plan.batch_size == 1 else batch
         try:
             with mode(programs, training=True):
-                w, phi = (list(side.values()) for side in parameters(programs.model, programs.guide, *batch))
+                w, phi = (list(side.values()) for side in parameters(programs.model, programs.guide, *several))
                 with torch.no_grad(), library_path():
                     weight = plan.objective.weight(1)
                     estimate = self.estimator.estimate(
@@ -135,6 +138,19 @@ class Training(Iterator[Epoch]):
             raise
         self.names = names_of(estimate)
         return w, phi
+
+    def _places(self) -> set[int]:
+        """The identities of the trained parameters that are in the programs' module."""
+        own = self.programs.parameters() if isinstance(self.programs, nn.Module) else []
+        return {id(leaf) for leaf in self.phases["both"]} & {id(parameter) for parameter in own}
+
+    def _check_places(self) -> None:
+        """Raises ValueError if other parameters stand where those stood that the optimizer moves."""
+        if self._places() != self._placed:
+            raise ValueError(
+                "a parameter was replaced by another one after training began, and the optimizer moves the old one: write "
+                "values in place (load_state_dict without assign), or begin a new training"
+            )
 
     def _memory(self) -> AbstractContextManager[None]:
         """Tells what to lower where memory runs out."""
@@ -159,6 +175,7 @@ class Training(Iterator[Epoch]):
         step = make_step(update, plan.compile, plan.epochs * self.steps, plan.batch_size)
         state = [*self.phases["both"], *buffers]
         for epoch in range(1, plan.epochs + 1):
+            self._check_places()
             good = [tensor.detach().clone() for tensor in state]
             try:
                 with self._memory():

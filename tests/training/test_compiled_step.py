@@ -290,7 +290,7 @@ def said(caplog):
 @pytest.mark.parametrize(
     ("programs", "estimator", "reason"),
     [
-        (WithStore(), ELBO(), "a parameter that is trained lives in Pyro's store"),
+        (WithStore(), ELBO(), "a parameter lives in Pyro's store"),
         (None, Counted(), "estimator.calls changes while the programs run"),
         (reading(LinearGaussian.random(d=2, n=2).vae), ELBO(), "tracing failed"),
     ],
