@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
@@ -106,6 +106,8 @@ class Splits(NamedTuple):
     def dims(self, latent: int) -> Dims:
         """The sizes that parts are built for, with the training data and their mean."""
         x = self.train.x.cpu()
+        if x.is_floating_point():  # parts are made in PyTorch's default type
+            x = x.to(torch.promote_types(x.dtype, torch.get_default_dtype()))
         if self.standardize:
             units = _units(x)
             mean = torch.zeros_like(units[0])
@@ -147,11 +149,32 @@ def columns_for(programs: Any, data: DataLike) -> Columns:
         data: a split; or x alone, a tensor ``(N, *x_shape)``; or columns, which are taken as they are.
 
     Raises:
-        ValueError: the programs take labels, and there are none or not one for each datum.
+        ValueError: the programs take labels, and there are none or not one for each datum; or the data have more digits than
+            the parameters, such as float64 and float32.
     """
     if isinstance(data, Columns):
         return data
-    return (Split(data) if isinstance(data, Tensor) else data).columns(inputs_of(programs))
+    split = Split(data) if isinstance(data, Tensor) else data
+    return replace(split, x=_in_type_of(programs, split.x)).columns(inputs_of(programs))
+
+
+def _in_type_of(programs: Any, x: Tensor) -> Tensor:
+    """x in the floating-point type of the programs' parameters, if that holds every number of x.
+
+    Raises:
+        ValueError: it does not.
+    """
+    own = programs.parameters() if isinstance(programs, nn.Module) else []
+    found = {each.dtype for each in own if each.is_floating_point()}
+    if len(found) != 1 or not x.is_floating_point() or x.dtype in found:
+        return x
+    (kind,) = found
+    if torch.promote_types(x.dtype, kind) != kind:
+        names = [str(each).removeprefix("torch.") for each in (x.dtype, kind)]
+        raise ValueError(
+            f"x: the data are {names[0]} and the model is {names[1]}: make them the same, by model.to(x.dtype) or x.to(torch.{names[1]})"
+        )
+    return x.to(kind)
 
 
 def make_splits(
