@@ -6,16 +6,25 @@ The programs and Pyro's handlers are traced once into a graph of tensor operatio
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
+from itertools import chain
+from operator import attrgetter, is_
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch._decomp import get_decompositions
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.scopes import seeded
+from pyro_vae.snapshot import Snapshot
 from pyro_vae.traces import library_path
 
 aten = torch.ops.aten
@@ -24,8 +33,77 @@ Compile = Literal["auto", "on", "off"]
 """The choice of what is compiled: all that can be ("on"), nothing ("off"), or only what saves time overall ("auto")."""
 
 
+FREE = frozenset({"state", "param_groups", "_opt_called"})
+"""Attributes of estimators and optimizers that are inputs of a graph, or that a graph does not depend on."""
+
+
 class NotCompiledError(Exception):
     """Raised if a function cannot be compiled; the message says why."""
+
+
+_version = attrgetter("_version")
+"""How often a tensor was written in place."""
+
+
+class Compiled:
+    """A compiled function of the inputs. It reads the current values of all parameters and buffers at each call.
+
+    Args:
+        run: the compiled graph.
+        module: the module whose parameters and buffers are inputs of the graph.
+        names: their names, in the order of the inputs.
+        trained: how many of them, the first ones, are trained.
+        snapshot: what else the graph was traced with.
+        constants: tensors that the graph holds.
+    """
+
+    def __init__(
+        self,
+        run: Callable[..., list[Tensor]],
+        module: nn.Module,
+        names: Sequence[str],
+        trained: int,
+        snapshot: Snapshot,
+        constants: Sequence[Tensor],
+    ) -> None:
+        self._run, self._snapshot, self._names, self._trained = run, snapshot, names, trained
+        self._places = [_place(module, name) for name in names]
+        self._constants, self._versions = constants, list(map(_version, constants))
+        self._spaces = list({id(space): space for space, _ in self._places}.values())
+        self._bind([space[name] for space, name in self._places])
+
+    def __call__(self, *inputs: Tensor) -> list[Tensor]:
+        """Runs the graph. `stale` is to be asked first."""
+        with torch.no_grad():
+            return self._run(*inputs, *self._held)
+
+    def stale(self) -> str | None:
+        """Returns the name of what the graph holds as a constant and is another now, or None.
+
+        A tensor of the module that moved to other memory is no reason, and neither is a new tensor in the place of one that is
+        not trained: the graph reads it from now on.
+        """
+        if where := self._snapshot.changed():
+            return where
+        if self._versions != list(map(_version, self._constants)):
+            return "a tensor that is no parameter, buffer or input"
+        if all(map(is_, chain.from_iterable(map(dict.values, self._spaces)), self._values)) and self._memory == list(
+            map(Tensor.data_ptr, self._current)
+        ):
+            return None
+        now: list[Any] = [space.get(name) for space, name in self._places]
+        for i, (tensor, before) in enumerate(zip(now, self._current, strict=True)):
+            replaced = tensor is not before and i < self._trained
+            if replaced or tensor is None or _layout(tensor) != _layout(self._held[i]):
+                return self._names[i]
+        self._bind(now)
+        return None
+
+    def _bind(self, tensors: Sequence[Tensor]) -> None:
+        # They share memory, so that an optimizer's update is seen in the module.
+        self._current, self._held = tensors, [tensor.detach() for tensor in tensors]
+        self._memory = list(map(Tensor.data_ptr, tensors))
+        self._values = list(chain.from_iterable(map(dict.values, self._spaces)))
 
 
 def compiled(
@@ -34,8 +112,8 @@ def compiled(
     leaves: Sequence[Tensor],
     inputs: Sequence[Tensor],
     rules: dict[Any, Callable[..., Any]],
-    *watched: Any,
-) -> Callable[..., list[Tensor]]:
+    **watched: Any,
+) -> Compiled:
     """Compiles ``function(swapped, held, *inputs)``, in which the programs use the tensors ``swapped`` as parameters.
 
     The tensors ``swapped`` require a gradient. The tensors ``held`` are plain tensors with the same values. If the
@@ -47,10 +125,7 @@ def compiled(
         leaves: the parameters of the module that ``swapped`` and ``held`` stand for.
         inputs: example inputs, of the shapes of all later calls.
         rules: for each operation, a function that composes it from other operations.
-        watched: objects that tracing must not change.
-
-    Returns:
-        The compiled function of the inputs. It reads the current values of the leaves at each call.
+        **watched: other objects that the function reads, by name. What is called `FREE` in them may change.
 
     Raises:
         NotCompiledError: the function cannot be traced or compiled.
@@ -60,10 +135,10 @@ def compiled(
     state = {**dict(programs.named_parameters()), **dict(programs.named_buffers())}
     known = {id(tensor): name for name, tensor in state.items()}
     if not all(id(leaf) in known for leaf in leaves):
-        raise NotCompiledError("a parameter lives in Pyro's store and not in the module")
+        raise NotCompiledError("a parameter lives in Pyro's store, or is not in the module any more")
     names = [known[id(leaf)] for leaf in leaves]
-    others = [name for name in state if name not in names]  # inputs too, since a tensor in the graph is a constant
-    before = [dict(vars(each)) for each in watched]
+    names += [name for name in state if name not in names]  # inputs too, since a tensor in the graph is a constant
+    snapshot = Snapshot({"": programs, **watched}, free=FREE)
 
     class Called(nn.Module):
         def __init__(self) -> None:
@@ -79,40 +154,107 @@ def compiled(
         given, rest = arguments[: len(inputs)], arguments[len(inputs) :]
         held, kept = rest[: len(leaves)], rest[len(leaves) :]
         swapped = [tensor.detach().requires_grad_() for tensor in held]
-        tensors = zip((*names, *others), (*swapped, *kept), strict=True)
-        named = {f"programs.{name}": tensor for name, tensor in tensors}
+        named = {f"programs.{name}": tensor for name, tensor in zip(names, (*swapped, *kept), strict=True)}
         result: list[Tensor] = torch.func.functional_call(module, named, (swapped, held, *given))
         return result
 
-    held = [state[name].detach() for name in (*names, *others)]  # they share memory, so an optimizer's update is seen
+    held = [state[name].detach() for name in names]
     try:
         with seeded(inputs[0].device, "trace"), library_path():
             graph = make_fx(pure, decomposition_table={**_decompositions(), **rules})(*inputs, *held)
+    except NotCompiledError:
+        snapshot.put_back()
+        raise
     except Exception as error:
+        snapshot.put_back()
         raise NotCompiledError(f"tracing failed: {_first_line(error)}") from error
     for node in graph.graph.find_nodes(op="call_function", target=aten.view.default):
         node.target = aten.reshape.default  # Inductor chooses the strides of a result
-    for each, kept in zip(watched, before, strict=True):
-        if any(value is not kept.get(name) for name, value in vars(each).items()):
-            vars(each).update(kept)
-            raise NotCompiledError(f"{type(each).__name__} keeps a state from step to step")
+    constants = [*graph.buffers(), *graph.parameters()]
+    constants += [value for value in vars(graph).values() if isinstance(value, Tensor)]
+    _refuse_states(snapshot, {value.untyped_storage().data_ptr() for value in constants})
+    return Compiled(_inductor(graph, [*inputs, *held]), programs, names, len(leaves), snapshot, constants)
+
+
+def _place(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:
+    """The dictionary of a submodule that holds a tensor, and its name there."""
+    owner, _, last = name.rpartition(".")
+    submodule = module.get_submodule(owner)
+    return (submodule._parameters if last in submodule._parameters else submodule._buffers), last
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
+def _refuse_states(snapshot: Snapshot, read: Set[int]) -> None:
+    """Raises NotCompiledError if the programs wrote what a later run of them would read, which a graph does not do.
+
+    A tensor that is kept for a user to look at is none: the graph does not read the one that was there before.
+
+    Args:
+        snapshot: what objects held before tracing.
+        read: the memory of the tensors that the graph reads as constants.
+    """
+    for where, before, now in snapshot.put_back():
+        kept = (
+            isinstance(before, Tensor) and isinstance(now, Tensor) and before.untyped_storage().data_ptr() not in read
+        )
+        if not kept:
+            raise NotCompiledError(
+                f"{where} changes while the programs run, and a graph would not change it: keep what moves from step to step "
+                f"in a buffer of the module, or in the estimator's state"
+            )
+        snapshot.leave_free(where)
+
+
+def _inductor(graph: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., list[Tensor]]:
+    """Compiles a traced graph and runs it once, so that a missing compiler is found here.
+
+    Inductor keeps what it compiled in a folder that all processes of a user share. A file that a killed process left there half
+    written fails for ever after, so a second try is made in a new folder.
+
+    Raises:
+        NotCompiledError: it cannot be compiled.
+    """
     options: dict[str, Any] = {"fallback_random": True}
     if inputs[0].is_cuda:
         options["triton.cudagraphs"] = True
+    for cache in (nullcontext, _new_cache):
+        copied = GraphModule(graph, deepcopy(graph.graph))  # the compiler changes what it is given
+        try:
+            with cache(), torch.no_grad(), seeded(inputs[0].device, "compile"), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # caused by Inductor itself
+                run: Callable[..., list[Tensor]] = torch._inductor.compile(copied, list(inputs), options=options)
+                run(*inputs)
+                return run
+        except Exception as error:  # a compiler may raise anything
+            reason = error
+    raise NotCompiledError(f"compiling failed: {_first_line(reason)}") from reason
+
+
+_folders: list[TemporaryDirectory[str]] = []
+"""Caches of second tries. They are removed when the process ends, since a kernel may be read when it is first needed."""
+
+
+@contextmanager
+def _new_cache() -> Iterator[None]:
+    """Lets Inductor work in a new folder."""
+    from torch._inductor.utils import clear_caches  # noqa: PLC0415  (seconds of import that only a failure needs)
+
+    _folders.append(TemporaryDirectory(prefix="pyro_vae-", ignore_cleanup_errors=True))
+    folder, names = Path(_folders[-1].name), ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict(zip(names, (str(folder / "inductor"), str(folder / "triton")), strict=True)))
+    clear_caches()  # what was read from the other folder
     try:
-        with torch.no_grad(), seeded(inputs[0].device, "compile"), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # caused by Inductor itself
-            run = torch._inductor.compile(graph, [*inputs, *held], options=options)
-            run(*inputs, *held)  # it runs now, so that a missing compiler is found here
-    except Exception as error:
-        raise NotCompiledError(f"compiling failed: {_first_line(error)}") from error
-
-    def call(*arguments: Tensor) -> list[Tensor]:
-        with torch.no_grad():
-            result: list[Tensor] = run(*arguments, *held)
-            return result
-
-    return call
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+        clear_caches()
 
 
 def _decompositions() -> dict[Any, Callable[..., Tensor]]:

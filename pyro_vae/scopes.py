@@ -6,10 +6,13 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from inspect import getclosurevars, unwrap
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 
 @contextmanager
@@ -50,11 +53,93 @@ def is_rebuilt() -> bool:
 
 @contextmanager
 def mode(programs: Any, training: bool) -> Iterator[None]:
-    """Puts a module into training or evaluation mode and back. Programs that are no module have no mode."""
-    module = programs if isinstance(programs, nn.Module) else nn.Module()
-    was = module.training
-    module.train(training)
+    """Puts the programs' modules into training or evaluation mode, and puts back the own mode of each submodule at the end.
+
+    In evaluation mode, all submodules are. For training, a module that is in training mode already stays as it is, with all
+    inside: what its user put into evaluation mode there, such as a pretrained network with frozen batch normalization, stays in
+    evaluation mode. A module that is in evaluation mode as a whole, as a loaded model is, is put into training mode as a whole.
+
+    Args:
+        programs: a module, or programs that use modules (see `modules_of`).
+        training: whether the modules are trained.
+    """
+    tops = modules_of(programs)
+    was = {each: each.training for top in tops for each in top.modules()}
+    for top in tops:
+        if not (training and top.training):
+            top.train(training)
     try:
         yield
     finally:
-        module.train(was)
+        for each, before in was.items():
+            each.training = before
+
+
+@contextmanager
+def unmoved(programs: Any) -> Iterator[None]:
+    """Puts back the values of all buffers at the end, such as the running statistics of batch normalization.
+
+    Buffers that have no values, or that a lazy module has not made yet, are left out.
+    """
+    found = [buffer for top in modules_of(programs) for buffer in top.buffers()]
+    buffers = [buffer for buffer in found if not (is_lazy(buffer) or buffer.is_meta)]
+    before = [buffer.detach().clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, kept in zip(buffers, before, strict=True):
+                if not torch.equal(buffer, kept):  # one that did not move may be needed by somebody's backward pass
+                    buffer.copy_(kept)
+
+
+@contextmanager
+def evaluating(programs: Any, device: torch.device, *key: int | str) -> Iterator[None]:
+    """Runs programs without a gradient, in evaluation mode, with random numbers of their own (see `seeded`). Nothing moves."""
+    with torch.no_grad(), seeded(device, *key), mode(programs, training=False), unmoved(programs):
+        yield
+
+
+@contextmanager
+def telling_memory(**sizes: int) -> Iterator[None]:
+    """Says what to lower where memory runs out.
+
+    Args:
+        **sizes: the sizes that memory grows with, by the name of the argument that sets each.
+
+    Raises:
+        MemoryError: there is not enough memory; the message names the sizes.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error.__cause__, MemoryError | RuntimeError) or not is_out_of_memory(error):
+            raise
+        named = " or ".join(f"{name} (now {size})" for name, size in sizes.items() if size > 1)
+        raise MemoryError(f"out of memory: lower {named or 'the sizes of the model'}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is used up. PyTorch has a class for it on CUDA alone."""
+    signs = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
+
+
+def modules_of(programs: Any) -> list[nn.Module]:
+    """Returns the modules that programs use: themselves, or, for plain functions and objects, the modules that these refer to.
+
+    These are the owners of methods, attributes, and the global variables and closures that a function reads.
+    """
+    if isinstance(programs, nn.Module):
+        return [programs]
+    found: dict[nn.Module, None] = {}
+    attributes = vars(programs).values() if hasattr(programs, "__dict__") else ()
+    for each in (*attributes, getattr(programs, "model", None), getattr(programs, "guide", None)):
+        function = unwrap(each) if callable(each) else each
+        values = [each, getattr(function, "__self__", None)]
+        function = getattr(function, "__func__", function)
+        if isinstance(function, FunctionType):
+            read = getclosurevars(function)
+            values += [*read.nonlocals.values(), *read.globals.values()]
+        found |= {value: None for value in values if isinstance(value, nn.Module)}
+    return list(found)

@@ -146,7 +146,7 @@ def agree(update, steps=3, tolerance=1e-4):
         for step in (graph, partial(update, phase="both")):
             with graph._put_back() as moved, seeded(CPU, "steps"):
                 found = [step(index, 0.7) for _ in range(steps)]
-                ends.append((torch.stack([sums.row for sums in found]), found[-1].bound, moved()))
+                ends.append((torch.stack([sums.row for sums in found]), found[-1].bound, torch.cat(moved())))
     for one, other in zip(*ends, strict=True):
         gap, size = (one - other).norm(), other.norm()
         assert gap <= tolerance * size + 1e-6, (gap, size)

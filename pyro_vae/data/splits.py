@@ -130,7 +130,10 @@ class Splits(NamedTuple):
 
     def dims(self, latent: int) -> Dims:
         """The sizes that parts are built for, with the training data and their mean."""
-        x, missing = self.train.x.cpu(), self.missing
+        x = self.train.x.cpu()
+        if x.is_floating_point():  # parts are made in PyTorch's default type
+            x = x.to(torch.promote_types(x.dtype, torch.get_default_dtype()))
+        missing = self.missing
         if self.standardize:
             units = _units(x)
             mean = torch.zeros_like(units[0])
@@ -188,21 +191,33 @@ def columns_for(programs: Any, data: DataLike) -> Columns:
         data: a split; or x alone, a tensor or a NumPy array ``(N, *x_shape)``; or columns, which are taken as they are.
 
     Raises:
-        ValueError: the programs take labels, and there are none or not one for each datum; or x is of another floating-point
-            type than a model's parameters.
+        ValueError: the programs take labels, and there are none or not one for each datum; or the data have more digits than
+            the parameters, such as float64 and float32.
         WrongKindError: these are no data.
     """
     if isinstance(data, Columns):
         return data
-    columns = (data if isinstance(data, Split) else Split(x_of(data))).columns(inputs_of(programs))
-    if isinstance(programs, Described) and isinstance(programs, nn.Module) and columns.x.is_floating_point():
-        dtypes = {each.dtype for each in programs.parameters() if each.is_floating_point()}
-        if dtypes and columns.x.dtype not in dtypes:
-            dtype = min(dtypes, key=str)
-            raise ValueError(
-                f"data: x is of {columns.x.dtype}, and the parameters of the model are of {dtype}: give x.to({dtype})"
-            )
-    return columns
+    split = data if isinstance(data, Split) else Split(x_of(data))
+    return replace(split, x=_in_type_of(programs, split.x)).columns(inputs_of(programs))
+
+
+def _in_type_of(programs: Any, x: Tensor) -> Tensor:
+    """x in the floating-point type of the programs' parameters, if that holds every number of x.
+
+    Raises:
+        ValueError: it does not.
+    """
+    own = programs.parameters() if isinstance(programs, nn.Module) else []
+    found = {each.dtype for each in own if each.is_floating_point()}
+    if len(found) != 1 or not x.is_floating_point() or x.dtype in found:
+        return x
+    (kind,) = found
+    if torch.promote_types(x.dtype, kind) != kind:
+        names = [str(each).removeprefix("torch.") for each in (x.dtype, kind)]
+        raise ValueError(
+            f"x: the data are {names[0]} and the model is {names[1]}: make them the same, by model.to(x.dtype) or x.to(torch.{names[1]})"
+        )
+    return x.to(kind)
 
 
 @takes

@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_vae.data import DataLike, columns_for
 from pyro_vae.estimators import Estimate, Estimator
 from pyro_vae.kinds import takes
-from pyro_vae.scopes import mode, seeded
+from pyro_vae.scopes import evaluating, telling_memory
 from pyro_vae.traces import Programs, library_path
 
 EVALUATED = 2**20
@@ -150,7 +150,8 @@ def evaluate_bound(
     columns = columns_for(programs, data)
     size = max(batch_size, EVALUATED // (estimator.M * estimator.K * prod(columns.x.shape[1:])))
     totals: Totals | None = None
-    with torch.no_grad(), seeded(columns.x.device, seed, "bound"), library_path(), mode(programs, training=False):
+    sizes = {"batch_size": batch_size, "K": estimator.M * estimator.K}
+    with telling_memory(**sizes), evaluating(programs, columns.x.device, seed, "bound"), library_path():
         for batch in columns.batches(size):
             estimate = estimator.estimate(programs.model, programs.guide, *batch)
             totals = totals or Totals(names_of(estimate))

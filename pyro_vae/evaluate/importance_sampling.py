@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
-from pyro_vae.compilation import Compile, NotCompiledError, compiled
+from pyro_vae.compilation import Compile, Compiled, NotCompiledError, compiled
 from pyro_vae.data import DataLike, columns_for
 from pyro_vae.kinds import takes
 from pyro_vae.parts import Shape
 from pyro_vae.precision import Precision, in_precision
-from pyro_vae.scopes import mode, seeded
+from pyro_vae.scopes import evaluating, telling_memory
 from pyro_vae.traces import Programs, library_path, particles
 
 _CHUNK = 2**20
@@ -88,7 +88,8 @@ def log_px(
         return torch.stack(sums).logsumexp(0)
 
     estimates: list[Tensor] = []
-    with torch.no_grad(), seeded(device, seed, "log p(x)"), mode(programs, training=False), library_path():
+    sizes = {"batch_size": batch_size, "K": K}
+    with telling_memory(**sizes), evaluating(programs, device, seed, "log p(x)"), library_path():
         full: Callable[..., Tensor] = partial(log_sum, k=most)
         if compile == "on" or (compile == "auto" and K * N * pixels >= _AUTO_WORK):
             key = most, chunk, max_plate_nesting, precision
@@ -104,7 +105,7 @@ def log_px(
     return torch.cat(estimates)
 
 
-_graphs: WeakKeyDictionary[nn.Module, dict[Any, Callable[..., list[Tensor]]]] = WeakKeyDictionary()
+_graphs: WeakKeyDictionary[nn.Module, dict[Any, Compiled]] = WeakKeyDictionary()
 
 
 def _compiled(
@@ -112,18 +113,16 @@ def _compiled(
 ) -> Callable[..., Tensor]:
     """Returns the function, for batches of these shapes, as one compiled graph.
 
-    If it cannot be compiled, the function itself is returned and the reason is logged. The graphs of a module are kept
-    from call to call. Its weights may change in place; a new graph is made if they move to other memory.
+    If it cannot be compiled, the function itself is returned and the reason is logged. The graphs of a module are kept from
+    call to call, as long as what they hold as constants stays the same.
     """
-    state = [*programs.parameters(), *programs.buffers()] if isinstance(programs, nn.Module) else []
-    shapes = [(each.shape, each.dtype, each.device) for each in batch]
-    key = (key, *shapes, *((tensor.data_ptr(), tensor.dtype) for tensor in state))
+    key = (key, *((each.shape, each.dtype, each.device) for each in batch))
 
     def whole(_swapped: Sequence[Tensor], _held: Sequence[Tensor], *batch: Tensor) -> list[Tensor]:
         return [function(*batch)]
 
-    kept = _graphs.get(programs, {}) if state else {}
-    if key not in kept:
+    kept = _graphs.get(programs, {}) if isinstance(programs, nn.Module) else {}
+    if key not in kept or kept[key].stale():
         try:
             kept[key] = compiled(programs, whole, [], batch, {})
         except NotCompiledError as reason:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data import DataLike, columns_for
-from pyro_vae.evaluate.predictions import evaluating
 from pyro_vae.kinds import takes
+from pyro_vae.scopes import evaluating
 from pyro_vae.traces import Programs, draw_latents
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from pyro_vae.data import Columns, DataLike, Split, columns_for
 from pyro_vae.data.splits import x_of
 from pyro_vae.kinds import takes
-from pyro_vae.scopes import mode, seeded
+from pyro_vae.scopes import evaluating
 from pyro_vae.traces import Programs, draw_latents, inputs_of, observed
 
 
@@ -81,16 +80,6 @@ def decode(programs: Programs, latents: Mapping[str, Tensor], like: DataLike, *,
     columns = _in_shape(programs, like, len(next(iter(latents.values()))), y)
     with evaluating(programs, columns.x.device, "images"):
         return _mean(programs, columns.tensors, latents)
-
-
-@contextmanager
-def evaluating(programs: Programs, device: torch.device, *key: int | str) -> Iterator[None]:
-    """Runs programs without a gradient, in evaluation mode, and with random numbers of their own.
-
-    The random numbers are those of `pyro_vae.scopes.seeded`.
-    """
-    with torch.no_grad(), seeded(device, *key), mode(programs, training=False):
-        yield
 
 
 def _in_shape(programs: Programs, like: DataLike, n: int, y: Tensor | None) -> Columns:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyro_vae.description import Described
 from pyro_vae.parts import Dims, Guide, Likelihood, Prior
-from pyro_vae.scopes import seeded
+from pyro_vae.scopes import evaluating
 
 # Pyro's parameter store is global and finds modules by name. A second module under a used name silently never trains.
 # The name is not an attribute of the object, so that a deep copy gets a name of its own.
@@ -97,15 +97,16 @@ class ThreePartModel(Model):
         self.prior, self.posterior, self.likelihood = prior, guide, likelihood
 
 
-def check_prior(prior: Prior) -> None:
+def check_prior(model: ThreePartModel) -> None:
     """Checks that p(t) can be computed at a t that the prior did not draw itself, which every bound needs.
 
     Raises:
         ValueError: the prior cannot compute it.
     """
+    prior = model.prior
     if any(tensor.is_meta for tensor in (*prior.parameters(), *prior.buffers())):
         return  # a prior without values cannot be checked
-    with torch.no_grad(), seeded(torch.device("cpu"), "check"), pyro.validation_enabled(False):
+    with evaluating(model, torch.device("cpu"), "check"), pyro.validation_enabled(False):
         try:
             distribution = prior()
             distribution.log_prob(distribution.sample().clone())

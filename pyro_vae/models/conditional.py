@@ -58,7 +58,7 @@ class Conditional(ThreePartModel):
         super().__init__(dims, prior(dims), guide(wider), likelihood(replace(dims, latent=dims.latent + self.classes)))
         self.units = Units(dims)
         self.embedding = nn.Embedding(self.classes, added * prod(pixels))
-        check_prior(self.prior)
+        check_prior(self)
 
     @takes
     def model(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor:

@@ -38,7 +38,7 @@ class _TwoLayers(ThreePartModel):
             raise ValueError(f"top: expected a dimension of at least 1, got {top}")
         super().__init__(dims, prior(replace(dims, latent=top)), guide(dims), likelihood(dims))
         self.down = between(Dims(dims.latent, (top,)))
-        check_prior(self.prior)
+        check_prior(self)
 
     @final
     @takes

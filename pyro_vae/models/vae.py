@@ -38,7 +38,7 @@ class VAE(ThreePartModel):
         parts = Parts(prior, guide, likelihood)
         for part in parts:
             part.join(parts)
-        check_prior(prior)
+        check_prior(self)
 
     @takes
     def model(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:

@@ -1,28 +1,34 @@
-"""The training step as one compiled graph.
+"""The training step as a compiled graph.
 
 The programs are traced once, handlers, estimator, derivatives, optimizer and sums together, into one graph of tensor
-operations, which Inductor compiles. What changes from step to step is a tensor input: parameters, the optimizer's and the
-estimator's state, the batch's indices, the weight of the KL, the learning rates. Random numbers are drawn by the same generator
-in the same order as on the eager path, so that both agree within rounding; that is checked on one batch before the graph is
-used.
+operations, which Inductor compiles. What changes from step to step is a tensor input: parameters, buffers, the optimizer's and
+the estimator's state, the batch's indices, the weight of the KL, the learning rates. All else is a constant of the graph. It is
+watched, and a change makes a new graph. Where a schedule or a user moves other settings of the optimizer than its learning
+rates, the graph ends with the gradient, and the optimizer takes its own step.
+
+Random numbers are drawn by the same generator in the same order as on the eager path, so that both agree within rounding; that
+is checked on one batch before a graph is used.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from functools import partial
 from inspect import unwrap
+from itertools import chain
 from math import log
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from pyro_vae.compilation import Compile, NotCompiledError, compiled
+from pyro_vae.compilation import Compile, Compiled, NotCompiledError, compiled
 from pyro_vae.evaluate.bound import Sums
 from pyro_vae.scopes import seeded
 from pyro_vae.traces import library_path
@@ -30,6 +36,8 @@ from pyro_vae.training.step import Step, Update
 
 AUTO_STEPS = 5_000
 """Compiling takes 5 to 30 s on two cores and saves 2 to 5 ms a step."""
+MOST_GRAPHS = 5
+"""How many graphs a phase may have in one run, each with other constants, before its steps run eagerly."""
 
 logger = logging.getLogger("pyro_vae")
 
@@ -43,8 +51,10 @@ def make_step(update: Update, compile: Compile, steps: int, batch_size: int) -> 
 class CompiledStep:
     """The same steps as compiled graphs, one for each phase.
 
-    The first step of a phase runs eagerly: it makes the optimizer's state. So does any batch of another size, and everything
-    from there on if a graph cannot be made, for which the logger "pyro_vae" gives the reason once.
+    The first step of a phase runs eagerly: it makes the optimizer's state. The second one makes the graph. So it is again when
+    something changes that the graph holds as a constant. Any batch of another size runs eagerly, and so does everything from
+    there on if a graph cannot be made or would have to be made anew again and again, for which the logger "pyro_vae" gives the
+    reason once.
 
     Args:
         update: the step.
@@ -53,33 +63,86 @@ class CompiledStep:
 
     def __init__(self, update: Update, batch_size: int) -> None:
         self.update, self.batch_size = update, batch_size
-        self._graphs: dict[str, Graph | None] = {}
-        self._moved = False
+        self._graphs: dict[str, Graph] = {}
+        self._begun: set[str] = set()
+        self._never: set[str] = set()
+        self._made: Counter[str] = Counter()
+        self._settings: Settings | None = Settings(update.optimizer)
+        self._told = False
 
-    def __call__(self, index: Tensor, kl_weight: float, phase: str) -> Sums:
-        """One step."""
-        if len(index) != self.batch_size:
+    def __call__(self, index: Tensor, kl_weight: float, phase: str, undisturbed: bool = False) -> Sums:
+        """One step (see `Step`)."""
+        if undisturbed and phase in self._graphs and len(index) == self.batch_size:
+            return self._graphs[phase](index, kl_weight)
+        if self._settings and self._settings.changed():
+            self._settings = None
+            self._graphs = {name: graph for name, graph in self._graphs.items() if not graph.whole}
+        if len(index) != self.batch_size or phase in self._never:
             return self.update(index, kl_weight, phase)
-        if phase not in self._graphs:
-            found = self.update(index, kl_weight, phase)
+        graph, where = self._graphs.get(phase), None
+        if graph and (where := graph.stale()):
+            del self._graphs[phase]
+            self._begun.discard(phase)
+            if self._made[phase] >= MOST_GRAPHS:
+                self._run_eagerly(phase, f"{where} changes again and again, and a graph holds it as a constant")
+            graph = None
+        if phase not in self._begun:
+            self._begun.add(phase)
+            return self.update(index, kl_weight, phase)
+        if graph is None and phase not in self._never:
+            graph = self._make(index, phase)
+        return graph(index, kl_weight) if graph else self.update(index, kl_weight, phase)
+
+    def _make(self, index: Tensor, phase: str) -> Graph | None:
+        """The graph of a phase: with the optimizer, if its settings stay as they are and it can be traced; or None."""
+        self._made[phase] += 1
+        reason = None
+        for whole in (True, False) if self._settings else (False,):
             try:
-                self._graphs[phase] = Graph(self.update, index, phase)
-            except NotCompiledError as reason:
-                if None not in self._graphs.values():
-                    logger.warning("Steps run eagerly: %s", reason)
-                self._graphs[phase] = None
-            return found
-        graph = self._graphs[phase]
-        if graph is None:
-            return self.update(index, kl_weight, phase)
-        if graph.settings != settings_of(self.update):
-            if not self._moved:
-                logger.warning(
-                    "Steps run eagerly where the schedule moves another option of the optimizer than its learning rate"
-                )
-            self._moved = True
-            return self.update(index, kl_weight, phase)
-        return graph(index, kl_weight)
+                self._graphs[phase] = Graph(self.update, index, phase, whole)
+            except NotCompiledError as error:
+                reason = str(error)
+                continue
+            if reason:
+                self._settings = None  # so it is in other phases
+                self._tell(f"The gradient is compiled, and the optimizer takes its own steps: {reason}")
+            return self._graphs[phase]
+        self._run_eagerly(phase, str(reason))
+        return None
+
+    def _run_eagerly(self, phase: str, reason: str) -> None:
+        self._never.add(phase)
+        self._tell(f"Steps run eagerly: {reason}")
+
+    def _tell(self, message: str) -> None:
+        if not self._told:
+            logger.warning(message)
+        self._told = True
+
+
+class Settings:
+    """The settings of an optimizer's groups at one moment, but for the learning rates."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self.kept = [
+            {name: list(value) if name == "params" else _plain(value) for name, value in group.items()}
+            for group in optimizer.param_groups
+        ]
+
+    def changed(self) -> bool:
+        """Whether a setting is another one now, or there are other groups or other parameters in them."""
+        groups = self.optimizer.param_groups
+        if len(groups) != len(self.kept):
+            return True
+        for group, kept in zip(groups, self.kept, strict=True):
+            kept["lr"] = group["lr"]
+            if len(group["params"]) != len(kept["params"]) or not all(map(is_, group["params"], kept["params"])):
+                return True
+        try:
+            return bool(groups != self.kept)
+        except RuntimeError:  # a tensor of several numbers stands in the place of one
+            return True
 
 
 class Graph:
@@ -89,36 +152,71 @@ class Graph:
         update: the step; its optimizer has a state.
         index: the indices of a batch.
         phase: the phase.
+        whole: whether the optimizer's step is part of the graph; else the optimizer takes its step after it.
 
     Raises:
         NotCompiledError: it cannot be traced or compiled, or its results differ.
     """
 
-    def __init__(self, update: Update, index: Tensor, phase: str) -> None:
-        self.update, self.phase, self.leaves = update, phase, update.phases[phase]
-        self.settings = settings_of(update)
-        self.state = [
-            (i, name, value)
-            for i, leaf in enumerate(self.leaves)
-            for name, value in update.optimizer.state[leaf].items()
-            if isinstance(value, Tensor)
-        ]
+    def __init__(self, update: Update, index: Tensor, phase: str, whole: bool = True) -> None:
+        self.update, self.phase, self.whole, self.leaves = update, phase, whole, update.leaves(phase)
+        self._all = update.phases[phase]
+        self._moved = list(map(_requires_grad, self._all))
+        _refuse_hooks(update.optimizer if whole else None, self.leaves)
+        self._bind()
         self._numbers: list[float] = []
         self._scalars: list[Tensor] = []
-        counts = {float(value) for _, name, value in self.state if name == "step"}
-        rules = {torch.ops.aten._foreach_pow.ScalarAndTensor: _powers(shared=len(counts) == 1)}
+        rules = {torch.ops.aten._foreach_pow.ScalarAndTensor: _powers(self._shared)}
+        watched = {"estimator": update.estimator} | ({"optimizer": update.optimizer} if whole else {})
         inputs = self._inputs(index, 1.0)
         with self._put_back():  # tracing runs what it traces
-            self._run = compiled(update.programs, self._whole, self.leaves, inputs, rules, update.estimator)
+            self._run: Compiled = compiled(update.programs, self._traced, self.leaves, inputs, rules, **watched)
         self._check(index)
 
     def __call__(self, index: Tensor, kl_weight: float) -> Sums:
-        """One step."""
-        row, bound = self._run(*self._inputs(index, kl_weight))
+        """One step. `stale` is to be asked first."""
+        row, bound, *gradients = self._run(*self._inputs(index, kl_weight))
+        if not self.whole:
+            self.update.follow(self.leaves, gradients)
         return Sums(row, bound)
 
+    def stale(self) -> str | None:
+        """Returns the name of what the graph holds as a constant and is another now, or None."""
+        if list(map(_requires_grad, self._all)) != self._moved:
+            return "which parameters require a gradient"
+        if any(map(_hooks, self._all)):
+            return "a hook of a parameter"
+        if self.whole and not self._takes_state():
+            return "the optimizer's state"
+        return self._run.stale()
+
+    def _takes_state(self) -> bool:
+        """Whether the graph can work on the optimizer's state as it is now. It does so from now on."""
+        state = self.update.optimizer.state
+        same = len(state) == len(self._states) and all(map(is_, state.values(), self._states))
+        if same and all(map(is_, _values(self._dicts), self._held)):
+            return True
+        before = self._form
+        self._bind()
+        return self._form == before
+
+    def _bind(self) -> None:
+        """Takes the optimizer's state as it is now."""
+        state = self.update.optimizer.state
+        self._dicts = [state[leaf] for leaf in self.leaves] if self.whole else []
+        self._states, self._held = list(state.values()), list(_values(self._dicts))
+        self._names = [
+            (i, name) for i, each in enumerate(self._dicts) for name in each if isinstance(each[name], Tensor)
+        ]
+        self._state = [self._dicts[i][name] for i, name in self._names]
+        counts = {float(value) for (_, name), value in zip(self._names, self._state, strict=True) if name == "step"}
+        self._shared = len(counts) == 1
+        # What the graph holds as constants: the layout of tensors, and all that is no tensor.
+        self._form = self._shared, [_layout(value) if isinstance(value, Tensor) else value for value in self._held]
+
     def _inputs(self, index: Tensor, kl_weight: float) -> list[Tensor]:
-        numbers = [kl_weight, *(float(group["lr"]) for group in self.update.optimizer.param_groups)]
+        rates = [float(group["lr"]) for group in self.update.optimizer.param_groups] if self.whole else []
+        numbers = [kl_weight, *rates]
         if not self._scalars:
             like = self.leaves[0]
             self._scalars = [torch.tensor(number, dtype=like.dtype, device=index.device) for number in numbers]
@@ -126,20 +224,22 @@ class Graph:
             if number != before:
                 scalar.fill_(number)
         self._numbers = numbers
-        states = [value for _, _, value in self.state]
-        return [*self.update.columns.tensors, index, *self._scalars, *states, *self.update.estimator.state.values()]
+        state = self.update.estimator.state.values()
+        return [*self.update.columns.tensors, index, *self._scalars, *self._state, *state]
 
-    def _whole(self, swapped: Sequence[Tensor], held: Sequence[Tensor], *inputs: Tensor) -> list[Tensor]:
+    def _traced(self, swapped: Sequence[Tensor], held: Sequence[Tensor], *inputs: Tensor) -> list[Tensor]:
         n, estimator = len(self.update.columns.tensors), self.update.estimator
-        groups = self.update.optimizer.param_groups
         index, kl_weight, *rest = inputs[n:]
-        own, end = estimator.state, len(groups) + len(self.state)
+        own, at = estimator.state, len(rest) - len(estimator.state)
+        rates, states = rest[: at - len(self._state)], rest[at - len(self._state) : at]
         try:
-            estimator.state = dict(zip(own, rest[end:], strict=True))  # what moves is the graph's input
+            estimator.state = dict(zip(own, rest[at:], strict=True))  # what moves is the graph's input
             found, gradients = self.update.gradients(inputs[:n], index, kl_weight, swapped)
         finally:
             estimator.state = own
-        self._move(held, gradients, rest[: len(groups)], rest[len(groups) : end])
+        if not self.whole:
+            return [*found, *gradients]
+        self._move(held, gradients, rates, states)
         return list(found)
 
     def _move(
@@ -153,57 +253,147 @@ class Graph:
             traceable = {"lr": rate, "foreach": True, "capturable": True, "fused": False}
             moved = [held[place[id(leaf)]] for leaf in group["params"] if id(leaf) in place]
             twin.param_groups.append({**group, **{k: v for k, v in traceable.items() if k in group}, "params": moved})
-        for one, leaf, gradient in zip(held, self.leaves, gradients, strict=True):
-            one.grad = gradient
-            kept = self.update.optimizer.state[leaf].items()
-            twin.state[one] = {name: value for name, value in kept if not isinstance(value, Tensor)}
-        for (i, name, _), value in zip(self.state, states, strict=True):
+        for one, gradient, kept in zip(held, gradients, self._dicts, strict=True):
+            one.grad, twin.state[one] = gradient, dict(kept)
+        for (i, name), value in zip(self._names, states, strict=True):
             twin.state[held[i]][name] = value
+        before = [dict(each) for each in _numbers_of(twin)]
         with torch.no_grad(), _keeping_to_tensors():
             unwrap(type(twin).step)(twin)  # without its wrapper, which profiles
         for one in held:
             one.grad = None
+        _keep_state(type(twin).__name__, before, _numbers_of(twin))
 
     def _check(self, index: Tensor) -> None:
-        """Raises NotCompiledError if this step and the eager one differ on one batch with the same random numbers."""
-        found = []
-        for step in (self, partial(self.update, phase=self.phase)):
-            with seeded(index.device, "check"), library_path(), self._put_back() as moved:
-                row = step(index, self.update.objective.weight(1)).row
-                found.append((row, moved()))
-        # A step of Adam is nearly the sign of the gradient: where that is near zero, rounding shows.
-        tolerances = (1e-4, 0.02) if self.update.precision == "fp32" else (0.02, 0.5)
-        for one, other, tolerance in zip(*found, tolerances, strict=True):
-            gap, size = (one - other).norm().item(), other.norm().item()
-            if not gap <= tolerance * size + 1e-6:
-                raise NotCompiledError(f"its result is {gap / size:.1g} of its size away from the eager path's")
+        """Raises NotCompiledError if this step and the eager one differ on one batch with the same random numbers.
+
+        They are compared twice, the second time at other values of the numbers that are inputs: one that the graph holds as a
+        constant would not be seen at the values that it was traced with.
+        """
+        for factor in (1.0, 0.8):
+            found = []
+            for step in (self._outcome, self._eager_outcome):
+                with seeded(index.device, "check"), library_path(), self._put_back() as moved, self._scaled(factor):
+                    found.append([*step(index, factor), *moved()])
+            # A step of Adam is nearly the sign of the gradient: where that is near zero, rounding shows.
+            first, others = (1e-4, 0.02) if self.update.precision == "fp32" else (0.02, 0.5)
+            for i, (one, other) in enumerate(zip(*found, strict=True)):
+                gap, size = (one - other).norm().item(), other.norm().item()
+                if not gap <= (others if i else first) * size + 1e-6:
+                    raise NotCompiledError(f"its result is {gap / size:.1g} of its size away from the eager path's")
+
+    def _outcome(self, index: Tensor, kl_weight: float) -> list[Tensor]:
+        """The sums of a step, and the gradients, unless the optimizer took them."""
+        row, _, *gradients = self._run(*self._inputs(index, kl_weight))
+        return [row, *gradients]
+
+    def _eager_outcome(self, index: Tensor, kl_weight: float) -> list[Tensor]:
+        if self.whole:
+            return [self.update(index, kl_weight, self.phase).row]
+        found, gradients = self.update.gradients(self.update.columns.tensors, index, kl_weight, self.leaves)
+        return [found.row, *gradients]
 
     @contextmanager
-    def _put_back(self) -> Iterator[Callable[[], Tensor]]:
-        """Parameters, buffers and the optimizer's state are at the end as they were; gives what tells how far they moved."""
-        programs = self.update.programs
-        buffers = list(programs.buffers()) if isinstance(programs, nn.Module) else []
-        state = [*self.leaves, *(value for _, _, value in self.state), *buffers, *self.update.estimator.state.values()]
-        before = [tensor.detach().clone() for tensor in state]
+    def _scaled(self, factor: float) -> Iterator[None]:
+        """Multiplies the learning rates."""
+        groups = self.update.optimizer.param_groups
+        before = [group["lr"] for group in groups]
         try:
-            yield lambda: torch.cat(
-                [
-                    (a.detach() - b).flatten() if a.is_floating_point() else (a != b).flatten().to(before[0].dtype)
-                    for a, b in zip(state, before, strict=True)
-                ]
-            )
+            if factor != 1:
+                for group in groups:
+                    group["lr"] = factor * float(group["lr"])
+            yield
+        finally:
+            for group, rate in zip(groups, before, strict=True):
+                group["lr"] = rate
+
+    @contextmanager
+    def _put_back(self) -> Iterator[Callable[[], list[Tensor]]]:
+        """Parameters, buffers and states are at the end as they were; gives what tells how far each kind of them moved."""
+        programs = self.update.programs
+        kinds: dict[str, list[Tensor]] = defaultdict(list)
+        kinds["parameters"] += self.leaves
+        kinds["buffers"] += programs.buffers() if isinstance(programs, nn.Module) else []
+        kinds["estimator"] += self.update.estimator.state.values()
+        for (_, name), value in zip(self._names, self._state, strict=True):
+            kinds[f"state {name}"].append(value)
+        before = {kind: [tensor.detach().clone() for tensor in tensors] for kind, tensors in kinds.items()}
+
+        def moved() -> list[Tensor]:
+            return [_gap(tensors, before[kind]) for kind, tensors in kinds.items() if tensors]
+
+        try:
+            yield moved
         finally:
             with torch.no_grad():
-                for tensor, was in zip(state, before, strict=True):
+                for tensor, was in zip(chain(*kinds.values()), chain(*before.values()), strict=True):
                     tensor.copy_(was)
 
 
-def settings_of(update: Update) -> list[dict[str, Any]]:
-    """What the graph holds as constants: all options of the optimizer's groups but their learning rates."""
-    free = {"params", "lr", "initial_lr"}
-    return [
-        {name: value for name, value in group.items() if name not in free} for group in update.optimizer.param_groups
+def _gap(tensors: Sequence[Tensor], before: Sequence[Tensor]) -> Tensor:
+    """How far tensors moved, as one vector; of what is no real number, whether it did."""
+    moves = [
+        (now.detach() - was if now.is_floating_point() else now != was).flatten()
+        for now, was in zip(tensors, before, strict=True)
     ]
+    return torch.cat([move.to(torch.float32 if move.dtype is torch.bool else move.dtype) for move in moves])
+
+
+_requires_grad, _hooks = attrgetter("requires_grad"), attrgetter("_backward_hooks")
+
+
+def _values(dicts: Sequence[dict[str, Any]]) -> Iterator[Any]:
+    return chain.from_iterable(map(dict.values, dicts))
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.dtype, tensor.device
+
+
+def _plain(value: Any) -> Any:
+    """A setting in a form that stays as it is when the setting is written in place."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value))
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else copy(value)
+
+
+def _refuse_hooks(optimizer: Optimizer | None, leaves: Sequence[Tensor]) -> None:
+    """Raises NotCompiledError if functions are called at each step that a graph would not call."""
+    if any(leaf._backward_hooks for leaf in leaves):
+        raise NotCompiledError("a hook of a parameter is called at each step, which a graph does not do")
+    if optimizer is None:
+        return
+    hooks = [
+        *optimizer._optimizer_step_pre_hooks.values(),
+        *optimizer._optimizer_step_post_hooks.values(),
+        *_global_optimizer_pre_hooks.values(),
+        *_global_optimizer_post_hooks.values(),
+    ]
+    step = vars(optimizer).get("step")  # schedules put a function there that counts
+    if hooks or (step is not None and not hasattr(step, "_wrapped_by_lr_sched")):
+        raise NotCompiledError("a hook of the optimizer is called at each step, which a graph does not do")
+
+
+def _numbers_of(optimizer: Optimizer) -> list[dict[Any, Any]]:
+    """Where an optimizer can keep what it computes: its attributes, its groups, and the state of each parameter."""
+    own = {name: value for name, value in vars(optimizer).items() if name not in ("state", "param_groups")}
+    return [own, *optimizer.param_groups, *optimizer.state.values()]
+
+
+def _keep_state(optimizer: str, before: list[dict[Any, Any]], now: list[dict[Any, Any]]) -> None:
+    """Writes what an optimizer put in the place of a tensor into that tensor.
+
+    Raises:
+        NotCompiledError: the optimizer's step changed anything but tensors, which a graph does not do.
+    """
+    for held, had in zip(now, before, strict=True):
+        for name in held.keys() | had.keys():
+            new, old = held.get(name), had.get(name)
+            if new is old:
+                continue
+            if not (isinstance(new, Tensor) and isinstance(old, Tensor)):
+                raise NotCompiledError(f"{optimizer} moves its {name}, which is no tensor that a graph could move")
+            old.copy_(new)
 
 
 def _powers(shared: bool) -> Callable[[float, Sequence[Tensor]], list[Tensor]]:
@@ -214,6 +404,8 @@ def _powers(shared: bool) -> Callable[[float, Sequence[Tensor]], list[Tensor]]:
     """
 
     def powers(base: float, exponents: Sequence[Tensor]) -> list[Tensor]:
+        if base == 0:
+            return [torch.zeros_like(exponent) for exponent in exponents]
         if not shared:
             return [torch.exp(exponent * log(base)) for exponent in exponents]
         once = torch.exp(exponents[0] * log(base))

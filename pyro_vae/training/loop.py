@@ -9,18 +9,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import fields, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_vae.data import Splits, columns_for
 from pyro_vae.evaluate.bound import DivergedError, Totals, evaluate_bound, names_of
 from pyro_vae.kinds import takes
 from pyro_vae.precision import has_products
-from pyro_vae.scopes import mode, seeded
+from pyro_vae.scopes import mode, seeded, telling_memory, unmoved
 from pyro_vae.traces import Programs, library_path, parameters
 from pyro_vae.training.checks import check_support
 from pyro_vae.training.compiled_step import make_step
@@ -88,26 +89,16 @@ class Training(Iterator[Epoch]):
             logger.warning(
                 "precision: this processor has no bfloat16 products, which makes bf16 far slower than fp32 here"
             )
-        with seeded(self.device, plan.seed, "setup"):
+        with seeded(self.device, plan.seed, "setup"), unmoved(programs), self._memory():
             check_support(programs, data)
-            batch = self.train.take(slice(0, plan.batch_size))
-            w, phi = (list(side.values()) for side in parameters(programs.model, programs.guide, *batch))
-            with torch.no_grad(), library_path():
-                estimate = self.estimator.estimate(
-                    programs.model,
-                    programs.guide,
-                    *batch,
-                    objective=plan.objective,
-                    kl_weight=plan.objective.weight(1),
-                )
-                self.names = names_of(estimate)
-                plan.objective.check_means(estimate.optimized)
+            w, phi = self._prepared()
         if plan.e_steps and not (w and phi):
             side = "guide" if w else "model"
             raise ValueError(
                 f"e_steps and m_steps: the {side} uses no parameters, so that steps on it alone move nothing"
             )
         self.phases = {"both": [*w, *phi], "E": phi, "M": w}
+        self._placed = self._places()
         self.optimizer = make_optimizer(plan.optimizer, w, phi, plan.lr_phi)
         steps = plan.epochs * self.steps
         self.schedule = MovingSchedule(plan.schedule, self.optimizer, plan.schedule_by, plan.epochs, steps)
@@ -122,6 +113,51 @@ class Training(Iterator[Epoch]):
                     f"lr_phi: {name} sets rates of its own: give it a list of two, for w and for φ, in its place"
                 )
         self._records = self._run()
+
+    def _prepared(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Runs the programs once as training will, and returns their parameters w and φ.
+
+        Raises:
+            ValueError: the programs are outside the estimator's domain, or cannot be trained on batches of this size.
+        """
+        plan, programs = self.plan, self.programs
+        batch = self.train.take(slice(0, plan.batch_size))
+        # Batch normalization takes a single datum if there are several particles, and this run has one.
+        several = [torch.cat([each, each]) for each in batch] if plan.batch_size == 1 else batch
+        try:
+            with mode(programs, training=True):
+                w, phi = (list(side.values()) for side in parameters(programs.model, programs.guide, *several))
+                with torch.no_grad(), library_path():
+                    weight = plan.objective.weight(1)
+                    estimate = self.estimator.estimate(
+                        programs.model, programs.guide, *batch, objective=plan.objective, kl_weight=weight
+                    )
+                    plan.objective.check_means(estimate.optimized)
+        except ValueError as error:
+            if "more than 1 value per channel" in str(error):
+                raise ValueError(
+                    f"batch_size: batch normalization needs batches of at least 2 data to be trained, got {plan.batch_size}"
+                ) from error
+            raise
+        self.names = names_of(estimate)
+        return w, phi
+
+    def _places(self) -> set[int]:
+        """The identities of the trained parameters that are in the programs' module."""
+        own = self.programs.parameters() if isinstance(self.programs, nn.Module) else []
+        return {id(leaf) for leaf in self.phases["both"]} & {id(parameter) for parameter in own}
+
+    def _check_places(self) -> None:
+        """Raises ValueError if other parameters stand where those stood that the optimizer moves."""
+        if self._places() != self._placed:
+            raise ValueError(
+                "a parameter was replaced by another one after training began, and the optimizer moves the old one: write "
+                "values in place (load_state_dict without assign), or begin a new training"
+            )
+
+    def _memory(self) -> AbstractContextManager[None]:
+        """Tells what to lower where memory runs out."""
+        return telling_memory(batch_size=self.plan.batch_size, K=self.estimator.M * self.estimator.K)
 
     def __next__(self) -> Epoch:
         """Trains for an epoch and returns its record."""
@@ -142,9 +178,11 @@ class Training(Iterator[Epoch]):
         step = make_step(update, plan.compile, plan.epochs * self.steps, plan.batch_size)
         state = [*self.phases["both"], *buffers]
         for epoch in range(1, plan.epochs + 1):
+            self._check_places()
             good = [tensor.detach().clone() for tensor in state]
             try:
-                record = self._epoch(epoch, step)
+                with self._memory():
+                    record = self._epoch(epoch, step)
             except DivergedError:
                 with torch.no_grad():
                     for tensor, kept in zip(state, good, strict=True):
@@ -160,11 +198,13 @@ class Training(Iterator[Epoch]):
         start, lr, told = time.perf_counter(), float(self.optimizer.param_groups[0]["lr"]), 0.0
         totals, kl_weight = Totals(self.names), plan.objective.weight(epoch)
         with seeded(self.device, plan.seed, "epoch", epoch), library_path(), mode(self.programs, training=True):
-            for number, index in enumerate(self.train.order().split(plan.batch_size), start=done):
-                totals.add(step(index, kl_weight, plan.phase(number)))
+            undisturbed = False
+            for number, index in enumerate(plan.batches(self.train.order()), start=done):
+                totals.add(step(index, kl_weight, plan.phase(number), undisturbed))
                 self.schedule.after_step()
+                undisturbed = not self.schedule.by_step
                 if self.on_step and (now := time.perf_counter()) - told > 0.1:
-                    told = now
+                    told, undisturbed = now, False
                     totals.check(f"in epoch {epoch}")
                     self.on_step(Progress(epoch, number + 1, plan.epochs * self.steps, totals.terms().bound))
         totals.check(f"in epoch {epoch}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import get_args, get_type_hints
 
 import torch
+from torch import Tensor
 
 from pyro_vae.compilation import Compile
 from pyro_vae.estimators import ELBO, Estimator, Objective
@@ -23,7 +24,8 @@ class TrainingPlan:
 
     Args:
         epochs: Passes over the training data.
-        batch_size: Data per step. The last batch of an epoch holds what is left.
+        batch_size: Data per step. The last batch of an epoch holds what is left. A single datum that is left goes into the
+            batch before, since batch normalization cannot be trained on one.
         estimator: The bound on log p(x) that is maximized, and its gradient.
         objective: What is optimized in place of the bound, by weights of its terms. The bound itself is reported in any case.
         optimizer: The optimizer of w and φ.
@@ -88,7 +90,19 @@ class TrainingPlan:
         """
         if not 1 <= self.batch_size <= size:
             raise ValueError(f"batch_size: expected between 1 and the {size} training data, got {self.batch_size}")
-        return -(-size // self.batch_size)
+        return -(-size // self.batch_size) - self._leaves_one(size)
+
+    def batches(self, order: Tensor) -> list[Tensor]:
+        """The batches of an epoch, `steps` of them, of data in this order."""
+        found = list(order.split(self.batch_size))
+        if self._leaves_one(len(order)):
+            *found, last, one = found
+            found.append(torch.cat([last, one]))
+        return found
+
+    def _leaves_one(self, size: int) -> bool:
+        """Whether batches of the same size leave a single datum over."""
+        return 1 < self.batch_size < size and size % self.batch_size == 1
 
     def phase(self, step: int) -> str:
         """Which parameters the step moves, counted from 0 over the whole run: "both", or in turn "E" (φ) and "M" (w)."""

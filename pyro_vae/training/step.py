@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,23 @@ from pyro_vae.data import Columns
 from pyro_vae.estimators import Estimator, Objective
 from pyro_vae.evaluate.bound import Sums, sums
 from pyro_vae.precision import Precision, in_precision
+from pyro_vae.scopes import is_out_of_memory
 from pyro_vae.traces import Programs
 
-Step = Callable[[Tensor, float, str], Sums]
-"""One training step. It is given the indices of a batch, the weight of the KL and the name of the phase, updates the parameters
-of that phase, and returns sums over the batch."""
+
+@runtime_checkable
+class Step(Protocol):
+    """One training step."""
+
+    def __call__(self, index: Tensor, kl_weight: float, phase: str, undisturbed: bool = False) -> Sums:
+        """Updates the parameters of a phase, and returns sums over the batch.
+
+        Args:
+            index: the indices of the batch.
+            kl_weight: the weight of the KL.
+            phase: the name of the phase.
+            undisturbed: nothing but steps ran since the last step, so that nothing else can have changed.
+        """
 
 
 @dataclass(frozen=True)
@@ -44,10 +57,20 @@ class Update:
     clip_norm: float | None = None
     precision: Precision = "fp32"
 
-    def __call__(self, index: Tensor, kl_weight: float, phase: str) -> Sums:
+    def __call__(self, index: Tensor, kl_weight: float, phase: str, undisturbed: bool = False) -> Sums:
         """One step, eagerly (see `Step`)."""
-        leaves = self.phases[phase]
+        del undisturbed
+        leaves = self.leaves(phase)
         found, gradients = self.gradients(self.columns.tensors, index, kl_weight, leaves)
+        self.follow(leaves, gradients)
+        return found
+
+    def follow(self, leaves: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        """The optimizer's step.
+
+        Raises:
+            ValueError: the optimizer cannot take it.
+        """
         self.optimizer.zero_grad(set_to_none=True)  # an estimator of Pyro's may have left gradients of the other side
         for leaf, gradient in zip(leaves, gradients, strict=True):
             # PyTorch's fused optimizers read a gradient in the order of the parameter's memory, whatever its own order is.
@@ -56,8 +79,22 @@ class Update:
         try:
             self.optimizer.step()
         except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
             raise ValueError(f"optimizer: {type(self.optimizer).__name__} cannot take this step: {error}") from error
         self.optimizer.zero_grad(set_to_none=True)
+
+    def leaves(self, phase: str) -> list[Tensor]:
+        """The parameters that a step of a phase moves: those that require a gradient now.
+
+        Raises:
+            ValueError: there are none.
+        """
+        found = [leaf for leaf in self.phases[phase] if leaf.requires_grad]
+        if not found:
+            raise ValueError(
+                f"phase {phase!r}: none of its parameters requires a gradient any more, so that its steps would move nothing"
+            )
         return found
 
     def gradients(
