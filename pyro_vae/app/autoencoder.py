@@ -66,13 +66,14 @@ def autoencoder(
         config: The resolved options.
     """
     first, where, look = setting.test(splits, least=18), setting.place, figures.look_of(splits)
-    cells = ComparisonFolder(setting.out, "cases", config, set(), {"data": data_digest(splits)})
+    data = data_digest(splits)
     splits, first = splits.to(where), first.to(where)
     cases = {
         name: replace(plan, estimator=_estimator(objective), objective=objective) for name, objective in CASES.items()
     }
     for case in cases.values():  # what one of them cannot do is told before the first is trained
         fit(spec.build(splits, plan.seed).to(where), splits, case)
+    cells = ComparisonFolder(setting.out, "cases", config, set(), {"data": data})
     rows, columns = [], {}
     with progress_bar(console) as bar, StopRequest() as stop:
         task = bar.add_task("", total=len(CASES))

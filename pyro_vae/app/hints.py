@@ -384,10 +384,9 @@ def from_words(words: Sequence[str]) -> list[Given]:
     """The options that the words of a command line give.
 
     Raises:
-        WrongOptionError: a word is no option, or an option stands there twice.
+        WrongOptionError: a word is no option.
     """
     given: list[Given] = []
-    seen: dict[str, str] = {}
     number = 0
     while number < len(words):
         word = words[number]
@@ -401,11 +400,6 @@ def from_words(words: Sequence[str]) -> list[Given]:
             value, number = words[number], number + 1
         elif not equals and not flag and not option.endswith(".help"):
             raise WrongOptionError(f"--{option}: expected a value behind it" + _behind(words[number:]))
-        if option in seen and not flag and option != "config" and not word.partition("=")[0].endswith("+"):
-            raise WrongOptionError(
-                f"--{option} stands there twice, with {seen[option]} and with {value}: leave one out"
-            )
-        seen[option] = value
         if option == "config":
             given += from_file(Path(value))
         elif not flag:

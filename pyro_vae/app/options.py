@@ -256,7 +256,7 @@ def _run_of(arguments: Sequence[str]) -> str | None:
     found = None
     for option, value in _options(arguments):
         if option == "--run" and value != option:
-            found = value
+            found = yaml.safe_load(value)
         elif option == "--config" and Path(value).is_file():
             try:
                 tree = read_yaml(Path(value))

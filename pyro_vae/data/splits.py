@@ -215,7 +215,8 @@ def _in_type_of(programs: Any, x: Tensor) -> Tensor:
     if torch.promote_types(x.dtype, kind) != kind:
         names = [str(each).removeprefix("torch.") for each in (x.dtype, kind)]
         raise ValueError(
-            f"x: the data are {names[0]} and the model is {names[1]}: make them the same, by model.to(x.dtype) or x.to(torch.{names[1]})"
+            f"x: the data are {names[0]} and the model is {names[1]}: make them the same, by model.to(x.dtype) or "
+            f"x.to(torch.{names[1]})"
         )
     return x.to(kind)
 

@@ -65,7 +65,6 @@ LINES = {
     # values
     "train --latent": "--latent: expected a value behind it",
     "train --latent --epochs 3": "--latent: expected a value behind it, got --epochs",
-    "train --latent 3 --latent 4": "--latent stands there twice, with 3 and with 4",
     "train -latent 3": "options begin with two dashes: --latent",
     "train latent=3": "expected an option, such as --latent",
     "train --guide.network.hidden 3 4": "4: expected an option",
