@@ -197,7 +197,8 @@ def report(run: Run, trained: Trained, metrics: Sequence[Metric], trained_for: f
     if table.rows:
         console.print(table)
         over = f"±: 95 % intervals over {noun}. " if any(" ± " in row.value for row in rows) else ""
-        console.print(f"{over}Left out: the errors of the terms, and the spread over seeds (there is one).")
+        low = "that log p(x) from few particles is too low on average, " if "log_px" in values else ""
+        console.print(f"{over}Left out: the errors of the terms, {low}and the spread over seeds (there is one).")
     console.print(f"Training took {trained_for:.0f} s.")
 
 
