@@ -252,7 +252,11 @@ def test_the_mean_gradient_through_draws(name, training, change):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in FLOWS else pytest.mark.slow) for name in GUIDE_NAMES]
+    "name",
+    [
+        pytest.param(name, marks=() if name in FLOWS or "Mixture" in name else pytest.mark.slow)
+        for name in GUIDE_NAMES  # the draws of the other Gaussians are affine in their noise
+    ],
 )
 def test_the_score_function_has_the_mean_of_the_reparameterized_gradient(name, training):
     """For d = 2, by the whole estimators: 20 means of 3 data and 100 particles each."""
@@ -440,10 +444,11 @@ def test_a_draw_has_the_gradient_of_its_copy(name):
 @pytest.mark.parametrize("name", FLOWS)
 def test_a_draw_that_is_changed_in_place_is_another_value(name):
     q, t = drawn_from(Case(name, 2), 4)
-    before = q.log_prob(t)
-    t += 1
-    torch.testing.assert_close(q.log_prob(t), q.log_prob(t.clone()))
-    assert (q.log_prob(t) - before).abs().max() > 0.01
+    with torch.no_grad():  # else a draw without a gradient is not remembered
+        before = q.log_prob(t)
+        t += 1
+        torch.testing.assert_close(q.log_prob(t), q.log_prob(t.clone()))
+        assert (q.log_prob(t) - before).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("name", MAKERS)
