@@ -41,7 +41,7 @@ STATES = [(True, "untouched"), (False, "untouched"), (True, "moved"), (False, "e
 """Training or evaluation mode, and what is done to the parameters: nothing; each is moved by 3 standard deviations of its
 start, and by 0.3 at least; or those of a flow are made 10 times as large, and those of an encoder, which gives log s, twice."""
 SIZES = [2, *(pytest.param(d, marks=pytest.mark.slow) for d in (1, 3))]
-MILD = [(True, "untouched"), (False, "shifted")]
+MILD = [(False, "shifted"), pytest.param(True, "untouched", marks=pytest.mark.slow)]
 """States for quadrature and for draws, where densities must have no narrow peaks; each parameter is shifted by about 0.1."""
 
 
@@ -250,7 +250,7 @@ def test_the_mean_gradient_through_draws(name, training, change):
         assert ((found.mean(0) - expected).abs() <= N_SE * error + 5e-3 * expected.abs().max() + 1e-9).all()
 
 
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("training", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "name",
     [
