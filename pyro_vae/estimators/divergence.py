@@ -39,6 +39,7 @@ def _of_site(name: str, draws: Particles) -> Tensor:
     except NotImplementedError:
         names = [type(layers(each)[-1]).__name__ for each in (q, p)]
         raise ValueError(
-            f"AnalyticKL: no closed-form KL is known at site {name!r} from {names[0]} to {names[1]}; use ELBO"
+            f"AnalyticKL: no closed-form KL is known at site {name!r} from {names[0]} to {names[1]}; use ELBO, which "
+            f"estimates it from draws with noise"
         ) from None
     return draws.per_datum(torch.as_tensor(kl).to(draws.log_lik))

@@ -65,7 +65,7 @@ def check_one_latent(name: str, kind: str, c: float = 1.0, **options) -> None:
 
 
 SOON = ["STL", "IWAE with STL", "DReG", "PIWAE", "RWS with DReG"]
-"""Estimators that evaluate q apart from its draws, which all tests try soon; the others are tried with dropout alone."""
+"""Estimators that evaluate q apart from its draws. The others are slow cases here, and are all tried with two latents."""
 
 
 def some(names: list[str]) -> list:
@@ -73,7 +73,7 @@ def some(names: list[str]) -> list:
     return [pytest.param(name, marks=() if name in names else pytest.mark.slow) for name in CASES]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", some([*SOON, "ELBO", "ScoreFunction", "TVO"]))
 def test_one_latent(name):
     check_one_latent(name, "dropout")
 
@@ -242,15 +242,20 @@ def exact_of_chain(K: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(
     ("estimator", "K"),
     [
-        (ELBO(2), 1),
         (STL(2), 1),
-        (ScoreFunction(2, "leave-one-out"), 1),
-        (MIWAE(K=1, M=2), 1),
-        (IWAE(2), 2),
         (DReG(2), 2),
         (VIMCO(2), 2),
-        (MIWAE(K=2, M=1), 2),
-        (Stock(2), 1),
+        *(
+            pytest.param(estimator, K, marks=pytest.mark.slow)
+            for estimator, K in (
+                (ELBO(2), 1),
+                (ScoreFunction(2, "leave-one-out"), 1),
+                (MIWAE(K=1, M=2), 1),
+                (IWAE(2), 2),
+                (MIWAE(K=2, M=1), 2),
+                (Stock(2), 1),
+            )
+        ),
     ],
 )
 def test_two_latents_by_quadrature(estimator, K):
@@ -259,7 +264,14 @@ def test_two_latents_by_quadrature(estimator, K):
     within(gradients_of(estimator, Chain()), expected)
 
 
-@pytest.mark.parametrize("cls", [cls for cls in ESTIMATORS if cls is not Stock])
+@pytest.mark.parametrize(
+    "cls",
+    [
+        pytest.param(cls, marks=() if cls in (STL, DReG, PIWAE) else pytest.mark.slow)
+        for cls in ESTIMATORS
+        if cls is not Stock
+    ],
+)
 def test_a_traced_step_draws_the_same_masks(cls, traced):
     """Three steps of the graph and of the eager step, from one state with one seed, end in the same weights."""
     for estimator in of_two(cls)[-1:]:

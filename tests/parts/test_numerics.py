@@ -159,11 +159,16 @@ def foreign(drawn: Tensor) -> Tensor:
     return torch.stack([0 * mean, mean + 5 * spread, mean - 5 * spread, mean + 40 * signs * spread, mean + 1e3 * signs])
 
 
-SIZES = [(cls, 2) for cls in GUIDES] + [(cls, d) for cls in (FullRankNormal, LowRankNormal) for d in (1, 3, 8)]
+SIZES = [(cls, 2, fill) for cls in GUIDES for fill in FILLS] + [
+    (cls, d, fill)
+    for cls in (FullRankNormal, LowRankNormal)
+    for d in (1, 3, 8)
+    for fill in (-100.0, -7.0, 1.0, 100.0, 1, 2)
+]
+"""Guides, d and the numbers that the network gives; matrices of other sizes too."""
 
 
-@pytest.mark.parametrize("fill", FILLS)
-@pytest.mark.parametrize(("cls", "d"), SIZES)
+@pytest.mark.parametrize(("cls", "d", "fill"), SIZES)
 def test_guide_in_float32_and_float64(cls, d, fill):
     """Draws have a finite density and gradient; densities and gradients at draws and far away agree with float64."""
     vae, x = vae_of(cls, dims=replace(DIMS2, latent=d)), BITS[:3, :, :2, :2]
