@@ -106,7 +106,7 @@ def read_table(path: Path, how: Reading) -> Table:
     index = [name for name in names if name not in chosen and name != label and _is_index(name)]
     if how.columns is None and index:
         logger.warning(
-            "%s: column %s has no name and is left out, as an index. --data.columns takes it", path, _listed(index)
+            "%s: what has no name is left out, as an index: %s. --data.columns takes it", path, _listed(index)
         )
         left |= {*index}
     taken = list(how.columns) if how.columns is not None else [name for name in names if name not in left]
@@ -206,9 +206,25 @@ def _text(path: Path) -> str:
         ) from None
     if "\0" in text:
         raise ValueError(f"{path}: no text, since it has zero bytes: save it as CSV in UTF-8")
+    text = _without_comments(text.replace("\r\n", "\n").replace("\r", "\n"), path)
     if not text.strip():
         raise ValueError(f"{path}: the file is empty")
     return text
+
+
+def _without_comments(text: str, path: Path) -> str:
+    """The text without the lines at its top that begin with #, but for names of columns, as numpy.savetxt writes them."""
+    comments, rest = [], text
+    while (rest := rest.lstrip("\n ")).startswith("#"):
+        line, _, rest = rest.partition("\n")
+        comments.append(line)
+    if not comments:
+        return text
+    names, row = comments[-1], rest.partition("\n")[0]
+    named = all(names.count(each) == row.count(each) for each in _SEPARATORS)
+    if left := len(comments) - named:
+        logger.warning("%s: %d lines at its top that begin with # are left out", path, left)
+    return f"{names}\n{rest}" if named else rest
 
 
 def _separator(text: str, path: Path, how: Reading) -> str:
@@ -375,11 +391,16 @@ def _label_values(column: pd.Series[Any], name: str, path: Path) -> np.ndarray:
     if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
         return column.to_numpy()
     texts = np.array([str(cell).strip() for cell in column], dtype=str)
+    gone = np.isin(texts, _MISSING)
     try:
-        numbers = texts.astype(np.float64)
+        numbers = np.where(gone, "nan", texts).astype(np.float64)
     except ValueError:
+        return texts  # among texts, NA may be the name of a class
+    if gone.all():
         return texts
-    return numbers if np.isfinite(numbers).all() else texts
+    if gone.any():
+        raise ValueError(f"{path}: column {name!r} of the labels is empty in {int(gone.sum())} of {len(column)} rows")
+    return numbers
 
 
 def _listed(names: Sequence[str]) -> str:
