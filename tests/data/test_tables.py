@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch.distributions import constraints
 
+from pyro_vae import figures
 from pyro_vae.data import Arrays
 from pyro_vae.data.tables import Reading, read_table
+from pyro_vae.figures import Look
 
 
 def rng():
@@ -315,6 +317,18 @@ def test_infinite_numbers_are_refused_by_name(tmp_path):
     path, _ = table_of(tmp_path, odd=[np.inf] * 60)
     with pytest.raises(ValueError, match=r"60 of 180 values are .*infinite, the first in column 'odd'"):
         Arrays(path, valid=10, test=10).load()
+
+
+def test_names_of_any_kind_are_drawn_as_they_are(tmp_path):
+    """Two dollar signs are mathematics to matplotlib, and a long name does not fit into a line."""
+    names = ["$a_{$ and $", "x" * 29 + " " + "y" * 29, "größe_[mm]", ""]
+    look = Look("table", columns=tuple(names))
+    figure = figures.reconstructions(torch.randn(9, 4), torch.randn(9, 4), look)
+    figure.savefig(tmp_path / "f.png")
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == [r"\$a_{\$ and \$", names[1].replace(" ", "\n"), names[2], ""]
+    drawn = figures.latents(torch.randn(9, 2), torch.arange(9) % 2, name=lambda k: ("$u_{$", "$v$")[int(k)])
+    drawn.savefig(tmp_path / "g.png")
 
 
 def test_whole_numbers_are_counts(tmp_path):
