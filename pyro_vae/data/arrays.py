@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.data.csv_files import TEXTS, Reading
 from pyro_vae.data.splits import Binarize, Data, Split, Splits, make_splits
-from pyro_vae.data.tables import PARQUETS, TEXTS, Reading, is_table, read_table
+from pyro_vae.data.tables import PARQUETS, is_table, read_table
 from pyro_vae.data.view import LONGEST_ROW, Shown, View
 
 Channels = Literal["first", "last", "none"]

@@ -13,7 +13,8 @@ from torch.distributions import constraints
 
 from pyro_vae import figures
 from pyro_vae.data import Arrays
-from pyro_vae.data.tables import Reading, read_table
+from pyro_vae.data.csv_files import Reading
+from pyro_vae.data.tables import read_table
 from pyro_vae.figures import Look
 
 
