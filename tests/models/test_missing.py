@@ -418,6 +418,13 @@ def test_convolutions_see_a_mask_as_channels():
     model = ModelSpec(partial(StandardNormal), partial(DiagonalNormal, network=network), latent=2).build(splits, 0)
     assert model.posterior.network.in_shape == (4, 31)
     assert list(fit(model, splits, epochs=1, batch_size=20))
+    splits = splits_of(x[:, 0])  # signals without channels have two then
+    model = ModelSpec(partial(StandardNormal), partial(DiagonalNormal, network=network), latent=2).build(splits, 0)
+    assert model.posterior.network.in_shape == (2, 31)
+    seen = model.posterior.scaled(splits.train.x)
+    torch.testing.assert_close(seen[:, 1], (~splits.train.x.isnan()).float())
+    assert (seen[:, 0][splits.train.x.isnan()] == 0).all()
+    assert list(fit(model, splits, epochs=1, batch_size=20))
 
 
 def test_values_may_be_missing_in_the_test_data_alone():
@@ -517,13 +524,14 @@ def test_the_linear_oracle_agrees_with_the_other_one():
     torch.testing.assert_close(log_p_observed(oracle.vae.likelihood, oracle.data(5)), oracle.log_px(oracle.data(5)))
 
 
-def test_the_whole_way_on_the_command_line(script, tmp_path):
+def test_the_whole_way_on_the_command_line(script, tmp_path, caplog):
     x = table(400).numpy()
     header = ",".join("abcde")
     np.savetxt(tmp_path / "t.csv", x, delimiter=",", header=header, fmt="%.6g")
     data = ["--data", "Arrays", "--data.path", "t.csv", "--data.valid", "50", "--data.test", "100"]
     code, out, err = script("train", *data, "--latent", "2", "--epochs", "2", "--test_particles", "20", "--out", "run")
     assert (code, err) == (0, "")
+    assert "t.csv: 1 of 400 data have no value, so that their log p(x) is 0" in caplog.text
     assert "% of the values are missing: every log p(x) is that of the others" in " ".join(out.split())
     assert "Left out" not in out
     assert json.loads((tmp_path / "run" / "result.json").read_text())["log_px"]["n"] == 100
