@@ -111,6 +111,19 @@ class _OrMissing(Constraint):
         return f"{self.of.each.support} or missing"
 
 
+def check_seen(result: Tensor, x: Tensor) -> None:
+    """Checks what a model gave for data.
+
+    Raises:
+        ValueError: it is NaN, and values of the data are missing: the model was not built for such data.
+    """
+    if not result.is_meta and has_missing(x) and has_missing(result):
+        raise ValueError(
+            "the data hold missing values (NaN), and the model gives NaN for them: build it for such data, by data.dims(...) "
+            "or Dims(..., missing=True)"
+        )
+
+
 def filling_of(x: Tensor) -> Tensor:
     """Returns the first observed value of each number of x ``(N, *x_shape)``; of a number without one, some value of another.
 

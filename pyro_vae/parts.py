@@ -76,10 +76,12 @@ class Dims:
     def seen_shape(self) -> Shape:
         """The shape of what an encoder sees of one datum.
 
-        It is ``x_shape``, or twice as long in its first dimension where values may be missing: x, with 0 for missing values,
-        and then 1 where x is observed and 0 where it is missing.
+        It is ``x_shape``. Where values may be missing, it has twice as many channels, ``(2 C, ...)``, or ``(2, D)`` for a
+        vector: x, with 0 for missing values, and then 1 where x is observed and 0 where it is missing.
         """
-        return (2 * self.x_shape[0], *self.x_shape[1:]) if self.missing else self.x_shape
+        if not self.missing:
+            return self.x_shape
+        return (2 * self.x_shape[0], *self.x_shape[1:]) if len(self.x_shape) > 1 else (2, *self.x_shape)
 
     def __post_init__(self) -> None:
         """Checks that sizes are positive and that the mean has the shape of a datum.
@@ -245,7 +247,8 @@ class Units(nn.Module):
         if not self.missing:
             return z
         there = ~x.isnan()
-        return torch.cat([torch.where(there, z, 0.0), there.to(z.dtype)], -self.axes)
+        joined = torch.cat if self.axes > 1 else torch.stack
+        return joined([torch.where(there, z, 0.0), there.to(z.dtype)], -max(2, self.axes))
 
     def rescaled(self, distribution: Distribution) -> Distribution:
         """Returns the distribution of x, given that of x in these units."""

@@ -9,7 +9,7 @@ data set        data                                                 source
 `Digits`        1,797 images of 8×8 counts 0..16                     scikit-learn, nothing is downloaded
 `MNIST`         70,000 images of 28×28 gray levels                   torchvision
 `FashionMNIST`  70,000 images of 28×28 gray levels                   torchvision
-`Arrays`        arrays (N, ...) of numbers                           a .npy or .npz file
+`Arrays`        tables, and arrays (N, ...) of numbers               .csv, .parquet, .npy and .npz files
 =============== ==================================================== ==================================
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.data.csv_files import TEXTS, Reading
 from pyro_vae.data.splits import Binarize, Data, Split, Splits, make_splits
-from pyro_vae.data.tables import PARQUETS, TEXTS, Reading, is_table, read_table
+from pyro_vae.data.tables import PARQUETS, is_table, read_table
 from pyro_vae.view import LONGEST_ROW, Shown, View
 
+logger = logging.getLogger("pyro_vae")
 Channels = Literal["first", "last", "none"]
 """Where the channels of images and signals are in a file."""
 
@@ -123,6 +126,8 @@ def _check_finite(x: np.ndarray, names: Sequence[str], path: Path) -> None:
         if names:
             advice = f'leave it out by --data.leave_out "[{names[int(never.argmax())]}]"'
         raise ValueError(f"{path}: {place} has no value, since all of it is missing: {advice}")
+    if empty := int(np.isnan(rows).all(1).sum()):
+        logger.warning("%s: %d of %d data have no value, so that their log p(x) is 0", path, empty, len(x))
 
 
 def _place(at: int, shape: tuple[int, ...], names: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pyro_vae.compilation import Compile, Compiled, NotCompiledError, compiled
 from pyro_vae.data import DataLike, columns_for
 from pyro_vae.kinds import takes
+from pyro_vae.missing import check_seen
 from pyro_vae.parts import Shape
 from pyro_vae.precision import Precision, in_precision
 from pyro_vae.scopes import evaluating, telling_memory
@@ -55,6 +56,7 @@ def log_px(
     """Returns log p(x) of each datum by importance sampling from the guide: log (1/K) Σ_k w_k, in nats.
 
     This is L_K of Burda et al. 2016 (equation 8), a lower bound in expectation that rises to log p(x) as K grows.
+    Where values of x are missing (NaN), it is log p of the others (see `pyro_vae.missing`).
     Particles are drawn in chunks, and the weights of each chunk are added to a running sum (streaming logsumexp, in
     float64), so that memory does not grow with K.
 
@@ -69,7 +71,7 @@ def log_px(
         precision: the precision of the networks' matrix products.
 
     Raises:
-        ValueError: K is below 1.
+        ValueError: K is below 1, or values of the data are missing and the model was not built for such data.
     """
     if K < 1:
         raise ValueError(f"K: expected at least 1 particle, got {K}")
@@ -102,7 +104,9 @@ def log_px(
                 more = full(*batch) if whole else log_sum(*batch, k=min(most, K - start))
                 total = torch.logaddexp(total, more)
             estimates.append(total - log(K))
-    return torch.cat(estimates)
+    found = torch.cat(estimates)
+    check_seen(found, columns.x)
+    return found
 
 
 _graphs: WeakKeyDictionary[nn.Module, dict[Any, Compiled]] = WeakKeyDictionary()

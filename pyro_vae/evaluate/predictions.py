@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_vae.data import Columns, DataLike, Split, columns_for
 from pyro_vae.data.splits import x_of
 from pyro_vae.kinds import takes
+from pyro_vae.missing import check_seen
 from pyro_vae.scopes import evaluating
 from pyro_vae.traces import Programs, draw_latents, inputs_of, observed
 
@@ -29,19 +30,24 @@ def encode(programs: Programs, data: DataLike, seed: int = 0) -> dict[str, Tenso
     """
     columns = _checked(programs, columns_for(programs, data))
     with evaluating(programs, columns.x.device, seed, "images"):
-        return draw_latents(programs.guide, *columns.take(slice(None)))
+        latents = draw_latents(programs.guide, *columns.take(slice(None)))
+    for t in latents.values():
+        check_seen(t, columns.x)
+    return latents
 
 
 @takes
 def reconstruct(programs: Programs, data: DataLike, seed: int = 0) -> Tensor:
     """Returns E[x'|t] at one draw t ~ q(t|x,φ) for each datum.
 
-    It is the mean of the model's first observed site, and has the shape of x.
+    It is the mean of the model's first observed site, and has the shape of x. Where x is missing (NaN), it is an imputation.
     """
     columns = _checked(programs, columns_for(programs, data))
     with evaluating(programs, columns.x.device, seed, "images"):
         batch = columns.take(slice(None))
-        return _mean(programs, batch, draw_latents(programs.guide, *batch))
+        mean = _mean(programs, batch, draw_latents(programs.guide, *batch))
+    check_seen(mean, columns.x)
+    return mean
 
 
 @takes

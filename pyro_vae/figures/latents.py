@@ -15,6 +15,7 @@ from sklearn.manifold import TSNE
 from torch import Tensor
 
 from pyro_vae.figures.layout import new_figure, panels_of, wrapped
+from pyro_vae.figures.look import literal
 
 _FEWEST = 5
 """The fewest different points that t-SNE is asked to arrange: below, its perplexity is 1, and it fails at one."""
@@ -85,7 +86,7 @@ def _scatter(axes: Axes, site: str, t: Tensor, labels: Tensor | None, name: Call
         for k, value in enumerate(classes):
             color = palette(k) if len(classes) <= 10 else palette(k / len(classes))
             of_class = points[member == k]
-            label = name(float(value))
+            label = literal(name(float(value)))
             axes.scatter(of_class[:, 0], of_class[:, 1], s=9, alpha=0.75, linewidths=0, color=color, label=label)
     axes.set(xlabel=names[0], ylabel=names[1])
     if points.shape[1] == 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from textwrap import fill
 
 import numpy as np
 import torch
@@ -47,8 +48,13 @@ class Look:
         return "images" if self.kind == "image" else "data"
 
     def name(self, j: int) -> str:
-        """The name of column j, counted from 0."""
-        return self.columns[j] if j < len(self.columns) else f"$x_{{{j + 1}}}$"
+        """The name of column j, counted from 0, in lines that fit above a panel."""
+        return literal(fill(self.columns[j], 30)) if j < len(self.columns) else f"$x_{{{j + 1}}}$"
+
+
+def literal(name: str) -> str:
+    """A name from data as text, which matplotlib would read as mathematics between two dollar signs."""
+    return name.replace("$", r"\$")
 
 
 def look_of(data: Splits) -> Look:

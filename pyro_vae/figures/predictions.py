@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vae.figures import images, signals, tables
-from pyro_vae.figures.look import Look
+from pyro_vae.figures.look import Look, literal
 from pyro_vae.view import Kind
 
 
@@ -62,7 +62,7 @@ def samples(
         x: data whose histograms stand behind those of a table's draws.
         names: the names of groups of draws, which follow each other and are equally large; tables show all together.
     """
-    return OF_KIND[look.kind].samples(drawn, look, title, x, names)
+    return OF_KIND[look.kind].samples(drawn, look, title, x, [literal(name) for name in names])
 
 
 def plane(means: Tensor, ticks: Sequence[float], look: Look, title: str = "") -> Figure:

@@ -101,7 +101,8 @@ class Conditional(ThreePartModel):
         y = _required(y)
         self.register("guide", self.posterior)
         self.register("embedding", self.embedding)
-        wider = torch.cat([self.units.scaled(x), self.embedding(y).reshape(len(y), -1, *x.shape[2:])], 1)
+        seen = self.units.scaled(x)
+        wider = torch.cat([seen, self.embedding(y).reshape(len(y), -1, *seen.shape[2:])], 1)
         with pyro.plate("data", len(x), dim=-1):
             sample: Tensor = pyro.sample("t", self.posterior(wider))
         return sample

@@ -126,8 +126,8 @@ def test_support_of(values, support):
 
 
 BAD = {
-    "nan": (np.array([[np.nan, 1.0]] * 9), "9 of 18 values are NaN or infinite"),
-    "infinite": (np.array([[np.inf, 1.0]] * 9), "NaN or infinite"),
+    "nan": (np.array([[1.0, np.nan]] * 9), r"x\[:, 1\] has no value, since all of it is missing"),
+    "infinite": (np.array([[np.inf, 1.0]] * 9), r"9 of 18 values are infinite, the first in x\[:, 0\]"),
     "empty": (np.zeros((0, 3)), r"got shape \(0, 3\)"),
     "flat": (np.zeros(9), r"expected an array \(N, ...\) of N data, got shape \(9,\)"),
     "text": (np.array([["a", "b"]] * 9), "expected numbers in x, got <U1"),

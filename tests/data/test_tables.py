@@ -11,8 +11,11 @@ import pytest
 import torch
 from torch.distributions import constraints
 
+from pyro_vae import figures
 from pyro_vae.data import Arrays
-from pyro_vae.data.tables import Reading, read_table
+from pyro_vae.data.csv_files import Reading
+from pyro_vae.data.tables import read_table
+from pyro_vae.figures import Look
 
 
 def rng():
@@ -113,7 +116,7 @@ def test_index_columns_are_left_out_and_it_is_said(tmp_path, caplog):
     frame.to_csv(tmp_path / "t.csv")
     table = read(tmp_path / "t.csv")
     np.testing.assert_array_equal(table.x, ROWS)
-    assert "column 'Unnamed: 0' has no name and is left out, as an index" in caplog.text
+    assert "what has no name is left out, as an index: 'Unnamed: 0'" in caplog.text
     caplog.clear()
     pd.read_csv(tmp_path / "t.csv").to_csv(tmp_path / "t.csv")
     assert read(tmp_path / "t.csv").names == ("a", "b")
@@ -127,6 +130,13 @@ def test_index_columns_are_left_out_and_it_is_said(tmp_path, caplog):
     assert read(tmp_path / "t.parquet").names == ("b",)
     assert "its index 'a' is left out" in caplog.text
     assert read(tmp_path / "t.parquet", columns=["a", "b"]).x.tolist() == ROWS
+
+
+def test_comments_at_the_top(tmp_path, caplog):
+    np.testing.assert_array_equal(read(tmp_path, "# made by hand, in 2024\n#\n" + PLAIN).x, ROWS)
+    assert "2 lines at its top that begin with # are left out" in caplog.text
+    np.savetxt(tmp_path / "t.csv", ROWS, delimiter=",", header="in mm\na,b")
+    assert read(tmp_path / "t.csv").names == ("a", "b")
 
 
 def test_names_that_stand_twice(tmp_path, caplog):
@@ -166,6 +176,9 @@ def test_labels(tmp_path):
     assert read(tmp_path, "a,y\n1,True\n2,False\n", labels="y").labels.tolist() == ["True", "False"]
     assert read(tmp_path, "a,labels\n1,u\n2,v\n").labels.tolist() == ["u", "v"]
     assert read(tmp_path, "a,labels\n1,5\n2,6\n", columns=["labels"]).labels is None
+    assert not np.isfinite(read(tmp_path, "a,y\n1,inf\n2,2\n", labels="y").labels).all()  # which Arrays refuses
+    with pytest.raises(ValueError, match="column 'y' of the labels is empty in 1 of 2 rows"):
+        read(tmp_path, "a,y\n1,NA\n2,2\n", labels="y")
     with pytest.raises(ValueError, match="column 'species' of the labels is empty in 1 of 4 rows"):
         read(tmp_path, text.replace("NA", ""), labels="species")
     frame = pd.DataFrame({"a": [1.0, 2.0, 3.0], "y": pd.Categorical(["u", "v", "u"]), "k": [3, 1, 2]})
@@ -305,6 +318,18 @@ def test_infinite_numbers_are_refused_by_name(tmp_path):
     path, _ = table_of(tmp_path, odd=[np.inf] * 60)
     with pytest.raises(ValueError, match=r"60 of 180 values are .*infinite, the first in column 'odd'"):
         Arrays(path, valid=10, test=10).load()
+
+
+def test_names_of_any_kind_are_drawn_as_they_are(tmp_path):
+    """Two dollar signs are mathematics to matplotlib, and a long name does not fit into a line."""
+    names = ["$a_{$ and $", "x" * 29 + " " + "y" * 29, "größe_[mm]", ""]
+    look = Look("table", columns=tuple(names))
+    figure = figures.reconstructions(torch.randn(9, 4), torch.randn(9, 4), look)
+    figure.savefig(tmp_path / "f.png")
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == [r"\$a_{\$ and \$", names[1].replace(" ", "\n"), names[2], ""]
+    drawn = figures.latents(torch.randn(9, 2), torch.arange(9) % 2, name=lambda k: ("$u_{$", "$v$")[int(k)])
+    drawn.savefig(tmp_path / "g.png")
 
 
 def test_whole_numbers_are_counts(tmp_path):
