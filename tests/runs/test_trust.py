@@ -239,6 +239,7 @@ WRITES = "open({mark!r}, 'w').close()\nfrom pyro_vae.priors import StandardNorma
         ("theirs/parts.py", "theirs.parts.Mine", "theirs in it is a folder without __init__.py"),
         ("theirs/run/parts.py", "theirs.run.parts.Mine", "theirs in it is a folder without __init__.py"),
         ("theirs/__init__.py", "theirs.Mine", "the package theirs in it holds the file that names it"),
+        ("mine/theirs/parts.py", "mine.theirs.parts.Mine", "there is no class or function Mine in mine.theirs.parts"),
         ("colorsys.py", "colorsys.Mine", "colorsys.py in it has the name of an installed module"),
         ("mine.py", "mine.os.system", "there is no class or function system in mine.os"),
         ("mine.py", "..mine.Mine", "is no import path of a class or a function"),
@@ -249,6 +250,9 @@ def test_what_came_with_a_configuration_is_not_imported(tmp_path, script, file, 
     """Only a file in the folder that one stands in, or a package of one's own in it, and no name of an installed module."""
     mark = tmp_path / "mark"
     (tmp_path / "theirs" / "run").mkdir(parents=True)
+    if file.startswith("mine/"):
+        (tmp_path / "mine" / "theirs").mkdir(parents=True)
+        (tmp_path / "mine" / "__init__.py").touch()
     (tmp_path / file).write_text(WRITES.format(mark=str(mark)))
     (tmp_path / "theirs" / "run" / "config.yaml").write_text(yaml.safe_dump({"prior": {"class_path": prior}}))
     code, _, errors = script("train", "--config", "theirs/run/config.yaml", "--print_config")
