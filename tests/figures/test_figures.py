@@ -141,6 +141,7 @@ def test_learning_curves_show_every_record(epochs, tmp_path):
     ]
     figure = figures.learning_curves(records)
     saved(figure, tmp_path)
+    assert all(tick == round(tick) for axes in figure.axes for tick in axes.get_xticks())
     train, valid = figure.axes[0].lines
     assert train.get_xdata().tolist() == [record.epoch for record in records]
     assert valid.get_ydata().tolist() == [record.valid.bound for record in records]
