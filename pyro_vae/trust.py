@@ -66,6 +66,10 @@ class Trust:
         names = path.split(".")
         if len(names) < 2 or not all(name.isidentifier() for name in names):
             raise UntrustedError(f"{path!r} is no import path of a class or a function, such as my_parts.Mine")
+        if names[-1] in ("yaml", "yml", "json"):
+            raise UntrustedError(
+                f"{path} is not allowed here: expected a class, not a file; --config alone reads a file"
+            )
         if not self._is_named(path):
             raise UntrustedError(f"{path} is not allowed here: {self._allowed(path)}")
         found: Any = self._imported(path, names[0])
@@ -130,8 +134,11 @@ class Trust:
         inner = inner if isinstance(inner, ModuleType) else sys.modules.get(full)
         if inner is not None:
             return inner if inner.__name__ == full else None
-        own = _is_inside(full, OWN) or self.owns(full)
-        return self._imported(path, full) if own and hasattr(owner, "__path__") and find_spec(full) else None
+        if not (_is_inside(full, OWN) or self.owns(full)) or not hasattr(owner, "__path__"):
+            return None
+        spec = find_spec(full)
+        # In a trusted folder a package is what has an __init__.py, at every level.
+        return self._imported(path, full) if spec and (self.folder is None or spec.origin) else None
 
     def _imported(self, path: str, module: str) -> ModuleType:
         """Imports a trusted module, or a package that leads to one."""

@@ -106,5 +106,5 @@ class _Bound(ProgressColumn):
 
 def progress_bar(console: Console) -> Progress:
     """A bar with a description, its live text and the time left. Off a terminal it draws nothing."""
-    columns = [TextColumn("{task.description}"), BarColumn(), _Bound(), TimeElapsedColumn(), _TimeLeft()]
+    columns = [TextColumn("{task.description}", markup=False), BarColumn(), _Bound(), TimeElapsedColumn(), _TimeLeft()]
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -29,7 +29,7 @@ def learning_curves(records: Sequence[Epoch], title: str = "") -> Figure:
         axes.plot(epochs, curves[0], color="C0", marker=marker, ms=3, label="train")
         axes.plot(epochs, curves[1], color="C1", marker=marker, ms=3, label="validation")
         axes.set(xlabel="epoch", ylabel="nats per datum", title=label)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         # The values of the first epochs are so far from the others that these could not be told apart on one scale.
         if len(records) >= 10:

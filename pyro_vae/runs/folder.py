@@ -282,5 +282,5 @@ def _blamed(file: Path) -> Iterator[None]:
         yield
     except UntrustedError as error:
         raise UntrustedError(f"{file}: {error}") from error
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError, ArithmeticError, MemoryError) as error:
         raise ValueError(f"{file}: {error}") from error

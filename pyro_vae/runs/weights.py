@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,7 @@ def read_weights(file: Path) -> Weights:
     if found is not None:
         if found != tensor_digest(kept, tensors) or text != json.dumps(kept | {_DIGEST: found}):
             raise ValueError("damaged: the weights are not those that were written (their digest is another)")
+        _check_format(kept)
     elif kept.keys() - _OLD:
         raise ValueError("damaged: the digest is missing")
     else:
@@ -107,6 +108,22 @@ def _parsed(text: str) -> dict[str, Any]:
     if not isinstance(kept, dict):
         raise ValueError("damaged: its sizes have no names")
     return kept
+
+
+def _check_format(kept: Mapping[str, Any]) -> None:
+    """Checks that a file with a digest says all that this version writes.
+
+    Raises:
+        ValueError: it does not; the message names what is missing.
+    """
+    if not _is_size(kept.get("format")) or kept["format"] != _FORMAT:
+        raise ValueError(
+            f"of a version of pyro_vae that this one cannot read: format: expected {_FORMAT}, got {kept.get('format')!r}"
+        )
+    if missing := sorted((_OLD | {"standardized", "slots"}) - kept.keys()):
+        raise ValueError(f"damaged, or not from such a run: {', '.join(missing)} is missing")
+    if not isinstance(kept["slots"], str):
+        raise ValueError(f"damaged, or not from such a run: slots: expected a digest, got {kept['slots']!r}")
 
 
 def _dims(kept: Mapping[str, Any]) -> Dims:
@@ -144,8 +161,8 @@ def _dims(kept: Mapping[str, Any]) -> Dims:
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**63  # PyTorch's sizes
 
 
 def _is_scale(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and value > 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from helpers import rows
+from scipy import stats
 
 from pyro_vae import load
 from pyro_vae.precision import has_products
@@ -66,6 +67,10 @@ MINE = """
 
         def surrogate(self, draws):
             return self.share * self.bound(draws)
+
+    class Broken(Estimator):
+        def bound(self, draws):
+            return draws.log_w.mean(0) * float("nan")
 """
 
 
@@ -127,6 +132,24 @@ def test_a_cell_does_not_depend_on_the_others(compare, tmp_path):
     compare(*GRADIENTS, "--estimators", "[STL]", "--particles", "[1,2]", "--out", "again")
     second = json.loads((tmp_path / "again" / "cells" / "STL-K2.json").read_text())
     assert first["phi"] == second["phi"]
+
+
+def test_a_training_that_diverges_is_left_out(compare, tmp_path):
+    """The others are told, here of one seed: with intervals over data, which the cells' own numbers give by SciPy."""
+    options = [*TRAINING, "--seeds", "[4]", "--epochs", "1", "--estimators", "[ELBO, mine.Broken, mine.Halved]"]
+    code, out, err = compare(*options)
+    assert (code, err) == (0, "")
+    assert "Left out: mine.Broken at K = 2, seed 4: the bound became NaN" in out
+    one, other = (
+        np.array(json.loads((tmp_path / "t" / "cells" / f"{name}-K2-seed4.json").read_text())["final"])
+        for name in ("ELBO", "mine.Halved")
+    )
+    low, high = stats.ttest_rel(other, one).confidence_interval(0.95)
+    first, second = rows(tmp_path / "t" / "training.csv")
+    assert second["to the first"] == f"{(other - one).mean():+.2f} ± {(high - low) / 2:.2f}"
+    assert float(first["log p(x) (number)"]) == pytest.approx(one.mean())
+    assert "one seed" in out
+    assert "the spread over seeds, since there is one, 4" in " ".join(out.split())
 
 
 @pytest.mark.slow

@@ -143,7 +143,7 @@ def test_a_seed_that_is_left_out_of_one_row_is_left_out_of_its_difference():
 
 def test_a_cut_keeps_what_is_finished(start_script, tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
-    options = ["--priors", "[StandardNormal, mine.Wide]", "--epochs", "60", "--test_particles", "5", "--out", "grid"]
+    options = ["--priors", "[StandardNormal, mine.Wide]", "--epochs", "20", "--test_particles", "5", "--out", "grid"]
     process = start_script("compare_parts", *options)
     cells = tmp_path / "grid" / "cells"
     while process.poll() is None and not (cells.is_dir() and list(cells.glob("*.json"))):

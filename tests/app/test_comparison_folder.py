@@ -111,10 +111,13 @@ def test_names_of_files_are_safe_short_and_different():
         ("Grösse",),
         ("a\nb",),
         ("a b",),
+        ("a b", "x" * 200),
+        ("x" * 500,),
     ]
     names = [file_name(*key) for key in keys]
     assert len({name.lower() for name in names}) == len(keys)
     assert names[:2] == ["IWAE-K5-seed0", "MLP(hidden=(8,4))-seed0"]
+    assert all(name.endswith("-seed0") for key, name in zip(keys, names, strict=True) if key[-1] == "seed0")
     for name in names:
         assert re.fullmatch(r"[\w.,=()+-]+", name, re.ASCII)
         assert len(name.encode()) <= 120

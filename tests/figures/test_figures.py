@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch.distributions import constraints
 
 from pyro_vae import figures
@@ -140,6 +141,7 @@ def test_learning_curves_show_every_record(epochs, tmp_path):
     ]
     figure = figures.learning_curves(records)
     saved(figure, tmp_path)
+    assert all(tick == round(tick) for axes in figure.axes for tick in axes.get_xticks())
     train, valid = figure.axes[0].lines
     assert train.get_xdata().tolist() == [record.epoch for record in records]
     assert valid.get_ydata().tolist() == [record.valid.bound for record in records]
@@ -220,6 +222,33 @@ def test_comparisons_with_little_to_show(tmp_path):
     saved(figures.cost({"w": cost, "phi": cost}), tmp_path)
     one = figures.Curve(np.array([0, 10]), np.array([[0.0, 1.0]]), np.array([[-200.0, -100.0]]))
     saved(figures.convergence({"IWAE": one}), tmp_path)
+
+
+@pytest.mark.parametrize("over_seeds", [False, True])
+def test_bars_are_95_percent_intervals_over_seeds_or_over_data(over_seeds):
+    """Their ends are SciPy's, and each seed is a point where they are over seeds."""
+    log_px, elbo = np.random.default_rng(0).normal(-100, 3, (2, 3, 20))
+    axes = figures.gaps({"one": (log_px, elbo)}, over_seeds=over_seeds).axes[0]
+    for values, bars in zip((elbo, log_px), axes.containers, strict=True):
+        means = values.mean(1 if over_seeds else 0)
+        expected = stats.t.interval(0.95, len(means) - 1, means.mean(), stats.sem(means))
+        (segment,) = bars[2][0].get_segments()
+        np.testing.assert_allclose(segment[:, 0], expected)
+    points = [line.get_xdata() for line in axes.lines if line.get_marker() == "."]
+    assert len(points) == (2 if over_seeds else 0)
+    if over_seeds:
+        np.testing.assert_allclose(points[0], elbo.mean(1))
+
+
+def test_the_band_of_a_curve_is_the_interval_over_seeds():
+    values = np.random.default_rng(0).normal(-100, 3, (4, 3))
+    curve = figures.Curve(np.array([0, 10, 20]), np.ones((4, 3)), values)
+    axes = figures.convergence({"IWAE": curve}).axes[0]
+    low, high = stats.t.interval(0.95, 3, values.mean(0), stats.sem(values))
+    drawn = axes.collections[0].get_paths()[0].vertices[:, 1]
+    assert drawn.min() == pytest.approx(low.min())
+    assert drawn.max() == pytest.approx(high.max())
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), values.mean(0))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Nothing that a file names is imported or called unless it is a part for its slot."""
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -12,6 +13,8 @@ from typing import get_args, get_origin
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import pyro_vae
 from pyro_vae import VAE, load, save
@@ -27,7 +30,7 @@ from pyro_vae.models import ModelSpec
 from pyro_vae.networks import NetworkFactory
 from pyro_vae.parts import Dims
 from pyro_vae.priors import StandardNormal
-from pyro_vae.runs.weights import read_weights, write_weights
+from pyro_vae.runs.weights import read_weights, tensor_digest, write_weights
 from pyro_vae.training import TrainingPlan
 from pyro_vae.trust import Trust
 
@@ -236,6 +239,7 @@ WRITES = "open({mark!r}, 'w').close()\nfrom pyro_vae.priors import StandardNorma
         ("theirs/parts.py", "theirs.parts.Mine", "theirs in it is a folder without __init__.py"),
         ("theirs/run/parts.py", "theirs.run.parts.Mine", "theirs in it is a folder without __init__.py"),
         ("theirs/__init__.py", "theirs.Mine", "the package theirs in it holds the file that names it"),
+        ("mine/theirs/parts.py", "mine.theirs.parts.Mine", "there is no class or function Mine in mine.theirs.parts"),
         ("colorsys.py", "colorsys.Mine", "colorsys.py in it has the name of an installed module"),
         ("mine.py", "mine.os.system", "there is no class or function system in mine.os"),
         ("mine.py", "..mine.Mine", "is no import path of a class or a function"),
@@ -246,6 +250,9 @@ def test_what_came_with_a_configuration_is_not_imported(tmp_path, script, file, 
     """Only a file in the folder that one stands in, or a package of one's own in it, and no name of an installed module."""
     mark = tmp_path / "mark"
     (tmp_path / "theirs" / "run").mkdir(parents=True)
+    if file.startswith("mine/"):
+        (tmp_path / "mine" / "theirs").mkdir(parents=True)
+        (tmp_path / "mine" / "__init__.py").touch()
     (tmp_path / file).write_text(WRITES.format(mark=str(mark)))
     (tmp_path / "theirs" / "run" / "config.yaml").write_text(yaml.safe_dump({"prior": {"class_path": prior}}))
     code, _, errors = script("train", "--config", "theirs/run/config.yaml", "--print_config")
@@ -339,6 +346,41 @@ def test_weights_have_the_types_of_the_models_numbers(saved):
             load(folder)
     forged(folder, **{each: kept.double() for each, kept in model.state_dict().items()})
     assert load(folder).state_dict()[name].dtype == torch.float64
+
+
+SIZE = [0, -1, "16", 1.5, True, [], 10**400]
+BAD_SIZES = {
+    "latent": [*SIZE, None, ...],
+    "x_shape": [*SIZE, [4, -1], [4.0], None, ...],
+    "x_scale": [0, -1.0, "16", float("nan"), float("inf"), True, [], 10**400, None, ...],
+    "standardized": [0, "true", None, ...],
+    "classes": [*SIZE, ...],
+    "data": [*SIZE, ...],
+    "epoch": [*SIZE, ...],
+    "format": [1, 3, "2", None, ...],
+    "slots": [2, None, ..., "0" * 64],
+}
+
+
+@pytest.mark.parametrize("name", BAD_SIZES)
+def test_a_wrong_size_beside_the_weights_is_named(saved, name):
+    """With a digest that fits it. ``...`` stands for a size that is missing."""
+    folder, _ = saved
+    file = folder / "model.safetensors"
+    with safe_open(file, framework="pt") as opened:
+        kept, tensors = (
+            json.loads(opened.metadata()["pyro_vae"]),
+            {each: opened.get_tensor(each) for each in opened.keys()},  # noqa: SIM118
+        )
+    del kept["sha256"]
+    for value in BAD_SIZES[name]:
+        sizes = kept | {name: value}
+        if value is ...:
+            del sizes[name]
+        text = json.dumps(sizes | {"sha256": tensor_digest(sizes, tensors)})
+        save_file(tensors, file, {"pyro_vae": text})
+        with pytest.raises(ValueError, match=r"description of the model" if value == "0" * 64 else name):
+            load(folder)
 
 
 def test_a_flipped_bit_is_seen_wherever_it_is(saved):

@@ -53,14 +53,16 @@ def file_name(*key: object) -> str:
     """A name for a cell's file or folder, which no other key has.
 
     Lists are in round brackets. Where a character cannot stand in the name of a file, or the name would be too long, a
-    number for the whole key stands at its end.
+    number for the whole key stands in it, before the last part, which is the seed or K.
     """
     whole = "-".join(str(each) for each in key)
     plain = whole.replace("[", "(").replace("]", ")").replace(" ", "")
     name = re.sub(r"[^\w.,=()+-]|^\W", "_", plain, flags=re.ASCII)
     if name == plain and len(name) <= _LONGEST:
         return name
-    return f"{name[: _LONGEST - 9]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+    last = file_name(key[-1]) if len(key) > 1 else ""
+    end = f"-{hashlib.sha256(whole.encode()).hexdigest()[:8]}" + (f"-{last}" if 0 < len(last) <= _LONGEST // 4 else "")
+    return name.removesuffix(f"-{last}")[: _LONGEST - len(end)] + end
 
 
 def essential(value: Any) -> Any:

@@ -220,6 +220,7 @@ def draw(
         title = f"test data, t ~ q(t|x,φ), on the prior in gray; {of_one}"
         cells.figure("latents", figures.against_prior(clouds, first.labels, title))
     title = f"log p(x) and the ELBO of the same {over.data} test {look.noun}; bars: 95 % {over.what}"
+    title += ", points: each seed" if over.several else ""
     cells.figure("log_px", figures.gaps(bars, title, over_seeds=over.several))
 
 
