@@ -38,6 +38,11 @@ SPECIFICATIONS = (ModelSpec, TrainingPlan, Setting)
 FILLED_IN = frozenset({"splits", "config"})
 """Arguments of commands that are no options: the data that were loaded, and the resolved options as YAML."""
 
+_ABOUT = (
+    "Options that take a class, such as --prior, are followed by its name; the class brings options of its own: --prior VampPrior "
+    "--prior.components 100. The option --prior.help VampPrior explains them."
+)
+
 
 class Parser(ArgumentParser):
     """The arguments of a function as options, with errors for people.
@@ -61,8 +66,9 @@ class Parser(ArgumentParser):
             prog: how the command is called, for messages.
         """
         cls.called = prog
-        parser = cls(prog=prog, print_config=None)
-        parser.add_argument("--config", action="config", help="A YAML file of options; those after it overrule it.")
+        parser = cls(prog=prog, print_config=None, description=_ABOUT)
+        told = "A YAML file of options. What stands after it on the command line overrules it."
+        parser.add_argument("--config", action="config", help=told)
         parser.add_argument("--print_config", action="store_true", help="Print all options as such a file and exit.")
         specifications = _specifications(function)
         for kind in specifications.values():
@@ -70,6 +76,9 @@ class Parser(ArgumentParser):
                 kind, None, skip=set(left_out & _names(kind)), instantiate=False, fail_untyped=False
             )
         parser.add_function_arguments(function, skip={*specifications, *FILLED_IN}, fail_untyped=False)
+        for action in parser._actions:
+            if action.dest == "objective":  # jsonargparse gives a group of options one of its own
+                action.help = "All of these in one: a YAML file, or text such as '{beta: 4}'."
         return parser
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

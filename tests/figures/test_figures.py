@@ -9,7 +9,7 @@ import torch
 from torch.distributions import constraints
 
 from pyro_vae import figures
-from pyro_vae.data import Split, Splits
+from pyro_vae.data import Split, Splits, support_of
 from pyro_vae.evaluate import GROUPS, SIDES, Draws, Terms, fit_line, moments
 from pyro_vae.figures.look import MISSING
 from pyro_vae.training import Epoch
