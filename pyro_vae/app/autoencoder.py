@@ -109,7 +109,9 @@ def autoencoder(
 
 def _case(plan: TrainingPlan, objective: Objective) -> TrainingPlan:
     """The plan of one case. A KL without noise is the closed form."""
-    return replace(plan, estimator=AnalyticKL() if objective.beta and not objective.noise else ELBO(), objective=objective)
+    return replace(
+        plan, estimator=AnalyticKL() if objective.beta and not objective.noise else ELBO(), objective=objective
+    )
 
 
 def _terms(vae: Any, first: Split, objective: Objective, batch_size: int, K: int) -> dict[str, float]:

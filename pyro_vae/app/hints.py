@@ -226,6 +226,20 @@ class Tree:
                 return
         raise WrongOptionError(f"{at}{message}")
 
+    def put_null(self, given: dict[str, Any], place: Place) -> None:
+        """Gives the option of a class, whose places were checked, the value null.
+
+        Args:
+            given: the options of the command, as plain data.
+            place: where the option stands.
+        """
+        for length in range(1, len(place)):
+            name, called = place[length - 1], self.called(place[:length])
+            if called is not None:
+                given = given.setdefault(name, {"class_path": path_of(called)})  # type: ignore[arg-type]
+                given = given.setdefault("init_args", {})
+        given[place[-1]] = None
+
     def of(self, place: Place) -> dict[str, tuple[Any, Any]] | None:
         """The options that stand right below a place; None where any may."""
         if not place:
@@ -392,6 +406,8 @@ def from_words(words: Sequence[str]) -> list[Given]:
     while number < len(words):
         word = words[number]
         number += 1
+        if word == "-h":
+            continue
         if not word.startswith("--"):
             raise WrongOptionError(_stray(word))
         option, equals, value = word[2:].partition("=")
@@ -411,6 +427,27 @@ def from_words(words: Sequence[str]) -> list[Given]:
         elif not flag:
             given += _of_value(tuple(option.split(".")), value)
     return given
+
+
+def without_nulls(words: Sequence[str]) -> tuple[list[str], list[Place]]:
+    """The words without options of classes whose value is null, and the places of these.
+
+    jsonargparse hands the null of such an option on as the text "None".
+    """
+    kept: list[str] = []
+    places: list[Place] = []
+    number = 0
+    while number < len(words):
+        option, equals, value = words[number].partition("=")
+        width = 1 if equals else 2
+        value = value if equals else words[number + 1] if number + 1 < len(words) else ""
+        if option.startswith("--") and "." in option and value in ("null", "Null", "NULL", "~"):
+            places.append(tuple(option[2:].split(".")))
+        else:
+            width = 1
+            kept.append(words[number])
+        number += width
+    return kept, places
 
 
 def from_file(path: Path) -> list[Given]:

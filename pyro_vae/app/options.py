@@ -22,7 +22,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from pyro_vae.app.console import fail
 from pyro_vae.app.guard import NotAllowedError, guarded
-from pyro_vae.app.hints import Tree, WrongOptionError, from_words
+from pyro_vae.app.hints import Tree, WrongOptionError, from_words, without_nulls
 from pyro_vae.app.setting import Setting
 from pyro_vae.construction import make
 from pyro_vae.data import Splits
@@ -39,8 +39,8 @@ FILLED_IN = frozenset({"splits", "config"})
 """Arguments of commands that are no options: the data that were loaded, and the resolved options as YAML."""
 
 _ABOUT = (
-    "Options that take a class, such as --prior, are followed by its name; the class brings options of its own: --prior VampPrior "
-    "--prior.components 100. The option --prior.help VampPrior explains them."
+    "Options that take a class, such as --prior, are followed by its name; the class brings options of its own: "
+    "--prior VampPrior --prior.components 100. The option --prior.help VampPrior explains them."
 )
 
 
@@ -153,8 +153,9 @@ class Options:
             if name not in hidden
         }
         elsewhere = {name for kind in SPECIFICATIONS for name in _names(kind)} - own.keys()
+        self.tree = Tree(own, elsewhere, self.trust)
         try:
-            Tree(own, elsewhere, self.trust).check(from_words(self.arguments))
+            self.tree.check(from_words(self.arguments))
         except WrongOptionError as error:
             fail(f"{error}\nFor all options: {self.parser.prog} --help", status=2)
 
@@ -167,7 +168,8 @@ class Options:
             if name not in left_out and _is_made_by_a_class(parameter.default)
         }
         self.parser.set_defaults({name: {"class_path": path_of(_class_of(value))} for name, value in defaults.items()})
-        given = self.parser.parse_args(self.arguments, defaults=False).as_dict()
+        words, nulls = without_nulls(self.arguments)
+        given = self.parser.parse_args(words, defaults=False).as_dict()
         given.pop("config", None)
         print_config = bool(given.pop("print_config", False))
         for name, value in defaults.items():
@@ -177,6 +179,8 @@ class Options:
             if self.trust.find(chosen["class_path"]) is kind:
                 # The default class keeps the other options of its default.
                 chosen["init_args"] = {**default.get("init_args", {}), **chosen.get("init_args", {})}
+        for place in nulls:
+            self.tree.put_null(given, place)
         try:
             for owner in self.owners:
                 _complete(owner, given, self.trust)

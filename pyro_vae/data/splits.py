@@ -273,8 +273,8 @@ def _hold_out(split: Split, size: int, name: str, seed: int) -> tuple[Split, Spl
         )
     if not 1 <= size < len(split):
         raise ValueError(
-            f"{name}: expected between 1 and {len(split) - 1} of {len(split)} data, got {size}: say how many of the data are held "
-            f"out by valid and test"
+            f"{name}: expected between 1 and {len(split) - 1} of {len(split)} data, got {size}: valid and test say how many of "
+            f"the data are held out"
         )
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
 
