@@ -15,15 +15,17 @@ from difflib import get_close_matches
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, get_args, get_type_hints
+from typing import Any, ClassVar, NoReturn, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from pyro_vae.app.console import fail
+from pyro_vae.app.given import WrongOptionError, from_words, without_nulls
 from pyro_vae.app.guard import NotAllowedError, guarded
-from pyro_vae.app.hints import Tree, WrongOptionError, from_words, without_nulls
+from pyro_vae.app.hints import Tree
 from pyro_vae.app.setting import Setting
+from pyro_vae.app.slots import slot_of
 from pyro_vae.construction import make
 from pyro_vae.data import Splits
 from pyro_vae.description import describe, path_of
@@ -348,21 +350,10 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _known(slot: Any) -> list[str]:
-    """Names of the libraries' classes that fill a slot, given its type: a class, or a callable that returns one, or None."""
-
-    def ours(kind: Any) -> bool:
-        return isinstance(kind, type) and kind.__module__.split(".")[0] in ("pyro_vae", "torch")
-
-    inner = [slot, *get_args(slot)]
-    inner += [deeper for kind in inner for deeper in get_args(kind)]
-    bases = [kind for kind in inner if ours(kind)]
-    names: set[str] = set()
-    while bases:
-        below = bases.pop().__subclasses__()
-        names |= {child.__name__ for child in below if ours(child) and not child.__name__.startswith("_")}
-        bases += below
-    return sorted(names)
+def _known(hint: Any) -> list[str]:
+    """Names of the classes of this project and its libraries that fill a slot, given the type of the option."""
+    slot = slot_of(hint)
+    return list(slot.known()) if slot else []
 
 
 def choose(

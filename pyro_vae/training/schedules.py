@@ -78,22 +78,21 @@ class MovingSchedule:
     def after_step(self) -> None:
         """Moves a schedule that moves by the step."""
         if self.scheduler and self.by_step:
-            self._move()
+            _move(self.scheduler)
 
     def after_epoch(self, valid: Terms) -> None:
         """Moves a schedule that moves by the epoch. One that watches a loss is told minus the validation bound."""
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(-valid.bound)
         elif self.scheduler and not self.by_step:
-            self._move()
+            _move(self.scheduler)
 
-    def _move(self) -> None:
-        try:
-            self.scheduler.step()
-        except ArithmeticError as error:
-            raise ValueError(
-                f"schedule: {type(self.scheduler).__name__} cannot move with its options ({error})"
-            ) from error
+
+def _move(scheduler: LRScheduler) -> None:
+    try:
+        scheduler.step()
+    except ArithmeticError as error:
+        raise ValueError(f"schedule: {type(scheduler).__name__} cannot move with its options ({error})") from error
 
 
 def _moves_by(kind: Any, by: MovesBy) -> Literal["epoch", "step"]:
