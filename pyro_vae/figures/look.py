@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vae.data import Splits
+from pyro_vae.kinds import takes
 from pyro_vae.view import Kind
 
 MISSING = "#e377c2"
@@ -51,6 +52,7 @@ class Look:
         return self.columns[j] if j < len(self.columns) else f"$x_{{{j + 1}}}$"
 
 
+@takes
 def look_of(data: Splits) -> Look:
     """Returns how these data are drawn.
 
