@@ -23,7 +23,7 @@ from contextlib import suppress
 from enum import Enum
 from functools import partial
 from inspect import Parameter, isabstract, signature
-from math import isnan
+from math import isfinite
 from pathlib import Path
 from types import FunctionType, NoneType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -35,6 +35,8 @@ from pyro_vae.trust import Named, Trust, UntrustedError
 
 _FILLING = "torch.nn.init"
 """The module of the functions that fill a tensor, which are named where such a function is asked for."""
+_LARGEST = 2**53
+"""The largest whole number that is taken: every one up to it is a float64."""
 _NONE = object()
 """Stands for a default that is not there."""
 
@@ -184,8 +186,10 @@ def _simple(given: Any, kind: type, where: str) -> Any:
     if kind is float and isinstance(given, str):  # YAML 1.1 takes 1e-3 for text
         with suppress(ValueError):
             given = float(given)
-    if kind is float and isinstance(given, float) and isnan(given):
-        raise ValueError(f"{where}: expected a number, got NaN")
+    if kind is float and isinstance(given, float) and not isfinite(given):
+        raise ValueError(f"{where}: expected a finite number, got {given}")
+    if kind is int and isinstance(given, int) and abs(given) > _LARGEST:
+        raise ValueError(f"{where}: expected a whole number up to 2^53, got {_short(given)}")
     fits = isinstance(given, int | float if kind is float else kind) and (kind is bool or not isinstance(given, bool))
     return _plain(given, fits, _TEXTS[kind], where)
 

@@ -25,6 +25,11 @@ R = TypeVar("R")
 _LARGEST = {int: 2**53, float: torch.finfo(torch.float32).max}
 """The largest numbers that are taken: whole numbers that every float64 holds, and what float32 holds."""
 _SEQUENCES = (list, tuple, Sequence)
+_NAMED = {
+    "Splits": "Splits (training, validation and test data)", "Programs": "a Pyro model and guide, such as a VAE",
+    "Columns": "Columns", "Dims": "Dims", "PathLike": "a path", "TrainingPlan": "a TrainingPlan",
+}  # fmt: skip
+"""What is expected, by the name of its class."""
 _WORDS: dict[Any, str] = {
     int: "a whole number", float: "a finite number", bool: "True or False", str: "text", Path: "a path", Tensor: "a tensor",
     np.ndarray: "a NumPy array", types.NoneType: "None",
@@ -152,7 +157,7 @@ def words(hint: Any) -> str:  # noqa: PLR0911
     if origin is Callable:
         made = inner[1] if inner else Any
         named = isinstance(made, type) and made not in (Any, object, types.NoneType)
-        return f"a class or a function that makes a {made.__name__}" if named else "a function"
+        return f"a class or a function that makes {_with_article(made.__name__)}" if named else "a function"
     if hasattr(hint, "array_type"):
         return words(hint.array_type)
     kind = origin or hint
@@ -160,8 +165,11 @@ def words(hint: Any) -> str:  # noqa: PLR0911
         plural = {int: "whole numbers", float: "numbers", str: "texts"}
         return f"a list of {plural[inner[0]]}" if inner and inner[0] in plural else "a list"
     name: str = getattr(kind, "__name__", str(kind))
-    article = "an" if name[0] in "AEIOU" and not name.startswith("U") else "a"
-    return _WORDS.get(kind, f"{article} {name}")
+    return _WORDS.get(kind) or _NAMED.get(name) or _with_article(name)
+
+
+def _with_article(name: str) -> str:
+    return f"{'an' if name[0] in 'AEIO' else 'a'} {name}"
 
 
 def shown(value: Any) -> str:
@@ -202,6 +210,12 @@ def _advice(value: Any, hint: Any) -> str:  # noqa: PLR0911
         )
     if "TrainingPlan" in names and isinstance(value, Mapping):
         return ": give its fields by name, fit(programs, data, **plan), or make a TrainingPlan(**plan)"
+    if "Split" in names and isinstance(value, Tensor | np.ndarray) and Tensor not in asked:
+        return ": Split(x) makes one of it"
+    if get_origin(hint) is Callable and isinstance(
+        value, get_args(hint)[1] if isinstance(get_args(hint)[1], type) else ()
+    ):
+        return ": give what makes it, such as its class or functools.partial of that"
     if Tensor in asked:
         if isinstance(value, np.ndarray):
             return ": torch.from_numpy(x).float() makes one of it"

@@ -12,10 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
 STARTED = {
-    "shim": (
-        "#!/bin/sh\necho 'pyenv: version 3.12.9 is not installed' >&2\necho more >&2\nexit 127\n",
-        "3.12.9 is not installed",
-    ),
+    "shim": ("#!/bin/sh\necho 'pyenv: version 3.99 is not there' >&2\necho more >&2\nexit 127\n", "3.99 is not there"),
     "old": ("#!/bin/sh\necho 3.8\n", "needs Python 3.11 or newer, and './old' is 3.8"),
     "two": ("#!/bin/sh\necho 2.7\n", "needs Python 3.11 or newer, and './two' is 2.7"),
     "ten": ("#!/bin/sh\necho 3.10\n", "needs Python 3.11 or newer, and './ten' is 3.10"),

@@ -21,7 +21,19 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae
-from pyro_vae import data, estimators, evaluate, guides, likelihoods, models, networks, priors, training
+from pyro_vae import (
+    data,
+    estimators,
+    evaluate,
+    figures,
+    guides,
+    likelihoods,
+    models,
+    networks,
+    priors,
+    reports,
+    training,
+)
 
 DATA = torch.bernoulli(torch.full((80, 1, 4, 4), 0.5), generator=torch.Generator().manual_seed(0))
 SPLITS = data.make_splits(data.Split(DATA, torch.arange(80) % 3), valid=8, test=8)
@@ -79,15 +91,32 @@ def right() -> dict[str, object]:
         "prior": priors.StandardNormal(DIMS), "guide": guides.DiagonalNormal(DIMS), "likelihood": likelihoods.Bernoulli(DIMS),
         "latent": 2, "x_shape": (1, 4, 4), "x": DATA[:5], "t": torch.zeros(5, 2), "inputs": DATA[:5], "in_shape": (1, 4, 4),
         "out_shape": (3,), "valid": 8, "test": 8, "values": torch.ones(3), "log_px": torch.ones(3), "support": SPLITS.support,
-        "path": "none.npy", "exemplars": 5, "drawn": 3, "train": SPLITS.train, "tensors": (DATA,), "epochs": 1,
+        "path": "none.npy", "exemplars": 5, "drawn": 3,
+        "means": DATA[:5], "look": figures.Look(), "names": ["a", "b"], "train": SPLITS.train, "tensors": (DATA,), "epochs": 1,
     }  # fmt: skip
 
 
-OWN = {
+PARTS = {
+    "prior": priors.StandardNormal,
+    "guide": guides.DiagonalNormal,
+    "likelihood": likelihoods.Bernoulli,
+    "model": None,
+}
+OWN: dict[str, dict[str, object]] = {
     "fit": {"data": SPLITS},
     "make_splits": {"data": SPLITS.train},
     "columns_for": {"data": DATA},
     "Dims": {"train": DATA},
+    **dict.fromkeys(("TwoLayer", "Ladder", "Conditional"), PARTS),
+    "ModelSpec": PARTS,
+    "Trained": {"data": SPLITS, "records": []},
+    "look_of": {"data": SPLITS},
+    "samples": {"drawn": DATA[:36]},
+    "latents": {"t": torch.randn(20, 2), "labels": None},
+    "coordinate": {"site": "t", "j": 0, "shape": (2,)},
+    "plane": {"means": torch.rand(441, 1, 4, 4), "ticks": [0.0] * 21},
+    "traversals": {"means": DATA[:4], "ticks": [0.0, 1.0]},
+    "side_by_side": {"pictures": {"a": DATA[:36]}},
     "SemiAmortized": {"guide": guides.DiagonalNormal},
     "default_likelihood": {"x": DATA, "support": SPLITS.support},
 }
@@ -98,6 +127,20 @@ HARMLESS = {
 }  # fmt: skip
 """What only what is called can tell: a module that is called with something else, and the like."""
 SKIPPED = {
+    "Case",
+    "Cloud",
+    "Curve",
+    "SNRLine",
+    "against_prior",
+    "cases",
+    "convergence",
+    "cost",
+    "gaps",
+    "learning_curves",
+    "snr",
+    "Look",
+    "Measured",
+    "Row",
     "draws",
     "reference",
     "Columns",
@@ -116,10 +159,6 @@ SKIPPED = {
     "Estimate",
     "Data",
     "Choice",
-    "TwoLayer",
-    "Ladder",
-    "Conditional",
-    "ModelSpec",
     "Epoch",
     "Progress",
     "Training",
@@ -159,7 +198,20 @@ def main() -> None:
             next(made)
 
     seen = set()
-    for module in (pyro_vae, data, estimators, evaluate, guides, likelihoods, models, networks, priors, training):
+    for module in (
+        pyro_vae,
+        data,
+        estimators,
+        evaluate,
+        figures,
+        guides,
+        likelihoods,
+        models,
+        networks,
+        priors,
+        reports,
+        training,
+    ):
         for name in module.__all__:
             function = getattr(module, name)
             if (

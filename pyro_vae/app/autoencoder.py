@@ -23,7 +23,7 @@ from pyro_vae.app.console import StopRequest, progress_bar, screen
 from pyro_vae.app.setting import Setting
 from pyro_vae.data import Split, Splits
 from pyro_vae.description import path_of
-from pyro_vae.estimators import ELBO, AnalyticKL, Estimator, Objective
+from pyro_vae.estimators import ELBO, AnalyticKL, Objective
 from pyro_vae.evaluate import encode, evaluate_bound, log_px, mean, reconstruct, sample
 from pyro_vae.models import ModelSpec
 from pyro_vae.runs import load
@@ -65,20 +65,18 @@ def autoencoder(
         splits: The data, loaded.
         config: The resolved options.
     """
-    first, where, look = setting.test(splits, least=18), setting.place, figures.look_of(splits)
+    first, where, look = setting.test(splits, least=1), setting.place, figures.look_of(splits)
     data = data_digest(splits)
     splits, first = splits.to(where), first.to(where)
-    cases = {
-        name: replace(plan, estimator=_estimator(objective), objective=objective) for name, objective in CASES.items()
-    }
-    for case in cases.values():  # what one of them cannot do is told before the first is trained
-        fit(spec.build(splits, plan.seed).to(where), splits, case)
+    for objective in CASES.values():  # what one of them cannot do is told before any is trained
+        fit(spec.build(splits, plan.seed).to(where), splits, _case(plan, objective))
     cells = ComparisonFolder(setting.out, "cases", config, set(), {"data": data})
     rows, columns = [], {}
     with progress_bar(console) as bar, StopRequest() as stop:
         task = bar.add_task("", total=len(CASES))
         for i, (name, objective) in enumerate(CASES.items()):
-            one = {"estimator": {"class_path": path_of(type(cases[name].estimator))}, "objective": vars(objective)}
+            case = _case(plan, objective)
+            one = {"estimator": {"class_path": path_of(type(case.estimator))}, "objective": vars(objective)}
             if (cell := cells.get(name, of=one)) is None:
 
                 def on_step(now: Progress, i: int = i, name: str = name) -> None:
@@ -88,7 +86,7 @@ def autoencoder(
                     )
 
                 model = spec.build(splits, plan.seed).to(where)
-                records = fit(model, splits, cases[name], on_step=on_step)
+                records = fit(model, splits, case, on_step=on_step)
                 run = cells.new_run(run_config(yaml.safe_load(config), set(), one), name)
                 keep_epochs(records, model, run, stop)
                 cell = {"terms": _terms(model, first, objective, plan.batch_size, setting.test_particles)}
@@ -119,9 +117,11 @@ def autoencoder(
     console.print(f"Table, figure and run folders: {cells.folder}", soft_wrap=True)
 
 
-def _estimator(objective: Objective) -> Estimator:
-    """Returns the estimator of a case: without noise, the KL cannot be estimated from draws."""
-    return AnalyticKL() if objective.beta and not objective.noise else ELBO()
+def _case(plan: TrainingPlan, objective: Objective) -> TrainingPlan:
+    """The plan of one case. A KL without noise is the closed form."""
+    return replace(
+        plan, estimator=AnalyticKL() if objective.beta and not objective.noise else ELBO(), objective=objective
+    )
 
 
 def _terms(vae: Any, first: Split, objective: Objective, batch_size: int, K: int) -> dict[str, Any]:

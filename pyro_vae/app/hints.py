@@ -6,116 +6,26 @@ line and each key of a configuration is looked up in it. One that is not there e
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
-from inspect import Parameter, isabstract, signature
+from inspect import Parameter, isabstract
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, Union, get_args, get_origin
 
 import torch
-import yaml
 
+from pyro_vae.app.given import NOTHING, Given, Place, WrongOptionError
+from pyro_vae.app.slots import Slot, options_of, slot_of
 from pyro_vae.construction import make
 from pyro_vae.description import called_by, path_of
-from pyro_vae.files import read_text
 from pyro_vae.trust import OWN, Trust, UntrustedError
 
-Place = tuple[str, ...]
-"""Where an option stands in the tree: ``("guide", "network", "hidden")``. Elements of lists are ``"[0]"``, ``"[1]"``, ..."""
 _ALIKE = 0.6
 """How alike a name must be to be suggested (difflib's ratio)."""
 _DEEPEST = 4
 """The number of levels that are searched. A class may have itself in a slot."""
-_FLAGS = frozenset({"print_config", "help"})
-_CLASS, _OPTIONS, _MORE = "class_path", "init_args", "dict_kwargs"
-
-
-class WrongOptionError(ValueError):
-    """An option, or a class that is named for one, does not exist; the message says what was meant."""
-
-
-class Slot(NamedTuple):
-    """An option that takes a class, which has options of its own.
-
-    Attributes:
-        base: what the class is derived from.
-        filled_in: how many of the first arguments of the class a program fills in.
-        listed: whether the option takes a list of classes.
-    """
-
-    base: type
-    filled_in: int = 0
-    listed: bool = False
-
-    def known(self) -> dict[str, type]:
-        """The classes of this project and of its libraries that fill the slot, by name."""
-        found: dict[str, type] = {}
-        below = [self.base]
-        while below:
-            each = below.pop()
-            below += type.__subclasses__(each)
-            named = not each.__name__.startswith("_") and not isabstract(each) and each is not self.base
-            if named and each.__module__.split(".")[0] in ("pyro_vae", "torch"):
-                found[each.__name__] = each
-        return dict(sorted(found.items()))
-
-
-NOTHING = object()
-"""Stands for the value of an option that is given by its own options alone."""
-
-
-class Given(NamedTuple):
-    """An option that a word or a file gives.
-
-    Attributes:
-        place: where it stands in the tree.
-        value: its value, plain data; `NOTHING` where only what stands below it is given.
-        text: the value as it was written, where that was a word or a scalar.
-        file: the file and the line that it stands in; the empty text on a command line.
-    """
-
-    place: Place
-    value: Any = NOTHING
-    text: str | None = None
-    file: str = ""
-
-    @property
-    def name(self) -> str | None:
-        """The name of the class that the value may be."""
-        return self.value if isinstance(self.value, str) and self.value else None
-
-
-def slot_of(hint: Any) -> Slot | None:
-    """What kind of class an option of this type takes; None for plain values."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType, Annotated):
-        return next((slot for each in inner if (slot := slot_of(each))), None)
-    if origin is Callable:
-        taken, returned = inner or ([], Any)
-        slot = slot_of(returned)
-        return slot and slot._replace(filled_in=len(taken) if isinstance(taken, list) else 0)
-    if isinstance(origin, type) and issubclass(origin, Sequence) and inner:
-        slot = slot_of(inner[0])
-        return slot and slot._replace(listed=True)
-    plain = not isinstance(hint, type) or not _is_ours(hint) or hint in (torch.Tensor, torch.device, torch.dtype)
-    return None if plain else Slot(hint)
-
-
-def options_of(called: Callable[..., Any], filled_in: int = 0) -> dict[str, tuple[Any, Any]] | None:
-    """The options of a class or a function, each with its type and its default; None where it takes any."""
-    try:
-        parameters = list(signature(called).parameters.values())[filled_in:]
-    except (TypeError, ValueError):
-        return None
-    if any(each.kind in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL) for each in parameters):
-        return None
-    hints: dict[str, Any] = {}
-    with suppress(NameError, TypeError, AttributeError):  # an annotation that has no meaning at run time is none
-        hints = get_type_hints(called.__init__ if isinstance(called, type) else called)  # type: ignore[misc]
-    return {each.name: (hints.get(each.name), each.default) for each in parameters}
 
 
 class Tree:
@@ -225,6 +135,20 @@ class Tree:
             else:
                 return
         raise WrongOptionError(f"{at}{message}")
+
+    def put_null(self, given: dict[str, Any], place: Place) -> None:
+        """Gives the option of a class, whose places were checked, the value null.
+
+        Args:
+            given: the options of the command, as plain data.
+            place: where the option stands.
+        """
+        for length in range(1, len(place)):
+            name, called = place[length - 1], self.called(place[:length])
+            if called is not None:
+                given = given.setdefault(name, {"class_path": path_of(called)})  # type: ignore[arg-type]
+                given = given.setdefault("init_args", {})
+        given[place[-1]] = None
 
     def of(self, place: Place) -> dict[str, tuple[Any, Any]] | None:
         """The options that stand right below a place; None where any may."""
@@ -378,111 +302,6 @@ class _Written(NamedTuple):
         one = "" if any(each.startswith("[") for each in place) else f": {option} {classes[0]} {option}.{name} ..."
         named = f" ({option}.{name})" if not one else ""
         return f"; {_and(classes)} {has}{named}{one}"
-
-
-def from_words(words: Sequence[str]) -> list[Given]:
-    """The options that the words of a command line give.
-
-    Raises:
-        WrongOptionError: a word is no option.
-    """
-    given: list[Given] = []
-    number = 0
-    while number < len(words):
-        word = words[number]
-        number += 1
-        if not word.startswith("--"):
-            raise WrongOptionError(_stray(word))
-        option, equals, value = word[2:].partition("=")
-        option = option.removesuffix("+")
-        flag = option in _FLAGS
-        if not equals and not flag and number < len(words) and not words[number].startswith("--"):
-            value, number = words[number], number + 1
-        elif not equals and not flag and not option.endswith(".help"):
-            raise WrongOptionError(f"--{option}: expected a value behind it" + _behind(words[number:]))
-        if option == "config":
-            given += from_file(Path(value))
-        elif not flag:
-            given += _of_value(tuple(option.split(".")), value)
-    return given
-
-
-def from_file(path: Path) -> list[Given]:
-    """The options that a configuration gives.
-
-    Raises:
-        WrongOptionError: it gives one twice in one place.
-    """
-    try:
-        root = yaml.compose(read_text(path), Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, OSError, ValueError):
-        return []  # told where files are checked
-    return list(_of_node((), root, str(path))) if root else []
-
-
-def _of_value(place: Place, word: str) -> list[Given]:
-    """The options in a word of a command line, which may be a list or a mapping."""
-    try:
-        node = yaml.compose(word, Loader=yaml.SafeLoader)
-        value = yaml.safe_load(word)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return [Given(place, word, word)]
-    inner = list(_of_node(place, node, "")) if isinstance(node, yaml.CollectionNode) else []
-    return [
-        Given(place, NOTHING if isinstance(value, dict) else value, word),
-        *(each for each in inner if each.place != place),
-    ]
-
-
-def _of_node(place: Place, node: yaml.Node, file: str) -> Iterator[Given]:
-    """What stands below a node. Files were checked before for being of bounded size."""
-    at = f"{file}, line {node.start_mark.line + 1}" if file else ""
-    if isinstance(node, yaml.MappingNode):
-        yield from _of_mapping(place, node, file)
-        return
-    if place:
-        text = node.value if isinstance(node, yaml.ScalarNode) else None
-        yield Given(place, yaml.SafeLoader("").construct_object(node, deep=True), text, at)
-    if isinstance(node, yaml.SequenceNode):
-        for number, each in enumerate(node.value):
-            yield from _of_node((*place, f"[{number}]"), each, file)
-
-
-def _of_mapping(place: Place, node: yaml.MappingNode, file: str) -> Iterator[Given]:
-    """What the keys of a mapping give: a class and its options, or options by name."""
-    seen: set[str] = set()
-    for key, value in node.value:
-        line = f"{file}, line {key.start_mark.line + 1}" if file else ""
-        name = str(key.value)
-        if name in seen:
-            raise WrongOptionError(f"{line}: {name} stands there twice: leave one out".removeprefix(": "))
-        seen.add(name)
-        if key.tag.endswith(":merge") or (name in (_OPTIONS, _MORE) and place):
-            if isinstance(value, yaml.MappingNode):
-                yield from _of_mapping(place, value, file)
-        elif name == _CLASS and place:
-            yield Given(place, str(value.value), str(value.value), line)
-        else:
-            inner = (*place, *name.split("."))
-            yield Given(inner, file=line)
-            yield from _of_node(inner, value, file)
-
-
-def _stray(word: str) -> str:
-    """What to say of a word that is no option."""
-    if word.startswith("-"):
-        return f"{word}: options begin with two dashes: -{word}"
-    if word.isidentifier() or "=" in word:
-        return f"{word}: expected an option, such as --{word.partition('=')[0]}; each is followed by one value"
-    return f"{word}: expected an option, and each is followed by one value; quote one with blanks: --option '[1, 2]'"
-
-
-def _behind(rest: Sequence[str]) -> str:
-    return f", got {rest[0]}" if rest else ""
-
-
-def _is_ours(kind: type) -> bool:
-    return kind.__module__.split(".")[0] in ("pyro_vae", "torch", "pyro")
 
 
 def _bare(name: str) -> str:

@@ -16,15 +16,17 @@ from difflib import get_close_matches
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, get_args, get_type_hints
+from typing import Any, ClassVar, NoReturn, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from pyro_vae.app.console import fail
+from pyro_vae.app.given import WrongOptionError, from_words, without_nulls
 from pyro_vae.app.guard import NotAllowedError, guarded
-from pyro_vae.app.hints import Tree, WrongOptionError, from_words
+from pyro_vae.app.hints import Tree
 from pyro_vae.app.setting import Setting
+from pyro_vae.app.slots import slot_of
 from pyro_vae.construction import make
 from pyro_vae.data import Splits
 from pyro_vae.description import describe, path_of
@@ -38,6 +40,11 @@ SPECIFICATIONS = (ModelSpec, TrainingPlan, Setting)
 """Classes whose fields are options."""
 FILLED_IN = frozenset({"splits", "config"})
 """Arguments of commands that are no options: the data that were loaded, and the resolved options as YAML."""
+
+_ABOUT = (
+    "Options that take a class, such as --prior, are followed by its name; the class brings options of its own: "
+    "--prior VampPrior --prior.components 100. The option --prior.help VampPrior explains them."
+)
 
 
 class Parser(ArgumentParser):
@@ -62,8 +69,9 @@ class Parser(ArgumentParser):
             prog: how the command is called, for messages.
         """
         cls.called = prog
-        parser = cls(prog=prog, print_config=None, allow_abbrev=False)
-        parser.add_argument("--config", action="config", help="A YAML file of options; those after it overrule it.")
+        parser = cls(prog=prog, print_config=None, allow_abbrev=False, description=_ABOUT)
+        told = "A YAML file of options. What stands after it on the command line overrules it."
+        parser.add_argument("--config", action="config", help=told)
         parser.add_argument("--print_config", action="store_true", help="Print all options as such a file and exit.")
         specifications = _specifications(function)
         for kind in specifications.values():
@@ -71,6 +79,9 @@ class Parser(ArgumentParser):
                 kind, None, skip=set(left_out & _names(kind)), instantiate=False, fail_untyped=False
             )
         parser.add_function_arguments(function, skip={*specifications, *FILLED_IN}, fail_untyped=False)
+        for action in parser._actions:
+            if action.dest == "objective":  # jsonargparse gives a group of options one of its own
+                action.help = "All of these in one: a YAML file, or text such as '{beta: 4}'."
         return parser
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -147,8 +158,9 @@ class Options:
             if name not in hidden
         }
         elsewhere = {name for kind in SPECIFICATIONS for name in _names(kind)} - own.keys()
+        self.tree = Tree(own, elsewhere, self.trust)
         try:
-            Tree(own, elsewhere, self.trust).check(from_words(self.arguments))
+            self.tree.check(from_words(self.arguments))
         except WrongOptionError as error:
             fail(f"{error}\nFor all options: {self.parser.prog} --help", status=2)
 
@@ -173,7 +185,8 @@ class Options:
         if run:  # a run brings its data along: they are the default then
             described["data"] = data_of_run(Path(run), self.trust)
         # The parser knows no defaults here, and a class whose options are given must have those that it cannot do without.
-        given = self._given(described, _words("data", described["data"], self.trust) if run else [])
+        words, nulls = without_nulls(self.arguments)
+        given = self._given(described, [*(_words("data", described["data"], self.trust) if run else []), *words])
         print_config = bool(given.pop("print_config", False))
         for name, values in lists.items():
             given.setdefault(name, [_described(value) for value in values])
@@ -186,6 +199,8 @@ class Options:
             kept = given["data"] == described["data"]
             whose = f"those of {run}" if kept else f"those given here and not those of {run}"
             self.notes.append(_told(given["data"], whose))
+        for place in nulls:
+            self.tree.put_null(given, place)
         try:
             for owner in self.owners:
                 _complete(owner, given, self.trust)
@@ -195,10 +210,10 @@ class Options:
         del self.values["config"], self.values["print_config"]
         return print_config
 
-    def _given(self, described: Mapping[str, dict[str, Any]], before: Sequence[str]) -> dict[str, Any]:
+    def _given(self, described: Mapping[str, dict[str, Any]], words: list[str]) -> dict[str, Any]:
         """Returns the options that are given. An option of a class that is not named is one of the default class."""
         self.parser.set_defaults({name: {"class_path": each["class_path"]} for name, each in described.items()})
-        given = self.parser.parse_args([*before, *self.arguments], defaults=False).as_dict()
+        given = self.parser.parse_args(words, defaults=False).as_dict()
         given.pop("config", None)
         return given
 
@@ -419,21 +434,10 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _known(slot: Any) -> list[str]:
-    """Names of the libraries' classes that fill a slot, given its type: a class, or a callable that returns one, or None."""
-
-    def ours(kind: Any) -> bool:
-        return isinstance(kind, type) and kind.__module__.split(".")[0] in ("pyro_vae", "torch")
-
-    inner = [slot, *get_args(slot)]
-    inner += [deeper for kind in inner for deeper in get_args(kind)]
-    bases = [kind for kind in inner if ours(kind)]
-    names: set[str] = set()
-    while bases:
-        below = bases.pop().__subclasses__()
-        names |= {child.__name__ for child in below if ours(child) and not child.__name__.startswith("_")}
-        bases += below
-    return sorted(names)
+def _known(hint: Any) -> list[str]:
+    """Names of the classes of this project and its libraries that fill a slot, given the type of the option."""
+    slot = slot_of(hint)
+    return list(slot.known()) if slot else []
 
 
 def choose(

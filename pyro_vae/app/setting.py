@@ -18,7 +18,7 @@ class Setting:
     Args:
         data: The data set.
         test_particles: K of the final estimate of log p(x) by importance sampling.
-        test_images: How many test data it is taken over, counted from the first.
+        test_images: How many test data the final estimate of log p(x) is taken over, counted from the first.
         device: auto (CUDA where there is one), cpu, cuda or cuda:<number>.
         out: The folder of the results. By default it lies in runs/. That of a run is named after the data and the time, that of
             a comparison after its options, so that the same command goes on where it was cut off.

@@ -65,8 +65,8 @@ def train(
         spec: The model.
         plan: How it is trained.
         setting: On which data, where, and how the end is judged.
-        metrics: What is measured at the end, on the test data.
-        figures: What is drawn at the end.
+        metrics: A list of what is measured at the end, on the test data, such as "[TestBound, my_file.Mine]".
+        figures: A list of what is drawn at the end, such as "[Samples, my_file.Mine]"; [] for nothing.
         splits: The data, loaded.
         config: The resolved options, for the run folder.
     """

@@ -301,8 +301,16 @@ def support_of(x: Tensor) -> Constraint:
 
 def _hold_out(split: Split, size: int, name: str, seed: int) -> tuple[Split, Split]:
     """Divides into what is left and ``size`` data drawn by ``seed``, each in the order of the source."""
+    if len(split) < 2:
+        raise ValueError(
+            f"{name}: expected more data: those for training, validation and the test are at least one each, and there is "
+            f"{len(split)} left to take {name} data and training data from"
+        )
     if not 1 <= size < len(split):
-        raise ValueError(f"{name}: expected between 1 and {len(split) - 1} of {len(split)} data, got {size}")
+        raise ValueError(
+            f"{name}: expected between 1 and {len(split) - 1} of {len(split)} data, got {size}: valid and test say how many of "
+            f"the data are held out"
+        )
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
 
     def chosen(index: Tensor) -> Split:

@@ -319,7 +319,7 @@ class TVO(Estimator):
         require_particles(K, 2, self, "a covariance needs two")
         if partitions < 1 or not 0 < beta_1 < 1:
             raise ValueError(
-                f"TVO: expected partitions of at least 1 and beta_1 in (0, 1), got {partitions} and {beta_1}"
+                f"TVO: expected a partition or more (partitions) and beta_1 in (0, 1), got {partitions} and {beta_1}"
             )
         inner = [beta_1 ** (1 - p / (partitions - 1)) for p in range(partitions - 1)]
         self.betas = [0.0, *inner, 1.0]

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_vae.figures.layout import new_figure
 from pyro_vae.figures.look import Look
 from pyro_vae.figures.predictions import OF_KIND
+from pyro_vae.kinds import takes
 
 
 class Case(NamedTuple):
@@ -24,6 +25,7 @@ class Case(NamedTuple):
     t_prior: Tensor
 
 
+@takes
 def cases(columns: Mapping[str, Case], labels: Tensor | None, look: Look, title: str = "") -> Figure:
     """Draws cases side by side: reconstructions, samples, and latents of data over those of the prior.
 

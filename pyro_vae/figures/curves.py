@@ -11,9 +11,11 @@ from matplotlib.ticker import MaxNLocator
 
 from pyro_vae.evaluate import interval, mean
 from pyro_vae.figures.layout import MARKERS, new_figure, wrapped
+from pyro_vae.kinds import takes
 from pyro_vae.training import Epoch
 
 
+@takes
 def learning_curves(records: Sequence[Epoch], title: str = "") -> Figure:
     """Draws the bound, reconstruction and KL of training and validation data against the epoch, in nats per datum."""
     figure = new_figure(11, 3.4, title)
@@ -48,6 +50,7 @@ class Curve(NamedTuple):
     log_px: np.ndarray
 
 
+@takes
 def convergence(curves: Mapping[str, Curve], title: str = "") -> Figure:
     """Draws test log p(x) against steps and wall time.
 
@@ -73,6 +76,7 @@ def convergence(curves: Mapping[str, Curve], title: str = "") -> Figure:
     return figure
 
 
+@takes
 def gaps(bars: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str = "", *, over_seeds: bool = False) -> Figure:
     """Draws log p(x) and ELBO of the same data for each name, as means with their 95 % intervals (Student's t).
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from pyro_vae.evaluate import Interval, Line
 from pyro_vae.figures.layout import error_bars, legend, logarithmic, new_figure
+from pyro_vae.kinds import takes
 
 PARAMETERS = {"phi": "φ, the guide's", "w": "w, the model's"}
 
@@ -24,6 +25,7 @@ class SNRLine(NamedTuple):
     fit_from: int
 
 
+@takes
 def snr(lines: Mapping[str, Mapping[str, SNRLine]], title: str = "") -> Figure:
     """Draws the signal-to-noise ratio against K on logarithmic axes, with fitted lines.
 
@@ -46,6 +48,7 @@ def snr(lines: Mapping[str, Mapping[str, SNRLine]], title: str = "") -> Figure:
     return figure
 
 
+@takes
 def cost(rows: Mapping[str, Mapping[str, tuple[Sequence[int], np.ndarray]]], title: str = "") -> Figure:
     """Draws variance × time of one draw against K, as values with their intervals (n, 3).
 

@@ -16,11 +16,13 @@ from torch import Tensor
 
 from pyro_vae.figures.layout import new_figure, panels_of, wrapped
 from pyro_vae.figures.look import literal
+from pyro_vae.kinds import takes
 
 _FEWEST = 5
 """The fewest different points that t-SNE is asked to arrange: below, its perplexity is 1, and it fails at one."""
 
 
+@takes
 def latents(
     t: Tensor | Mapping[str, Tensor],
     labels: Tensor | None,
@@ -39,6 +41,9 @@ def latents(
         name: what a label is called.
     """
     by_site = {"t": t} if isinstance(t, Tensor) else t
+    sizes = {(len(values),) for values in by_site.values()}
+    if labels is not None and {tuple(labels.shape)} != sizes:
+        raise ValueError(f"labels: expected one for each of the data, shape {sizes.pop()}, got {tuple(labels.shape)}")
     figure = new_figure(6.6 + 5.2 * (len(by_site) - 1), 5.6, title)
     panels = figure.subplots(1, len(by_site), squeeze=False)[0]
     for axes, (site, values) in zip(panels, by_site.items(), strict=True):
@@ -49,6 +54,7 @@ def latents(
     return figure
 
 
+@takes
 def coordinate(site: str, j: int, shape: Sequence[int]) -> str:
     """Returns the label of coordinate j of a latent of this shape.
 
@@ -59,6 +65,8 @@ def coordinate(site: str, j: int, shape: Sequence[int]) -> str:
         j: the place among all coordinates of a latent, counted from 0.
         shape: the shape of one datum's latent.
     """
+    if not 0 <= j < prod(shape):
+        raise ValueError(f"j: expected 0 to {prod(shape) - 1} for a latent of shape {tuple(shape)}, got {j}")
     if prod(shape) == 1:
         return "$t$" if site == "t" else site
     index = ",".join(str(int(i) + 1) for i in np.unravel_index(j, tuple(shape)))
@@ -103,6 +111,7 @@ class Cloud(NamedTuple):
     axes: list[int]
 
 
+@takes
 def against_prior(clouds: Mapping[str, Cloud], labels: Tensor | None, title: str = "") -> Figure:
     """Draws points of the aggregate posterior, colored by label, over the prior.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vae.data import Splits
+from pyro_vae.kinds import takes
 from pyro_vae.view import Kind
 
 MISSING = "#e377c2"
@@ -57,6 +58,7 @@ def literal(name: str) -> str:
     return name.replace("$", r"\$")
 
 
+@takes
 def look_of(data: Splits) -> Look:
     """Returns how these data are drawn.
 

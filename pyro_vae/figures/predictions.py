@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_vae.figures import images, signals, tables
 from pyro_vae.figures.look import Look, literal
+from pyro_vae.kinds import takes
 from pyro_vae.view import Kind
 
 
@@ -45,11 +46,13 @@ class OfOneKind(Protocol):
 OF_KIND: Mapping[Kind, OfOneKind] = {"image": images, "signal": signals, "table": tables}
 
 
+@takes
 def reconstructions(x: Tensor, means: Tensor, look: Look, title: str = "") -> Figure:
     """Draws data ``(N, *x_shape)`` and their reconstructions: images above each other, others in one panel."""
     return OF_KIND[look.kind].reconstructions(x, means, look, title)
 
 
+@takes
 def samples(
     drawn: Tensor, look: Look, title: str = "", *, x: Tensor | None = None, names: Sequence[str] = ()
 ) -> Figure:
@@ -65,6 +68,7 @@ def samples(
     return OF_KIND[look.kind].samples(drawn, look, title, x, [literal(name) for name in names])
 
 
+@takes
 def plane(means: Tensor, ticks: Sequence[float], look: Look, title: str = "") -> Figure:
     """Draws means ``(n·n, *x_shape)`` over the latent plane.
 
@@ -73,11 +77,13 @@ def plane(means: Tensor, ticks: Sequence[float], look: Look, title: str = "") ->
     return OF_KIND[look.kind].plane(means, ticks, look, title)
 
 
+@takes
 def traversals(means: Tensor, names: Sequence[str], ticks: Sequence[float], look: Look, title: str = "") -> Figure:
     """Draws means ``(latents · ticks, *x_shape)`` while each latent moves over the ticks and the others stay."""
     return OF_KIND[look.kind].traversals(means, names, ticks, look, title)
 
 
+@takes
 def side_by_side(pictures: Mapping[str, Tensor], look: Look, title: str = "", *, x: Tensor | None = None) -> Figure:
     """Draws the draws ``(N, *x_shape)`` of several models, by the name of the model.
 

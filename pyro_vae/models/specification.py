@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import get_type_hints
 
 import torch
 
 from pyro_vae.data import Splits
 from pyro_vae.description import called_by
 from pyro_vae.guides import DiagonalNormal
+from pyro_vae.kinds import require
 from pyro_vae.likelihoods import default_likelihood
 from pyro_vae.models.base import Model
 from pyro_vae.models.vae import VAE
@@ -36,6 +38,9 @@ class ModelSpec:
         model: A model of another kind than p(t) p(x|t,w): TwoLayer and Ladder have two stochastic layers, Conditional
             is a model of data given their labels. The default is the VAE of prior, guide and likelihood.
         latent: d, the dimension of the latent t.
+
+    Raises:
+        WrongKindError: a field is of a wrong kind.
     """
 
     prior: PriorFactory = StandardNormal
@@ -43,6 +48,10 @@ class ModelSpec:
     likelihood: LikelihoodFactory | None = None
     model: ModelFactory | None = None
     latent: int = 8
+
+    def __post_init__(self) -> None:
+        """Checks the kinds of the fields."""
+        require(vars(self), get_type_hints(ModelSpec), "ModelSpec")
 
     def build(self, data: Splits, seed: int) -> Model:
         """Builds the model for these data, on the CPU, with first weights that depend on the seed alone.

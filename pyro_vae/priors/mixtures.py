@@ -12,6 +12,9 @@ from pyro_vae.missing import observed_mean
 from pyro_vae.parts import Dims, Distribution, Prior, placed
 from pyro_vae.special import Mixture, latent_scale
 
+_EXEMPLARS, _DRAWN = 1000, 500
+"""How many exemplars there are, and how many a training step uses, where nobody says it."""
+
 
 @final
 class MixtureOfNormals(Prior):
@@ -71,7 +74,7 @@ class VampPrior(Prior):
         ends = (torch.zeros(()), torch.ones(())) if dims.train is None else _range(dims.train)
         low, high = (placed(end) for end in ends)
         if init == "data":
-            inputs = _some_data(dims, components, "VampPrior with init: data")
+            inputs = _some_data(dims, components, "VampPrior with init: data: components")
             if dims.missing and dims.train is not None and not dims.train.is_meta:
                 inputs = torch.where(inputs.isnan(), placed(observed_mean(dims.train)), inputs)
         else:
@@ -100,8 +103,9 @@ class ExemplarPrior(Prior):
 
     Args:
         dims: the sizes and the training data, filled in by the program.
-        exemplars: the number of training data that are kept as exemplars, drawn at random; evaluation uses all of them.
-        drawn: the number of exemplars that a training step uses.
+        exemplars: the number of training data that are kept as exemplars, drawn at random; evaluation uses all of them. By
+            default 1,000, or all training data where there are fewer.
+        drawn: the number of exemplars that a training step uses. By default 500, or all exemplars where there are fewer.
 
     Raises:
         ValueError: there is no exemplar, or there are more exemplars than training data; ``drawn`` is not in
@@ -111,13 +115,16 @@ class ExemplarPrior(Prior):
     inputs: Tensor
     gone: Tensor
 
-    def __init__(self, dims: Dims, exemplars: int = 1000, drawn: int = 500) -> None:
+    def __init__(self, dims: Dims, exemplars: int | None = None, drawn: int | None = None) -> None:
         super().__init__(dims)
+        if exemplars is None:
+            exemplars = _EXEMPLARS if dims.train is None else min(_EXEMPLARS, len(dims.train))
+        drawn = min(_DRAWN, exemplars) if drawn is None else drawn
         _check_components("exemplars", exemplars)
         if not 1 <= drawn <= exemplars:
             raise ValueError(f"drawn: expected between 1 and the {exemplars} exemplars, got {drawn}")
         self.drawn = drawn
-        inputs = _some_data(dims, exemplars, "ExemplarPrior")
+        inputs = _some_data(dims, exemplars, "ExemplarPrior: exemplars")
         self.missing = dims.missing
         if self.missing:  # kept apart, so that no buffer holds NaN
             self.register_buffer("gone", inputs.isnan())

@@ -6,11 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 from torch import Tensor
 
 from pyro_vae.data import Columns, Splits, columns_for
+from pyro_vae.kinds import require
 from pyro_vae.traces import Programs
 from pyro_vae.training import Epoch, TrainingPlan
 
@@ -39,6 +40,10 @@ class Trained:
     records: Sequence[Epoch]
     test_particles: int = 1000
     test_images: int = 1000
+
+    def __post_init__(self) -> None:
+        """Checks the kinds of the fields."""
+        require(vars(self), get_type_hints(Trained), "Trained")
 
     def test(self, n: int | None = None) -> Columns:
         """The test data, or the first n of them, as the model is called with them."""

@@ -44,7 +44,7 @@ class TrainingPlan:
             evaluated in float32.
         seed: The seed of the first weights, the order of the data and the noise. The division of the data has a seed of its
             own.
-        callbacks: Objects that are told of each epoch.
+        callbacks: A list of objects that are told of each epoch, such as "[my_file.Mine]".
 
     Raises:
         ValueError: a number is out of its range, or a field is of a wrong kind.
@@ -89,7 +89,11 @@ class TrainingPlan:
             ValueError: a batch is larger than that, or smaller than 1.
         """
         if not 1 <= self.batch_size <= size:
-            raise ValueError(f"batch_size: expected between 1 and the {size} training data, got {self.batch_size}")
+            raise ValueError(
+                f"batch_size: expected between 1 and the {size} training data, got {self.batch_size}: give a smaller one"
+                if self.batch_size > size
+                else f"batch_size: expected between 1 and the {size} training data, got {self.batch_size}"
+            )
         return -(-size // self.batch_size) - self._leaves_one(size)
 
     def batches(self, order: Tensor) -> list[Tensor]:

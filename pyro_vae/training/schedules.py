@@ -61,6 +61,9 @@ class MovingSchedule:
         self.scheduler = _made(factory, kind, optimizer, moves[_moves_by(kind, by)]) if factory else None
         by = _moves_by(type(self.scheduler), by)  # also of a schedule that a lambda made
         self.by_step = by == "step"
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        if not min(rates) >= 0:
+            raise ValueError(f"schedule: {type(self.scheduler).__name__} begins with a learning rate of {min(rates):g}")
         name, total = type(self.scheduler).__name__, getattr(self.scheduler, "total_steps", None)
         if self.by_step and isinstance(self.scheduler, ReduceLROnPlateau):
             raise ValueError(
@@ -75,14 +78,21 @@ class MovingSchedule:
     def after_step(self) -> None:
         """Moves a schedule that moves by the step."""
         if self.scheduler and self.by_step:
-            self.scheduler.step()
+            _move(self.scheduler)
 
     def after_epoch(self, valid: Terms) -> None:
         """Moves a schedule that moves by the epoch. One that watches a loss is told minus the validation bound."""
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(-valid.bound)
         elif self.scheduler and not self.by_step:
-            self.scheduler.step()
+            _move(self.scheduler)
+
+
+def _move(scheduler: LRScheduler) -> None:
+    try:
+        scheduler.step()
+    except ArithmeticError as error:
+        raise ValueError(f"schedule: {type(scheduler).__name__} cannot move with its options ({error})") from error
 
 
 def _moves_by(kind: Any, by: MovesBy) -> Literal["epoch", "step"]:
@@ -101,5 +111,5 @@ def _made(factory: Callable[..., LRScheduler], kind: Any, optimizer: Optimizer, 
     told = any(given.get(name) is not None for name in ("total_steps", "epochs"))
     try:
         return factory(optimizer, total_steps=moves) if asks and not told else factory(optimizer)
-    except (TypeError, ValueError, NotImplementedError) as error:
+    except (TypeError, ValueError, NotImplementedError, ArithmeticError) as error:
         raise ValueError(f"schedule: {error or type(error).__name__}") from error

@@ -6,6 +6,7 @@ import shlex
 import sys
 
 import pytest
+import yaml
 
 from pyro_vae.app import commands
 from pyro_vae.data import Digits
@@ -72,9 +73,11 @@ LINES = {
     "train --latent 2.5": "--latent: expected a whole number, got 2.5",
     "train --latent nan": "--latent: expected a whole number",
     "train --optimizer.lr null": "--optimizer.lr: expected a number, got null",
-    "train --optimizer.lr nan": "--optimizer.lr: expected a number, got NaN",
+    "train --optimizer.lr nan": "--optimizer.lr: expected a finite number, got nan",
+    "train --clip_norm inf": "--clip_norm: expected a finite number, got inf",
+    "train --latent 100000000000000000": "--latent: expected a whole number up to 2^53",
     "train --lr_phi x": "--lr_phi: expected a number, got 'x'",
-    "train --clip_norm nan": "--clip_norm: expected a number, got NaN",
+    "train --clip_norm nan": "--clip_norm: expected a finite number, got nan",
     "train --guide.network.hidden [3,null]": "--guide.network.hidden[1]: expected a whole number, got null",
     "train --guide.network.hidden 3": "--guide.network.hidden: expected a list, got 3",
     "train --compile yes": "--compile: expected one of auto, on, off, got 'yes'",
@@ -172,6 +175,7 @@ def test_a_wrong_line_says_what_was_meant(told, line, tmp_path):
         "train --schedule null --likelihood null --model null --out 5 --device cpu",
         "train --prior mine.Mine --prior.width 4",
         "train --guide.network.activation torch.nn.Softplus --guide.network.init torch.nn.init.kaiming_normal_",
+        "train --guide.network.init null --likelihood Normal --likelihood.network.init=null --guide.network.hidden [3]",
         "train --estimator Stock --estimator.elbo pyro.infer.RenyiELBO --estimator.options '{alpha: 0.5}'",
         "train --model TwoLayer --model.top 5 --model.between FullRankNormal --guide.network GatedMLP",
         "train --optimizer SGD --optimizer.momentum 0.9 --schedule StepLR --schedule.step_size 3",
@@ -183,3 +187,11 @@ def test_a_right_line_is_left_alone(told, line):
     code, out, err = told(f"{line} --print_config")
     assert (code, err) == (0, "")
     assert "latent: " in out
+
+
+def test_null_is_nothing_in_options_of_classes_too(told):
+    code, out, _ = told("train --guide.network.init null --prior Laplace --likelihood Normal --print_config")
+    assert code == 0
+    config = yaml.safe_load(out)
+    assert config["guide"]["init_args"]["network"]["init_args"]["init"] is None
+    assert config["likelihood"]["init_args"]["network"]["init_args"]["init"] == "torch.nn.init.xavier_uniform_"

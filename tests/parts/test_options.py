@@ -84,18 +84,17 @@ def test_what_is_no_number_is_refused_by_name(slot, cls, name, kind, listed):
 )
 def test_numbers_out_of_range_are_refused_by_name_or_train(slot, cls, name, kind, listed, value):
     """Before training: either a step can be taken, or a line names the option."""
+    told = ""
     try:
         model = assemble(
             DIMS, **options(assemble, described(slot, cls, name, [value] if listed else value), 1, "", Trust())
         )
         training = fit(model, SPLITS, epochs=1, batch_size=30)
     except ValueError as error:
-        refused = str(error)
-    else:
-        refused = ""
-    if refused:
-        assert name in refused.split(": expected")[0] or "support" in refused
-        assert "\n" not in refused
+        told = str(error)
+    if told:
+        assert name in told.split(": expected")[0] or "support" in told, told
+        assert "\n" not in told
         return
     assert value != 2000 or cls.__name__ == "Sylvester"
     assert torch.tensor(next(training).train.bound).isfinite()

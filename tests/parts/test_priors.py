@@ -185,3 +185,14 @@ def test_a_prior_that_cannot_score_is_refused():
 def test_wrong_use_is_told(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("n", [1, 2, 20, 200, 1200])
+def test_the_default_exemplars_fit_small_data(n):
+    """1,000 of them, of which a step uses 500; all there are, where there are fewer."""
+    x = torch.rand(n, 3)
+    dims = Dims(2, (3,), train=x)
+    vae = VAE(ExemplarPrior(dims), DiagonalNormal(dims, NETWORK), Bernoulli(dims, NETWORK))
+    assert len(vae.prior.inputs) == min(n, 1000)
+    assert vae.prior.drawn == min(n, 500)
+    assert vae.prior().log_prob(torch.zeros(2)).isfinite()
