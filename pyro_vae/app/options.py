@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NoReturn, get_args, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from pyro_vae.app.console import fail
+from pyro_vae.app.console import fail, pick_device
 from pyro_vae.app.guard import NotAllowedError, guarded
 from pyro_vae.app.setting import Setting
 from pyro_vae.construction import make
@@ -187,6 +187,8 @@ class Options:
 
     def with_data(self) -> tuple[dict[str, Any], Splits]:
         """The function's arguments, and its data, loaded. Without a choice the likelihood is the one that fits the data."""
+        if "device" in self.values:
+            pick_device(self.values["device"])  # before data are read
         described = yaml.safe_load(self.as_yaml())["data"]
         splits: Splits = make(described, Parser.slots["data"], "data", self.trust).load()
         slot = "likelihoods" if "likelihoods" in self.values else "likelihood"
