@@ -63,7 +63,7 @@ def test_data_with_more_digits_than_the_model_are_refused():
     vae = VAE(build(StandardNormal), build(DiagonalNormal), build(Bernoulli))
     x = DIMS.train.double()
     with pytest.raises(
-        ValueError, match="x: the data are torch.float64 and the model is torch.float32: make them the same"
+        ValueError, match=r"x: the data are torch.float64 and the model is torch.float32: make them the same"
     ):
         evaluate_bound(vae, x, DReG(2))
     evaluate_bound(vae.double(), x, DReG(2))
