@@ -32,7 +32,6 @@ aten = torch.ops.aten
 Compile = Literal["auto", "on", "off"]
 """The choice of what is compiled: all that can be ("on"), nothing ("off"), or only what saves time overall ("auto")."""
 
-
 FREE = frozenset({"state", "param_groups", "_opt_called"})
 """Attributes of estimators and optimizers that are inputs of a graph, or that a graph does not depend on."""
 
@@ -41,8 +40,7 @@ class NotCompiledError(Exception):
     """Raised if a function cannot be compiled; the message says why."""
 
 
-_version = attrgetter("_version")
-"""How often a tensor was written in place."""
+_version = attrgetter("_version")  # how often a tensor was written in place
 
 
 class Compiled:
