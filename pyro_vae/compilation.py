@@ -32,7 +32,6 @@ aten = torch.ops.aten
 Compile = Literal["auto", "on", "off"]
 """The choice of what is compiled: all that can be ("on"), nothing ("off"), or only what saves time overall ("auto")."""
 
-
 FREE = frozenset({"state", "param_groups", "_opt_called"})
 """Attributes of estimators and optimizers that are inputs of a graph, or that a graph does not depend on."""
 
@@ -41,8 +40,7 @@ class NotCompiledError(Exception):
     """Raised if a function cannot be compiled; the message says why."""
 
 
-_version = attrgetter("_version")
-"""How often a tensor was written in place."""
+_version = attrgetter("_version")  # how often a tensor was written in place
 
 
 class Compiled:
@@ -240,13 +238,13 @@ _folders: list[TemporaryDirectory[str]] = []
 @contextmanager
 def _new_cache() -> Iterator[None]:
     """Lets Inductor work in a new folder."""
-    from torch._inductor.utils import clear_caches  # noqa: PLC0415  (seconds of import that only a failure needs)
+    from torch._inductor.utils import clear_inductor_caches  # noqa: PLC0415  (seconds of import that only a failure needs)
 
     _folders.append(TemporaryDirectory(prefix="pyro_vae-", ignore_cleanup_errors=True))
     folder, names = Path(_folders[-1].name), ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict(zip(names, (str(folder / "inductor"), str(folder / "triton")), strict=True)))
-    clear_caches()  # what was read from the other folder
+    clear_inductor_caches()  # what was read from the other folder
     try:
         yield
     finally:
@@ -254,7 +252,7 @@ def _new_cache() -> Iterator[None]:
             os.environ.pop(name)
             if value is not None:
                 os.environ[name] = value
-        clear_caches()
+        clear_inductor_caches()
 
 
 def _decompositions() -> dict[Any, Callable[..., Tensor]]:

@@ -100,23 +100,29 @@ def evaluating(programs: Any, device: torch.device, *key: int | str) -> Iterator
         yield
 
 
+class NotEnoughMemoryError(MemoryError):
+    """Raised if memory runs out; the message says what to lower."""
+
+
 @contextmanager
 def telling_memory(**sizes: int) -> Iterator[None]:
     """Says what to lower where memory runs out.
 
     Args:
-        **sizes: the sizes that memory grows with, by the name of the argument that sets each.
+        **sizes: the sizes that memory grows with, by the name of what sets each.
 
     Raises:
-        MemoryError: there is not enough memory; the message names the sizes.
+        NotEnoughMemoryError: there is not enough memory.
     """
     try:
         yield
+    except NotEnoughMemoryError:
+        raise
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error.__cause__, MemoryError | RuntimeError) or not is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
-        named = " or ".join(f"{name} (now {size})" for name, size in sizes.items() if size > 1)
-        raise MemoryError(f"out of memory: lower {named or 'the sizes of the model'}") from error
+        named = " or ".join(f"{name} (it is {size:,})" for name, size in sizes.items() if size > 1)
+        raise NotEnoughMemoryError(f"out of memory: lower {named or 'the sizes of the networks'}") from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

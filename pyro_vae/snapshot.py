@@ -24,6 +24,8 @@ _TENSORS = ("_parameters", "_buffers")
 """Attributes of a module that hold its tensors by name. Their values are no concern of a snapshot."""
 _CONTAINERS = frozenset(vars(nn.Module())) - {"training", *_TENSORS}
 """Attributes that every module has. They stay the same objects, and what is in them may change, such as hooks."""
+_MOST = 1000
+"""The largest container that is looked into. Larger ones hold data."""
 _INSTALLED = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
@@ -145,7 +147,7 @@ class Snapshot:
 
     def _space(self, live: Any, where: str, free: Set[str] = frozenset()) -> None:
         """Follows a container, or the attributes of an object."""
-        if id(live) in self._seen:
+        if id(live) in self._seen or len(live) > _MOST:
             return
         self._seen[id(live)] = live
         if isinstance(live, dict):

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from pyro_vae.scopes import NotEnoughMemoryError, is_out_of_memory
+
 
 def screen() -> Console:
     """Returns the screen. What is in square brackets is text, such as a list of widths, and no style."""
@@ -32,6 +34,11 @@ def failing_clearly() -> Iterator[None]:
     """Turns the errors that the library raises for wrong input into one message without a traceback."""
     try:
         yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        told = str(error) if isinstance(error, NotEnoughMemoryError) else "out of memory"
+        fail(f"{told}. Fewer test data (test_images) and smaller networks need less memory too.")
     except (ValueError, OSError, ArithmeticError) as error:
         fail(re.split(r"\n\s*Trace Shapes:", str(error))[0])  # Pyro appends its trace to what a part raises
 
@@ -75,8 +82,10 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device: expected auto, cpu, cuda or cuda:<number>, got {name!r}") from None
+    except (RuntimeError, ValueError):
+        device = torch.device("meta")  # no device of ours either
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:<number>, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"device: {name} was asked for, and PyTorch sees {torch.cuda.device_count()} CUDA devices here"

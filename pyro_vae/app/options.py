@@ -21,7 +21,7 @@ from typing import Any, ClassVar, NoReturn, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from pyro_vae.app.console import fail
+from pyro_vae.app.console import fail, pick_device
 from pyro_vae.app.given import WrongOptionError, from_words, without_nulls
 from pyro_vae.app.guard import NotAllowedError, guarded
 from pyro_vae.app.hints import Tree
@@ -249,6 +249,8 @@ class Options:
 
     def with_data(self) -> tuple[dict[str, Any], Splits]:
         """The function's arguments, and its data, loaded. Without a choice the likelihood is the one that fits the data."""
+        if "device" in self.values:
+            pick_device(self.values["device"])  # before data are read
         for note in self.notes:
             print(note)
         described = yaml.safe_load(self.as_yaml())["data"]

@@ -213,10 +213,8 @@ def _in_type_of(programs: Any, x: Tensor) -> Tensor:
         return x
     (kind,) = found
     if torch.promote_types(x.dtype, kind) != kind:
-        names = [str(each).removeprefix("torch.") for each in (x.dtype, kind)]
         raise ValueError(
-            f"x: the data are {names[0]} and the model is {names[1]}: make them the same, by model.to(x.dtype) or "
-            f"x.to(torch.{names[1]})"
+            f"x: the data are {x.dtype} and the model is {kind}: make them the same, by model.to(x.dtype) or x.to({kind})"
         )
     return x.to(kind)
 

@@ -106,7 +106,8 @@ def check_prior(model: ThreePartModel) -> None:
     prior = model.prior
     if any(tensor.is_meta for tensor in (*prior.parameters(), *prior.buffers())):
         return  # a prior without values cannot be checked
-    with evaluating(model, torch.device("cpu"), "check"), pyro.validation_enabled(False):
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    with evaluating(model, device, "check"), pyro.validation_enabled(False):
         try:
             distribution = prior()
             distribution.log_prob(distribution.sample().clone())

@@ -160,8 +160,7 @@ class Graph:
 
     def __init__(self, update: Update, index: Tensor, phase: str, whole: bool = True) -> None:
         self.update, self.phase, self.whole, self.leaves = update, phase, whole, update.leaves(phase)
-        self._all = update.phases[phase]
-        self._moved = list(map(_requires_grad, self._all))
+        self._moved = list(map(_requires_grad, update.candidates(phase)))
         _refuse_hooks(update.optimizer if whole else None, self.leaves)
         self._bind()
         self._numbers: list[float] = []
@@ -182,9 +181,9 @@ class Graph:
 
     def stale(self) -> str | None:
         """Returns the name of what the graph holds as a constant and is another now, or None."""
-        if list(map(_requires_grad, self._all)) != self._moved:
+        if list(map(_requires_grad, self.update.candidates(self.phase))) != self._moved:
             return "which parameters require a gradient"
-        if any(map(_hooks, self._all)):
+        if any(map(_hooks, self.leaves)):
             return "a hook of a parameter"
         if self.whole and not self._takes_state():
             return "the optimizer's state"

@@ -179,7 +179,8 @@ class Training(Iterator[Epoch]):
         state = [*self.phases["both"], *buffers]
         for epoch in range(1, plan.epochs + 1):
             self._check_places()
-            good = [tensor.detach().clone() for tensor in state]
+            with self._memory():
+                good = [tensor.detach().clone() for tensor in state]
             try:
                 with self._memory():
                     record = self._epoch(epoch, step)

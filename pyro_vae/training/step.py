@@ -43,7 +43,7 @@ class Update:
         objective: what is optimized.
         columns: the training data, which batches are indices into.
         optimizer: the optimizer of all parameters.
-        phases: the parameters that move in each phase, by its name.
+        phases: the parameters that move in each phase, by its name; those of "both" are all of them.
         clip_norm: the largest norm of the gradient by the parameters that move; None clips nothing.
         precision: the precision of the networks' matrix products.
     """
@@ -84,13 +84,26 @@ class Update:
             raise ValueError(f"optimizer: {type(self.optimizer).__name__} cannot take this step: {error}") from error
         self.optimizer.zero_grad(set_to_none=True)
 
+    def candidates(self, phase: str) -> Sequence[Tensor]:
+        """The parameters of a phase, and those of the programs' module that were given to the optimizer since training began.
+
+        These move in every phase, unless the name of their group says which side they are of.
+        """
+        known, groups = self.phases["both"], self.optimizer.param_groups
+        if sum(len(group["params"]) for group in groups) == len(known):
+            return self.phases[phase]
+        module, other = self.programs, {"E": "w", "M": "phi"}.get(phase)
+        new = set(map(id, module.parameters() if isinstance(module, nn.Module) else ())) - set(map(id, known))
+        added = (each for group in groups if group.get("name", "") != other for each in group["params"])
+        return [*self.phases[phase], *(each for each in added if id(each) in new)]
+
     def leaves(self, phase: str) -> list[Tensor]:
         """The parameters that a step of a phase moves: those that require a gradient now.
 
         Raises:
             ValueError: there are none.
         """
-        found = [leaf for leaf in self.phases[phase] if leaf.requires_grad]
+        found = [leaf for leaf in self.candidates(phase) if leaf.requires_grad]
         if not found:
             raise ValueError(
                 f"phase {phase!r}: none of its parameters requires a gradient any more, so that its steps would move nothing"

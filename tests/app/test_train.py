@@ -223,6 +223,13 @@ WRONG = {
     "gray pixels": (["--likelihood", "Bernoulli"], "binarize"),
     "no cuda": (["--device", "cuda"], "device: cuda was asked for, and PyTorch sees 0 CUDA devices"),
     "device": (["--device", "toaster"], "device: expected auto, cpu, cuda"),
+    "no mps": (["--device", "mps"], "device: expected auto, cpu, cuda or cuda:<number>, got 'mps'"),
+    "meta": (["--device", "meta"], "device: expected auto, cpu, cuda or cuda:<number>, got 'meta'"),
+    "no device": (["--device="], "device: expected auto, cpu, cuda or cuda:<number>, got ''"),
+    "out of memory": (
+        ["--estimator", "IWAE", "--estimator.K", "10000000000000"],
+        "out of memory: lower batch_size (it is 50) or",
+    ),
     "no file": (["--data", "Arrays", "--data.path", "none.npy"], "none.npy: there is no such file"),
     "config": (["--config", "none.yaml"], "none.yaml"),
     "no class": (

@@ -68,13 +68,14 @@ class Mine(nn.Module):
         )
         self.table, self.array = torch.ones(5, dtype=torch.float64), np.ones(5)
         self.seen = None
+        self.added = nn.Parameter(torch.ones(5, dtype=torch.float64), requires_grad=False)
 
     def model(self, x):
         return self.vae.model(x)
 
     def guide(self, x):
         x = self.dropout(x) * self.temperature * self.config.shrink * self.config.gain * self.options["scales"][0]
-        x = x * self.options["space"].a * self.table * torch.as_tensor(self.array) * SHARPNESS + self.shift
+        x = x * self.options["space"].a * self.table * torch.as_tensor(self.array) * SHARPNESS * self.added + self.shift
         self.seen = x  # to look at
         return self.vae.guide(x)
 
@@ -133,6 +134,12 @@ def hook_optimizer(update):
     )
 
 
+def unfreeze(update):
+    weight = update.programs.added
+    weight.requires_grad_(True)
+    update.optimizer.add_param_group({"params": [weight]})
+
+
 CHANGES = {
     "learning rate": in_group(lr=0.002),
     "dropout": by_name(lambda mine: setattr(mine.dropout, "p", 0.9)),
@@ -154,6 +161,7 @@ CHANGES = {
     "forward hook": by_name(lambda mine: mine.dropout.register_forward_hook(lambda *_: _[-1] * 0.5)),
     "frozen": by_name(freeze),
     "group": add_group,
+    "unfrozen": unfreeze,
     "optimizer's state_dict": reload_optimizer,
     "optimizer's state": forget_optimizer,
     "optimizer's hook": hook_optimizer,
