@@ -7,6 +7,7 @@ enumerations of all masks, with quadrature over the latents.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -32,8 +33,9 @@ from pyro_vae.estimators import (
     ScoreFunction,
     Stock,
 )
+from pyro_vae.estimators.paths import path, path_log_w
 from pyro_vae.scopes import seeded
-from pyro_vae.traces import library_path
+from pyro_vae.traces import library_path, particles
 
 KINDS = ["dropout", "mask", "noise"]
 
@@ -215,6 +217,21 @@ def test_two_latents(cls, objective):
         error = ((drawn.var(0) + fixed.var(0)) / len(drawn)).sqrt()
         assert ((drawn.mean(0) - fixed.mean(0)).abs() <= N_SE * error + 1e-10).all()
         assert error.median() < 0.05, "the test could not tell a wrong gradient"
+
+
+@pytest.mark.parametrize("upward", [True, False])
+def test_two_forms_of_the_path_agree_in_each_draw(upward):
+    """log w without the score of q, and ∂log w/∂t ∂t/∂φ with the draws as leaves: one gradient by φ, for c = 0.7 in log w."""
+    chain, found = Chain(upward), []
+    leaves = list(chain.phi.parameters())
+    with library_path():
+        for latents in ("path", "leaves"):
+            with seeded(CPU, "draws"):
+                draws = replace(particles(chain.model, chain.guide, X, K=3, latents=latents), kl_weight=0.7)
+            surrogate = path_log_w(draws) if latents == "path" else path(draws, torch.ones(3, 2, dtype=torch.float64))
+            found.append(torch.autograd.grad(surrogate.sum(), leaves))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @cache

@@ -112,16 +112,21 @@ def objective(which: str, name: str, q: Model, p: Model) -> Tensor:
     ("estimator", "of_p", "of_q"),
     [
         (PIWAE(M=2, K=1), "L2", "L1"),
-        (ELBO(2), "L1", "L1"),
-        (STL(2), "L1", "L1"),
-        (ScoreFunction(2, control="leave-one-out"), "L1", "L1"),
-        (IWAE(2), "L2", "L2"),
-        (IWAE(2, stl=True), "L2", "L2 without score"),
-        (MIWAE(K=1, M=2), "L1", "L1"),
         (DReG(2), "L2", "L2"),
-        (VIMCO(2), "L2", "L2"),
-        (RWS(2), "L2", "wake"),
         (RWS(2, dreg=True), "L2", "wake"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (ELBO(2), "L1", "L1"),
+                (STL(2), "L1", "L1"),
+                (ScoreFunction(2, control="leave-one-out"), "L1", "L1"),
+                (IWAE(2), "L2", "L2"),
+                (IWAE(2, stl=True), "L2", "L2 without score"),
+                (MIWAE(K=1, M=2), "L1", "L1"),
+                (VIMCO(2), "L2", "L2"),
+                (RWS(2), "L2", "wake"),
+            )
+        ),
     ],
 )
 def test_the_gradient_by_shared_parameters(which, estimator, of_p, of_q):

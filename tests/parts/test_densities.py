@@ -10,7 +10,7 @@ whole: `ScoreFunction`, which sees the density alone, against `ELBO`, which sees
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import pytest
@@ -94,6 +94,11 @@ FLOWS = [name for name in MAKERS if isinstance(Case(name, 2)(), FlowDistribution
 GUIDE_NAMES = [name for name in MAKERS if MAKERS[name] not in FLOW_PRIORS]
 
 
+def soon(names: Iterable[str]) -> list:
+    """Cases, of which the neural flows of more than one part are slow."""
+    return [pytest.param(name, marks=pytest.mark.slow if name in MORE else ()) for name in names]
+
+
 def along(case: Case, value: Callable[[], Tensor], h: float = 1e-6) -> None:
     """The gradient of a number by all parameters, against central differences along two random directions.
 
@@ -120,7 +125,7 @@ def along(case: Case, value: Callable[[], Tensor], h: float = 1e-6) -> None:
 
 @pytest.mark.parametrize(("training", "change"), [(True, "untouched"), (False, "moved")])
 @pytest.mark.parametrize("d", SIZES)
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", soon(MAKERS))
 def test_the_gradients_of_a_density_at_a_given_t(name, d, training, change):
     """By φ and by t, near and far, against central differences."""
     case = Case(name, d, training, change)
@@ -139,7 +144,7 @@ def test_the_gradients_of_a_density_at_a_given_t(name, d, training, change):
 
 
 @pytest.mark.parametrize(("training", "change"), MILD)
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", soon(MAKERS))
 def test_a_density_integrates_to_one_and_is_that_of_the_draws(name, training, change):
     """For one datum and d = 1 by the trapezoidal rule, whose error is below 1e-3, and 0.02 where parameters are changed.
 
@@ -168,7 +173,7 @@ def test_a_density_integrates_to_one_and_is_that_of_the_draws(name, training, ch
 
 
 @pytest.mark.parametrize(("training", "change"), MILD)
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", soon(MAKERS))
 def test_a_density_of_two_integrates_to_one(name, training, change):
     """By the trapezoidal rule in asinh of the distance from the median, which reaches 74 widths (error 0.01), for one datum."""
     case = Case(name, 2, training, change)
@@ -184,7 +189,7 @@ def test_a_density_of_two_integrates_to_one(name, training, change):
 
 @pytest.mark.parametrize(("training", "change"), STATES)
 @pytest.mark.parametrize("d", SIZES)
-@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize("name", soon(FLOWS))
 def test_a_flow_obeys_the_change_of_variables(name, d, training, change):
     """At foreign t: f(f⁻¹(t)) = t, and log q(t) = log p(z) - log |det ∂f/∂z| with the Jacobian of f by differentiation.
 
@@ -206,7 +211,7 @@ def test_a_flow_obeys_the_change_of_variables(name, d, training, change):
 
 @pytest.mark.parametrize(("training", "change"), MILD)
 @pytest.mark.parametrize("d", SIZES)
-@pytest.mark.parametrize("name", [name for name in FLOWS if name in GUIDE_NAMES])
+@pytest.mark.parametrize("name", soon([name for name in FLOWS if name in GUIDE_NAMES]))
 def test_the_gradients_of_a_flows_draw_and_of_its_density(name, d, training, change):
     """At the same noise, t and log q(t) are functions of φ alone."""
     case = Case(name, d, training, change)
@@ -222,7 +227,7 @@ def test_the_gradients_of_a_flows_draw_and_of_its_density(name, d, training, cha
 
 
 @pytest.mark.parametrize(("training", "change"), MILD)
-@pytest.mark.parametrize("name", GUIDE_NAMES)
+@pytest.mark.parametrize("name", soon(GUIDE_NAMES))
 def test_the_mean_gradient_through_draws(name, training, change):
     """d/dφ E_q h(t) for h = sin(u) + u²/8, u = t in widths: 100 means of 400 draws, against the quadrature of q h ∂log q."""
     case = Case(name, 1, training, change)
@@ -254,7 +259,7 @@ def test_the_mean_gradient_through_draws(name, training, change):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name in FLOWS or "Mixture" in name else pytest.mark.slow)
+        pytest.param(name, marks=() if (name in FLOWS and name not in MORE) or "Mixture" in name else pytest.mark.slow)
         for name in GUIDE_NAMES  # the draws of the other Gaussians are affine in their noise
     ],
 )
@@ -312,7 +317,7 @@ def test_a_draw_has_the_density_of_its_copy(scale, dtype, names, d):
             torch.testing.assert_close(q.log_prob(t), q.log_prob(t.clone()), rtol=1e-5, atol=3e-3, msg=name)
 
 
-@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize("name", soon(FLOWS))
 def test_the_inverse_is_one_where_a_flow_is_steep_and_flat(name):
     """f(f⁻¹(t)) = t to float32's precision with weights 30 times as large, for draws of d = 1."""
     q, t = drawn_from(enlarged(name, 1, 30.0, torch.float32))
@@ -424,7 +429,7 @@ def same_gradients(q: Distribution, t: Tensor, case: Case, others: tuple[Tensor,
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", soon(MAKERS))
 def test_a_draw_has_the_gradient_of_its_copy(name):
     """A constant draw has the score; one that depends on φ has the whole gradient, remembered or computed again."""
     case = Case(name, 2)
@@ -441,7 +446,7 @@ def test_a_draw_has_the_gradient_of_its_copy(name):
         same_gradients(q, t, case)
 
 
-@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize("name", soon(FLOWS))
 def test_a_draw_that_is_changed_in_place_is_another_value(name):
     q, t = drawn_from(Case(name, 2), 4)
     with torch.no_grad():  # else a draw without a gradient is not remembered
@@ -451,7 +456,7 @@ def test_a_draw_that_is_changed_in_place_is_another_value(name):
         assert (q.log_prob(t) - before).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", soon(MAKERS))
 def test_a_mean_is_the_mean_of_the_draws(name):
     """Of 40,000 draws, within 4.5 standard errors; flows that are not affine have none."""
     q, t = drawn_from(Case(name, 2), 40_000)
