@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from functools import partial
 from types import SimpleNamespace
 
@@ -389,3 +391,12 @@ def test_settings_are_compared_by_value_and_parameters_by_identity():
     group["betas"][0].fill_(0.9)
     group["params"] = [nn.Parameter(torch.zeros(1))]
     assert settings.changed()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")), reason="no compiler"
+)
+@pytest.mark.parametrize("change", ["attribute", "tensor in place", "group"])
+def test_a_change_is_followed_by_inductor_too(change, caplog):
+    assert not both(OPTIMIZERS["Adam"], CHANGES[change], caplog)
