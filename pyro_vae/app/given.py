@@ -48,8 +48,10 @@ class Given(NamedTuple):
 def from_words(words: Sequence[str]) -> list[Given]:
     """The options that the words of a command line give.
 
+    Of an option that stands there twice the last counts, and a line says so.
+
     Raises:
-        WrongOptionError: a word is no option, or an option stands there twice.
+        WrongOptionError: a word is no option, or an option has no value.
     """
     given: list[Given] = []
     seen: dict[str, str] = {}
@@ -68,10 +70,9 @@ def from_words(words: Sequence[str]) -> list[Given]:
             value, number = words[number], number + 1
         elif not equals and not flag and not option.endswith(".help"):
             raise WrongOptionError(f"--{option}: expected a value behind it" + _behind(words[number:]))
-        if option in seen and not flag and option != "config" and not word.partition("=")[0].endswith("+"):
-            raise WrongOptionError(
-                f"--{option} stands there twice, with {seen[option]} and with {value}: leave one out"
-            )
+        repeated = option in seen and not flag and option != "config" and not word.partition("=")[0].endswith("+")
+        if repeated and seen[option] != value and "--print_config" not in words:
+            print(f"--{option} stands there twice, with {seen[option]} and with {value}: the last counts")
         seen[option] = value
         if option == "config":
             given += from_file(Path(value))
