@@ -48,10 +48,13 @@ class Given(NamedTuple):
 def from_words(words: Sequence[str]) -> list[Given]:
     """The options that the words of a command line give.
 
+    Of an option that stands there twice the last counts, and a line says so.
+
     Raises:
-        WrongOptionError: a word is no option.
+        WrongOptionError: a word is no option, or an option has no value.
     """
     given: list[Given] = []
+    seen: dict[str, str] = {}
     number = 0
     while number < len(words):
         word = words[number]
@@ -67,6 +70,10 @@ def from_words(words: Sequence[str]) -> list[Given]:
             value, number = words[number], number + 1
         elif not equals and not flag and not option.endswith(".help"):
             raise WrongOptionError(f"--{option}: expected a value behind it" + _behind(words[number:]))
+        repeated = option in seen and not flag and option != "config" and not word.partition("=")[0].endswith("+")
+        if repeated and seen[option] != value and "--print_config" not in words:
+            print(f"--{option} stands there twice, with {seen[option]} and with {value}: the last counts")
+        seen[option] = value
         if option == "config":
             given += from_file(Path(value))
         elif not flag:

@@ -195,3 +195,12 @@ def test_null_is_nothing_in_options_of_classes_too(told):
     config = yaml.safe_load(out)
     assert config["guide"]["init_args"]["network"]["init_args"]["init"] is None
     assert config["likelihood"]["init_args"]["network"]["init_args"]["init"] == "torch.nn.init.xavier_uniform_"
+
+
+def test_of_an_option_twice_the_last_counts_and_a_line_says_so(told):
+    code, out, err = told("train --latent 3 --latent x --latents 3")
+    assert code == 2
+    assert "--latent stands there twice, with 3 and with x: the last counts" in out
+    assert err
+    code, out, _ = told("train --latent 3 --latent 4 --print_config")
+    assert (code, yaml.safe_load(out)["latent"]) == (0, 4)
