@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
@@ -27,10 +27,10 @@ from pyro_vae.app.guard import NotAllowedError, guarded
 from pyro_vae.app.hints import Tree
 from pyro_vae.app.setting import Setting
 from pyro_vae.app.slots import slot_of
+from pyro_vae.app.words import check_files, data_of_run, place_of, run_of, told_data, values_of, words_for
 from pyro_vae.construction import make
 from pyro_vae.data import Splits
 from pyro_vae.description import describe, path_of
-from pyro_vae.files import read_yaml
 from pyro_vae.likelihoods import default_likelihood
 from pyro_vae.models import ModelSpec
 from pyro_vae.training import TrainingPlan
@@ -130,7 +130,7 @@ class Options:
         left_out: Set[str] = frozenset(),
         prog: str | None = None,
     ) -> None:
-        self.trust = here(*(Path(value) for option, value in _options(arguments) if option in ("--config", "--run")))
+        self.trust = here(*(Path(value) for option, value in values_of(arguments) if option in ("--config", "--run")))
         # Classes from files in the current folder are in reach, behind all that is installed: no file there takes its place.
         folder = str(self.trust.folder)
         sys.path[:] = [each for each in sys.path if os.path.realpath(each) != os.path.realpath(folder)] + [folder]
@@ -140,7 +140,7 @@ class Options:
         self.notes: list[str] = []
         Parser.slots = {name: hint for owner in self.owners for name, hint in get_type_hints(owner).items()}
         self.parser = Parser.of(function, left_out, prog or program())
-        _check_files(arguments)
+        check_files(arguments)
         with self._guarded():
             self._check_names(left_out)
             print_config = self._read(left_out)
@@ -179,14 +179,14 @@ class Options:
             if isinstance(value, list | tuple) and value and all(map(_is_made_by_a_class, value))
         }
         described = {name: _described(value) for name, value in defaults.items()}
-        run = _run_of(self.arguments) if "run" in signature(self.function).parameters else None
+        run = run_of(self.arguments) if "run" in signature(self.function).parameters else None
         if run and not (Path(run) / "config.yaml").is_file():
             run = None  # the command tells what is wrong with it
         if run:  # a run brings its data along: they are the default then
             described["data"] = data_of_run(Path(run), self.trust)
         # The parser knows no defaults here, and a class whose options are given must have those that it cannot do without.
         words, nulls = without_nulls(self.arguments)
-        given = self._given(described, [*(_words("data", described["data"], self.trust) if run else []), *words])
+        given = self._given(described, [*(words_for("data", described["data"], self.trust) if run else []), *words])
         print_config = bool(given.pop("print_config", False))
         for name, values in lists.items():
             given.setdefault(name, [_described(value) for value in values])
@@ -198,7 +198,7 @@ class Options:
         if run:
             kept = given["data"] == described["data"]
             whose = f"those of {run}" if kept else f"those given here and not those of {run}"
-            self.notes.append(_told(given["data"], whose))
+            self.notes.append(told_data(given["data"], whose))
         for place in nulls:
             self.tree.put_null(given, place)
         try:
@@ -224,7 +224,7 @@ class Options:
             with guarded(self.trust):
                 yield
         except NotAllowedError as error:
-            fail(f"{_place(error.path, self.arguments)}{error}", status=2)
+            fail(f"{place_of(error.path, self.arguments)}{error}", status=2)
 
     def as_yaml(self) -> str:
         """All options as a file that ``--config`` takes back."""
@@ -268,127 +268,10 @@ class Options:
         return self.made(), splits
 
 
-def _run_of(arguments: Sequence[str]) -> str | None:
-    """The run that the words of a command line, or a configuration that they name, give; the last one counts."""
-    found = None
-    for option, value in _options(arguments):
-        if option == "--run" and value != option:
-            found = yaml.safe_load(value)
-        elif option == "--config" and Path(value).is_file():
-            try:
-                tree = read_yaml(Path(value))
-            except ValueError:
-                continue  # the parser tells it
-            found = tree.get("run") or found if isinstance(tree, dict) else found
-    return str(found) if found else None
-
-
-def data_of_run(folder: Path, trust: Trust) -> dict[str, Any]:
-    """The description of the data that a run was trained on, from its folder.
-
-    Ends the program where the folder has none, or names a class that is not trusted.
-    """
-    path = folder / "config.yaml"
-    try:
-        config = read_yaml(path)
-    except ValueError as error:
-        fail(f"run: {error}")
-    data = config.get("data") if isinstance(config, dict) else None
-    if isinstance(data, str):
-        data = {"class_path": data}
-    if not isinstance(data, dict) or not isinstance(data.get("class_path"), str):
-        fail(f"run: {path} does not say which data the model was trained on: name them with --data CLASS")
-    try:
-        trust.find(data["class_path"])
-    except ValueError as error:
-        fail(f"run: {path}: data: {error}", status=2)
-    return {"class_path": data["class_path"], "init_args": dict(data.get("init_args") or {})}
-
-
-def _told(data: Mapping[str, Any], whose: str) -> str:
-    """A line that says which data are taken."""
-    options = ", ".join(f"{name}={value}" for name, value in data.get("init_args", {}).items())
-    return f"Data: {data['class_path'].rpartition('.')[2]}({options}), {whose}. Others: --data CLASS"
-
-
-def _words(option: str, described: Mapping[str, Any], trust: Trust) -> list[str]:
-    """The words that name a class, with the options that it cannot do without."""
-    parameters = signature(trust.find(described["class_path"])).parameters
-    given = described.get("init_args", {})
-    required = [name for name, each in parameters.items() if name in given and each.default is each.empty]
-    return [f"--{option}={described['class_path']}", *(f"--{option}.{name}={given[name]}" for name in required)]
-
-
 def _described(default: Any) -> dict[str, Any]:
     """The class and the options of a default."""
     described = describe(default)
     return described if isinstance(described, dict) else {"class_path": path_of(_class_of(default))}
-
-
-def _check_files(arguments: Sequence[str]) -> None:
-    """Ends the program where a configuration is no text, or is too large, or names another one."""
-    for option, value in _options(arguments):
-        if option == "--config" and value:
-            file = Path(value)
-            if file.is_dir():
-                inside = f": name the file in it, {file / 'config.yaml'}" if (file / "config.yaml").is_file() else ""
-                fail(f"config: {value} is a folder, and no file{inside}", status=2)
-            try:
-                tree = read_yaml(file)
-            except FileNotFoundError:
-                fail(f"config: {value}: there is no such file", status=2)
-            except OSError as error:
-                fail(f"config: {value} cannot be read ({error.strerror})", status=2)
-            except ValueError as error:
-                fail(f"config: {_problem(file, error)}", status=2)
-            if not isinstance(tree, dict):
-                what = "nothing" if tree is None else "a list" if isinstance(tree, list) else repr(tree)[:60]
-                fail(f"config: {value}: expected options by name, such as latent: 8, got {what}", status=2)
-            if inner := tree.keys() & {"config", "print_config"}:
-                fail(f"config: {value}: {inner.pop()} is an option of the command line, and of no file", status=2)
-
-
-def _problem(file: Path, error: ValueError) -> str:
-    """What is wrong with a file of YAML, in a line, with the place where it is known."""
-    mark = getattr(error.__cause__, "problem_mark", None)
-    if mark is None:
-        return str(error)
-    problem = getattr(error.__cause__, "problem", None) or "no YAML"
-    return f"{file}, line {mark.line + 1}, column {mark.column + 1}: Problems parsing config: {problem}"
-
-
-def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The values among the words of a command line, each with its option."""
-    option = ""
-    for word in arguments:
-        value = word
-        if word.startswith("--"):
-            option, _, value = word.partition("=")
-        yield option, value
-
-
-def _place(path: str, arguments: Sequence[str]) -> str:
-    """The options, or the places in a configuration, that name this import path, for a message."""
-    for option, value in _options(arguments):
-        if option == "--config" and Path(value).is_file():
-            if where := _search(path, read_yaml(Path(value))):
-                return f"{value}: {where.lstrip('.')}: "
-        elif path in value:
-            return f"{option}: "
-    return ""
-
-
-def _search(path: str, tree: Any, where: str = "") -> str:
-    """The place of a text in plain data, as an option is written; the empty text, if it is not there."""
-    if isinstance(tree, Mapping):
-        inner = (
-            (where if key in ("class_path", "init_args") else f"{where}.{key}", each) for key, each in tree.items()
-        )
-    elif isinstance(tree, list):
-        inner = ((f"{where}[{number}]", each) for number, each in enumerate(tree))
-    else:
-        return where if tree == path else ""
-    return next((found for place, each in inner if (found := _search(path, each, place))), "")
 
 
 def program() -> str:
