@@ -15,6 +15,8 @@ from matplotlib.ticker import NullLocator
 
 MARKERS = "osD^vP*X<>hp"
 _COLUMNS = 4
+_NARROWEST = 5.0
+"""The width in inches that a title needs."""
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
@@ -33,7 +35,7 @@ def panels_of(n: int, title: str, width: float = 3.2, height: float = 3.4) -> tu
     """
     columns = min(n, _COLUMNS)
     lines = ceil(n / columns)
-    figure = new_figure(width * columns + 0.4, height * lines + 0.4, title)
+    figure = new_figure(max(width * columns + 0.4, _NARROWEST), height * lines + 0.4, title)
     panels = list(np.atleast_1d(figure.subplots(lines, columns)).ravel())
     for axes in panels[n:]:
         axes.axis("off")

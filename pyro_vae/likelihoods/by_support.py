@@ -15,7 +15,7 @@ from pyro_vae.likelihoods.binary import Bernoulli
 from pyro_vae.likelihoods.counts import Binomial, NegativeBinomial
 from pyro_vae.likelihoods.levels import DiscretizedLogistic
 from pyro_vae.likelihoods.real import Normal
-from pyro_vae.missing import has_missing, observed_mean
+from pyro_vae.missing import has_missing, observed_mean, observed_values
 from pyro_vae.parts import Dims, Likelihood
 from pyro_vae.view import View
 
@@ -48,7 +48,8 @@ def default_likelihood(
     no images                                            `NegativeBinomial`
     other whole numbers 0..n                             `Binomial`
     standardized real numbers                            `Normal`, a learned scale for each of them
-    other real numbers                                   `Normal`, one learned scale
+    other real numbers                                   `Normal`, one learned scale, which begins
+                                                         at the standard deviation of the data
     ==================================================== ===========================================
 
     Args:
@@ -63,7 +64,13 @@ def default_likelihood(
         return _of_counts(int(support.upper_bound), x, view)
     if standardized:
         return Choice(partial(Normal, learn_scale="pixel"), "the values are real numbers, standardized one by one")
-    return Choice(partial(Normal, learn_scale=True), "the values are real numbers")
+    return Choice(partial(Normal, scale=_spread(x), learn_scale=True), "the values are real numbers")
+
+
+def _spread(x: Tensor | None) -> float:
+    """Returns the standard deviation of all values, in two digits, where a learned scale begins; 1 where it is unknown."""
+    spread = 0.0 if x is None or x.is_meta else observed_values(x).std(correction=0).item()
+    return float(f"{spread:.2g}") if spread > 0 else 1.0
 
 
 def _of_counts(largest: int, x: Tensor | None, view: View) -> Choice:

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from torch.distributions import constraints
 
-from pyro_vae.data import Arrays, support_of
+from pyro_vae.data import Arrays, Split, make_splits, support_of
 from pyro_vae.likelihoods import default_likelihood
 from pyro_vae.models import ModelSpec
 
@@ -134,3 +135,22 @@ def test_the_default_likelihood_fits_the_data_and_says_why(x, name, reason):
     made = choice.likelihood
     assert getattr(made, "func", made).__name__ == name
     assert reason in choice.reason
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+def test_real_numbers_of_any_size_are_read(tmp_path, scale):
+    x = scale * rng().normal(size=(100, 3))
+    splits = read(tmp_path, x)
+    assert splits.support is constraints.real
+    mean, spread = splits.dims(2).x_units / scale
+    assert torch.allclose(mean, torch.zeros(3), atol=0.4)
+    assert torch.allclose(spread, torch.ones(3), atol=0.3)
+
+
+def test_a_learned_scale_begins_at_that_of_the_data():
+    """Photographs in real numbers 0..255: at a scale of 1, the first bounds are 5,000 times lower."""
+    x = torch.rand(100, 8, 8, generator=torch.Generator().manual_seed(0)) * 255
+    splits = make_splits(Split(x), valid=10, test=10)
+    assert not splits.standardize
+    likelihood = ModelSpec(latent=2).build(splits, 0).likelihood
+    assert likelihood.log_scale.exp().item() == pytest.approx(255 / 12**0.5, rel=0.02)

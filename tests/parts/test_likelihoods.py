@@ -215,5 +215,5 @@ def test_bad_options_are_refused(make, message):
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, 1e-20, 1e30, float("nan"), float("inf")])
 def test_a_scale_that_float32_cannot_square_is_refused(scale):
-    with pytest.raises(ValueError, match="scale: expected a number from"):
+    with pytest.raises(ValueError, match=r"scale: expected a (finite )?number"):
         Normal(DIMS, NETWORK, scale=scale)
