@@ -151,6 +151,7 @@ SKIPPED = {
     "Draws",
     "Line",
     "Mean",
+    "Crossed",
     "Interval",
     "fit_line",
     "check_support",

@@ -205,8 +205,8 @@ def _float32(x: np.ndarray, names: Sequence[str], path: Path) -> Tensor:
             np.where(missing, values, each) for values, each in ((first.astype(np.float32), wide), (first, exact))
         )
         error, size = np.abs(wide - exact).max(0), np.abs(exact).max(0)
-    # Every float from 2^53 on is whole, which says nothing about the data.
-    whole = (exact == np.round(exact)).all(0) & ((size < 2.0**53) | (x.dtype.kind in "iu"))
+    # Large floats are all whole, which says nothing about numbers that no integer type holds.
+    whole = (exact == np.round(exact)).all(0) & (size <= 2.0**64)
     lost = (whole & (size > _EXACT)) | (error > np.where(whole, 0.5, _LOST * spread)) | ~np.isfinite(error)
     constant = (exact == exact[0]).all(0) & np.isfinite(error) & ~whole
     lost &= ~constant

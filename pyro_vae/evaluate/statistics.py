@@ -116,6 +116,7 @@ class Crossed(NamedTuple):
     over_both: float
 
 
+@takes
 def crossed(values: np.ndarray) -> Crossed:
     """Returns the mean of values (S, N), one for each of S seeds and N data, with its errors over each and over both.
 
@@ -137,6 +138,7 @@ def crossed(values: np.ndarray) -> Crossed:
     return Crossed(seeds, data, max(reach, seeds.reach, data.reach))
 
 
+@takes
 def interval_of_median(values: np.ndarray) -> Interval:
     """Returns the median of independent values with its 95 % interval, whatever their distribution is.
 

@@ -135,7 +135,9 @@ def test_a_seed_that_is_left_out_of_one_row_is_left_out_of_its_difference():
     }
     rows = compared(found, Over([0, 1, 2], 30, "data", 5))
     assert rows[0]["to the first"] == "first"
-    assert rows[1]["to the first"] == f"{(second[1] - first[1]).mean():+.2f}"  # one seed: no spread over seeds
+    assert (
+        rows[1]["to the first"] == f"{(second[1] - first[1]).mean():+.2f} (no ±: a single value)"
+    )  # one seed: no spread over seeds
     assert rows[1]["paired over data"] == text(second[1] - first[1], "+")
     assert rows[2]["to the first"] == "no seed in common"
     assert [row["seeds"] for row in rows] == [2, 1, 1]

@@ -25,7 +25,7 @@ def test_plus_minus_is_the_95_percent_interval_of_student():
     assert ev.interval(values) == pytest.approx((3.0, low, high))
     assert str(found) == f"3.00 ± {(high - low) / 2:.2f}"
     assert found.text(3, sign=True) == f"+3.000 ± {(high - low) / 2:.3f}"
-    assert str(ev.mean(values[:1])) == "1.00"  # of one value no spread is known
+    assert str(ev.mean(values[:1])) == "1.00 (no ±: a single value)"  # of one value no spread is known
 
 
 def test_over_seeds_and_over_data_each_is_the_interval_of_the_other_ones_means():
