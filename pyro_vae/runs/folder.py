@@ -224,7 +224,7 @@ def _check_sizes(dims: Dims, made: dict[str, Any], state: dict[str, Tensor]) -> 
         ValueError: they are of another type than the model's.
     """
     try:
-        with torch.device("meta"), seeded(torch.device("cpu"), "rebuilt"):
+        with torch.device("meta"), seeded(torch.device("cpu"), "rebuilt"), rebuilding():
             model = assemble(dims, **made)
     except Exception:  # a part of one's own may need a device with values; its weights are compared when it has them
         return

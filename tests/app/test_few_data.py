@@ -25,7 +25,7 @@ def test_training_on_six_data(script, six, prior, tmp_path):
     assert "nan" not in out
     assert "(no ±: a single value)" in out
     result = json.loads((tmp_path / "run" / "result.json").read_text(), parse_constant=pytest.fail)
-    assert result["log_px"]["error"] is None
+    assert result["log_px"]["standard_error"] is None
 
 
 def test_four_trainings_on_six_data(script, six):
