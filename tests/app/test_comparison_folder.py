@@ -59,7 +59,6 @@ def test_a_name_says_what_is_not_the_default(given, name):
 
 OWN = """
 from pyro_vae import Prior
-from pyro_vae.priors import Laplace as Base
 
 
 class Mine(Prior):
@@ -70,7 +69,7 @@ class Mine(Prior):
         raise NotImplementedError
 
 
-class Laplace(Mine):
+class Narrow(Mine):
     def __init__(self, dims, **more):
         super().__init__(dims, **more)
 """
@@ -82,7 +81,7 @@ def test_names_of_classes_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert label(described("own_names.Mine", scale=1.0, names=["a"])) == "own_names.Mine"
-    assert label(described("own_names.Laplace", scale=1.0, names=["b", "c"])) == "own_names.Laplace(names=[b, c])"
+    assert label(described("own_names.Narrow", scale=1.0, names=["b", "c"])) == "own_names.Narrow(names=[b, c])"
     more = {"class_path": "own_names.Mine", "init_args": {}, "dict_kwargs": {"power": 3}}
     assert label(more) == "own_names.Mine(power=3)"
 
