@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,9 @@ STARTED = {
 def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     shutil.copy(ROOT / "Makefile", folder)
     (folder / "pyproject.toml").touch()
-    return subprocess.run(["make", *words], cwd=folder, capture_output=True, text=True, check=False)
+    # The tests may be run by make themselves, which tells another make inside that it is one.
+    env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    return subprocess.run(["make", *words], cwd=folder, capture_output=True, text=True, check=False, env=env)
 
 
 @pytest.mark.parametrize("name", [*STARTED, "nothing", "folder"])
