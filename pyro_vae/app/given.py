@@ -40,9 +40,47 @@ class Given(NamedTuple):
     file: str = ""
 
     @property
+    def at(self) -> str:
+        """The place of an error in it, as a message begins; the empty text on a command line."""
+        return f"{self.file}: " if self.file else ""
+
+    @property
     def name(self) -> str | None:
         """The name of the class that the value may be."""
         return self.value if isinstance(self.value, str) and self.value else None
+
+
+class Said(NamedTuple):
+    """An option as it stands on a command line.
+
+    Attributes:
+        words: the words that it is made of.
+        option: its name with the dashes before it; the empty text for a word that is no option.
+        value: its value, or the word that is no option; None where there is none.
+    """
+
+    words: list[str]
+    option: str
+    value: str | None
+
+
+def said(words: Sequence[str]) -> Iterator[Said]:
+    """The options among the words of a command line, in their order: ``--option=value``, ``--option value`` and flags."""
+    number = 0
+    while number < len(words):
+        word = words[number]
+        option, equals, value = word.partition("=")
+        follows = words[number + 1 : number + 2]
+        if not word.startswith("--"):
+            found = Said([word], "", word)
+        elif equals:
+            found = Said([word], option, value)
+        elif _bare(option) in _FLAGS or not follows or follows[0].startswith("--"):
+            found = Said([word], option, None)
+        else:
+            found = Said([word, *follows], option, follows[0])
+        yield found
+        number += len(found.words)
 
 
 def from_words(words: Sequence[str]) -> list[Given]:
@@ -55,29 +93,24 @@ def from_words(words: Sequence[str]) -> list[Given]:
     """
     given: list[Given] = []
     seen: dict[str, str] = {}
-    number = 0
-    while number < len(words):
-        word = words[number]
-        number += 1
-        if word == "-h":
+    every = list(said(words))
+    for number, each in enumerate(every):
+        if each.words == ["-h"]:
             continue
-        if not word.startswith("--"):
-            raise WrongOptionError(_stray(word))
-        option, equals, value = word[2:].partition("=")
-        option = option.removesuffix("+")
-        flag = option in _FLAGS
-        if not equals and not flag and number < len(words) and not words[number].startswith("--"):
-            value, number = words[number], number + 1
-        elif not equals and not flag and not option.endswith(".help"):
-            raise WrongOptionError(f"--{option}: expected a value behind it" + _behind(words[number:]))
-        repeated = option in seen and not flag and option != "config" and not word.partition("=")[0].endswith("+")
+        if not each.option:
+            raise WrongOptionError(_stray(each.words[0]))
+        option = _bare(each.option)
+        if option in _FLAGS:
+            continue
+        if each.value is None and not option.endswith(".help"):
+            got = f", got {every[number + 1].words[0]}" if number + 1 < len(every) else ""
+            raise WrongOptionError(f"--{option}: expected a value behind it{got}")
+        value = each.value or ""
+        repeated = option in seen and option != "config" and not each.option.endswith("+")
         if repeated and seen[option] != value and "--print_config" not in words:
             print(f"--{option} stands there twice, with {seen[option]} and with {value}: the last counts")
         seen[option] = value
-        if option == "config":
-            given += from_file(Path(value))
-        elif not flag:
-            given += _of_value(tuple(option.split(".")), value)
+        given += from_file(Path(value)) if option == "config" else _of_value(tuple(option.split(".")), value)
     return given
 
 
@@ -88,18 +121,17 @@ def without_nulls(words: Sequence[str]) -> tuple[list[str], list[Place]]:
     """
     kept: list[str] = []
     places: list[Place] = []
-    number = 0
-    while number < len(words):
-        option, equals, value = words[number].partition("=")
-        width = 1 if equals else 2
-        value = value if equals else words[number + 1] if number + 1 < len(words) else ""
-        if option.startswith("--") and "." in option and value in ("null", "Null", "NULL", "~"):
-            places.append(tuple(option[2:].split(".")))
+    for each in said(words):
+        if "." in each.option and each.value in ("null", "Null", "NULL", "~"):
+            places.append(tuple(_bare(each.option).split(".")))
         else:
-            width = 1
-            kept.append(words[number])
-        number += width
+            kept += each.words
     return kept, places
+
+
+def _bare(option: str) -> str:
+    """The name of an option, without its dashes, and without the plus sign that adds to a list."""
+    return option.removeprefix("--").removesuffix("+")
 
 
 def from_file(path: Path) -> list[Given]:
@@ -170,7 +202,3 @@ def _stray(word: str) -> str:
     if word.isidentifier() or "=" in word:
         return f"{word}: expected an option, such as --{word.partition('=')[0]}; each is followed by one value"
     return f"{word}: expected an option, and each is followed by one value; quote one with blanks: --option '[1, 2]'"
-
-
-def _behind(rest: Sequence[str]) -> str:
-    return f", got {rest[0]}" if rest else ""

@@ -61,10 +61,8 @@ class Tree:
                 continue
             for option, (_, default) in (self.of(place) or {}).items():
                 if default is Parameter.empty and (*place, option) not in given:
-                    file = given[place].file
-                    needed = _Written(bool(file)).option((*place, option))
-                    at = f"{file}: " if file else ""
-                    raise WrongOptionError(f"{at}{needed}: {name.rpartition('.')[2]} needs this option")
+                    needed = _Written(bool(given[place].file)).option((*place, option))
+                    raise WrongOptionError(f"{given[place].at}{needed}: {name.rpartition('.')[2]} needs this option")
 
     def _check(self, given: Given) -> None:
         place = given.place[:-1] if given.place[-1] == "help" else given.place
@@ -84,15 +82,14 @@ class Tree:
     def _check_class(self, given: Given, slot: Slot) -> None:
         """Checks what fills a slot: a class that is known, or a list of classes; the import paths of others are found later."""
         option = _Written(bool(given.file)).option(given.place)
-        at = f"{given.file}: " if given.file else ""
         if given.value is None:
             here = self._here(given.place)
             if here is None or NoneType not in get_args(here[0]):
                 what = "a list of classes" if slot.listed else "the name of a class"
                 known = f" ({', '.join(slot.known())})" if slot.known() else ""
-                raise WrongOptionError(f"{at}{option}: expected {what}{known}, got null")
+                raise WrongOptionError(f"{given.at}{option}: expected {what}{known}, got null")
         elif slot.listed and not isinstance(given.value, list):
-            raise WrongOptionError(f"{at}{option}: expected a list, such as '[{given.text}]', got {given.text}")
+            raise WrongOptionError(f"{given.at}{option}: expected a list, such as '[{given.text}]', got {given.text}")
         elif not slot.listed and given.name and "." not in given.name and given.name not in slot.known():
             raise WrongOptionError(self._no_class(given, given.place, slot))
         elif not slot.listed and given.name and "." in given.name:
@@ -103,21 +100,20 @@ class Tree:
             except ValueError as error:
                 near = [path_of(slot.known()[each]) for each in _alike(given.name.rpartition(".")[2], slot.known())]
                 meant = f"; did you mean {' or '.join(near)}?" if near and given.name.startswith(OWN) else ""
-                raise WrongOptionError(f"{at}{option}: {error}{meant}") from None
+                raise WrongOptionError(f"{given.at}{option}: {error}{meant}") from None
 
     def _check_value(self, given: Given, hint: Any, default: Any) -> None:
         """Checks a plain value by its type."""
         if hint is None:
             return
         option = _Written(bool(given.file)).option(given.place)
-        at = f"{given.file}: " if given.file else ""
         if get_origin(hint) is type and given.name and "." not in given.name:
             known = Slot(get_args(hint)[0]).known()
             near = [
                 path_of(known[each]) for each in ([given.name] if given.name in known else _alike(given.name, known))
             ]
             meant = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise WrongOptionError(f"{at}{option}: expected the import path of a class, got {given.name}{meant}")
+            raise WrongOptionError(f"{given.at}{option}: expected the import path of a class, got {given.name}{meant}")
         if torch.Tensor in get_args(hint):  # of PyTorch's optimizers; no tensor can be written down
             hint = Union[tuple(each for each in get_args(hint) if each is not torch.Tensor)]  # noqa: UP007
         values = [given.value]
@@ -134,7 +130,7 @@ class Tree:
                     message = told
             else:
                 return
-        raise WrongOptionError(f"{at}{message}")
+        raise WrongOptionError(f"{given.at}{message}")
 
     def put_null(self, given: dict[str, Any], place: Place) -> None:
         """Gives the option of a class, whose places were checked, the value null.
@@ -224,8 +220,7 @@ class Tree:
             meant = self._meant(prefix, name, own, slot, written)
         if not meant and prefix and called:
             meant = f". It has {', '.join(own) or 'no options'}"
-        place_text = f"{given.file}: " if given.file else ""
-        return f"{place_text}{written.option(place)}: {told}{meant}"
+        return f"{given.at}{written.option(place)}: {told}{meant}"
 
     def _meant(self, prefix: Place, name: str, own: Mapping[str, Any], slot: Slot | None, written: _Written) -> str:  # noqa: PLR0911  (the likeliest first)
         """The options that may be meant by a name, the likeliest first, as the end of a message."""

@@ -22,12 +22,12 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from pyro_vae.app.console import fail, pick_device
-from pyro_vae.app.given import WrongOptionError, from_words, without_nulls
+from pyro_vae.app.given import WrongOptionError, from_words, said, without_nulls
 from pyro_vae.app.guard import NotAllowedError, guarded
 from pyro_vae.app.hints import Tree
 from pyro_vae.app.setting import Setting
 from pyro_vae.app.slots import slot_of
-from pyro_vae.app.words import check_files, data_of_run, place_of, run_of, told_data, values_of, words_for
+from pyro_vae.app.words import check_files, data_of_run, place_of, run_of, told_data, words_for
 from pyro_vae.construction import make
 from pyro_vae.data import Splits
 from pyro_vae.description import describe, path_of
@@ -130,7 +130,8 @@ class Options:
         left_out: Set[str] = frozenset(),
         prog: str | None = None,
     ) -> None:
-        self.trust = here(*(Path(value) for option, value in values_of(arguments) if option in ("--config", "--run")))
+        opened = (value for _, option, value in said(arguments) if option in ("--config", "--run") and value)
+        self.trust = here(*map(Path, opened))
         # Classes from files in the current folder are in reach, behind all that is installed: no file there takes its place.
         folder = str(self.trust.folder)
         sys.path[:] = [each for each in sys.path if os.path.realpath(each) != os.path.realpath(folder)] + [folder]
@@ -151,12 +152,7 @@ class Options:
     def _check_names(self, left_out: Set[str]) -> None:
         """Ends the program where an option or a class does not exist, with what may be meant."""
         hidden = {*left_out, *FILLED_IN, *_specifications(self.function)}
-        own = {
-            name: (Parser.slots[name], parameter.default)
-            for owner in self.owners
-            for name, parameter in signature(owner).parameters.items()
-            if name not in hidden
-        }
+        own = {name: (Parser.slots[name], default) for name, default in self._defaults(hidden).items()}
         elsewhere = {name for kind in SPECIFICATIONS for name in _names(kind)} - own.keys()
         self.tree = Tree(own, elsewhere, self.trust)
         try:
@@ -164,14 +160,18 @@ class Options:
         except WrongOptionError as error:
             fail(f"{error}\nFor all options: {self.parser.prog} --help", status=2)
 
-    def _read(self, left_out: Set[str]) -> bool:
-        """Resolves the options; returns whether they are to be printed."""
-        plain = {
+    def _defaults(self, left_out: Set[str]) -> dict[str, Any]:
+        """The defaults of the arguments of the command and its specifications, by name."""
+        return {
             name: parameter.default
             for owner in self.owners
             for name, parameter in signature(owner).parameters.items()
             if name not in left_out
         }
+
+    def _read(self, left_out: Set[str]) -> bool:
+        """Resolves the options; returns whether they are to be printed."""
+        plain = self._defaults(left_out)
         defaults = {name: value for name, value in plain.items() if _is_made_by_a_class(value)}
         lists = {
             name: value

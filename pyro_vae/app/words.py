@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from pyro_vae.app.console import fail
+from pyro_vae.app.given import said
 from pyro_vae.files import read_yaml
 from pyro_vae.trust import Trust
 
@@ -15,10 +16,10 @@ from pyro_vae.trust import Trust
 def run_of(arguments: Sequence[str]) -> str | None:
     """The run that the words of a command line, or a configuration that they name, give; the last one counts."""
     found = None
-    for option, value in values_of(arguments):
-        if option == "--run" and value != option:
+    for _, option, value in said(arguments):
+        if option == "--run":
             found = None if value == "null" else value
-        elif option == "--config" and Path(value).is_file():
+        elif option == "--config" and value and Path(value).is_file():
             try:
                 tree = read_yaml(Path(value))
             except ValueError:
@@ -65,7 +66,7 @@ def words_for(option: str, described: Mapping[str, Any], trust: Trust) -> list[s
 
 def check_files(arguments: Sequence[str]) -> None:
     """Ends the program where a configuration is no text, or is too large, or names another one."""
-    for option, value in values_of(arguments):
+    for _, option, value in said(arguments):
         if option == "--config" and value:
             file = Path(value)
             if file.is_dir():
@@ -95,23 +96,13 @@ def _problem(file: Path, error: ValueError) -> str:
     return f"{file}, line {mark.line + 1}, column {mark.column + 1}: Problems parsing config: {problem}"
 
 
-def values_of(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The values among the words of a command line, each with its option."""
-    option = ""
-    for word in arguments:
-        value = word
-        if word.startswith("--"):
-            option, _, value = word.partition("=")
-        yield option, value
-
-
 def place_of(path: str, arguments: Sequence[str]) -> str:
     """The options, or the places in a configuration, that name this import path, for a message."""
-    for option, value in values_of(arguments):
-        if option == "--config" and Path(value).is_file():
+    for _, option, value in said(arguments):
+        if option == "--config" and value and Path(value).is_file():
             if where := _search(path, read_yaml(Path(value))):
                 return f"{value}: {where.lstrip('.')}: "
-        elif path in value:
+        elif value and path in value:
             return f"{option}: "
     return ""
 
