@@ -31,12 +31,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from torch import Tensor
 
 from pyro_vae.description import Described, called_by
+from pyro_vae.kinds import LARGEST, shortened
 from pyro_vae.trust import Named, Trust, UntrustedError
 
 _FILLING = "torch.nn.init"
 """The module of the functions that fill a tensor, which are named where such a function is asked for."""
-_LARGEST = 2**53
-"""The largest whole number that is taken: every one up to it is a float64."""
 _NONE = object()
 """Stands for a default that is not there."""
 
@@ -188,8 +187,8 @@ def _simple(given: Any, kind: type, where: str) -> Any:
             given = float(given)
     if kind is float and isinstance(given, float) and not isfinite(given):
         raise ValueError(f"{where}: expected a finite number, got {given}")
-    if kind is int and isinstance(given, int) and abs(given) > _LARGEST:
-        raise ValueError(f"{where}: expected a whole number up to 2^53, got {_short(given)}")
+    if kind is int and isinstance(given, int) and abs(given) > LARGEST[int]:
+        raise ValueError(f"{where}: expected a whole number up to 2^53, got {shortened(repr(given), 80)}")
     fits = isinstance(given, int | float if kind is float else kind) and (kind is bool or not isinstance(given, bool))
     return _plain(given, fits, _TEXTS[kind], where)
 
@@ -197,7 +196,7 @@ def _simple(given: Any, kind: type, where: str) -> Any:
 def _class(given: Any, base: Any, where: str, trust: Trust) -> type:
     found, chosen = _named(given, base, where, trust)
     if chosen or not isinstance(found, type):
-        raise ValueError(f"{where}: expected the import path of a class, got {_short(given)}")
+        raise ValueError(f"{where}: expected the import path of a class, got {shortened(repr(given), 80)}")
     return found
 
 
@@ -297,7 +296,7 @@ def _without_classes(given: Any, where: str) -> None:
     if isinstance(given, Mapping):
         if "class_path" in given:
             raise UntrustedError(
-                f"{where}: {_short(given['class_path'])} is not allowed here: no class can be named here"
+                f"{where}: {shortened(repr(given['class_path']), 80)} is not allowed here: no class can be named here"
             )
         for key, each in given.items():
             _without_classes(each, f"{where}.{key}")
@@ -309,11 +308,6 @@ def _without_classes(given: Any, where: str) -> None:
 def _plain(given: Any, fits: bool, expected: str, where: str) -> Any:
     if not fits:
         raise ValueError(
-            f"{where}: expected {expected}, got {'null, which is nothing' if given is None else _short(given)}"
+            f"{where}: expected {expected}, got {'null, which is nothing' if given is None else shortened(repr(given), 80)}"
         )
     return given
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 80 else f"{text[:77]}..."

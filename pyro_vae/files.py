@@ -91,6 +91,13 @@ def from_json(text: str, null: Any = None) -> Any:
         raise ValueError("its lists stand in each other without end") from None
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file in one move, so that a cut leaves the old one."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_bytes(content)
+    unfinished.replace(path)
+
+
 def digest(value: Any) -> str:
     """The SHA-256 of plain data, in which the order of keys does not matter."""
     return hashlib.sha256(json.dumps(_named(value), sort_keys=True).encode()).hexdigest()

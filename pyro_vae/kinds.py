@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_LARGEST = {int: 2**53, float: torch.finfo(torch.float32).max}
+LARGEST = {int: 2**53, float: torch.finfo(torch.float32).max}
 """The largest numbers that are taken: whole numbers that every float64 holds, and what float32 holds."""
 _SEQUENCES = (list, tuple, Sequence)
 _NAMED = {
@@ -128,9 +128,7 @@ def fits_class(value: Any, kind: type, inner: tuple[Any, ...]) -> bool:
         return isinstance(value, bool | np.bool_)
     if kind in (int, float):
         number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool | np.bool_)
-        return isinstance(value, torch.SymInt | torch.SymFloat) or (
-            number and abs(value) <= _LARGEST[kind]
-        )  # no NaN is
+        return isinstance(value, torch.SymInt | torch.SymFloat) or (number and abs(value) <= LARGEST[kind])  # no NaN is
     if kind in (Path, os.PathLike):
         return isinstance(value, str | os.PathLike)
     if issubclass(kind, Mapping):
@@ -180,10 +178,14 @@ def shown(value: Any) -> str:
         what = "a tensor" if isinstance(value, Tensor) else "a NumPy array"
         return f"{what} of shape {tuple(value.shape)}"
     if value is None or isinstance(value, bool | int | float | str):
-        text = repr(value)
-        return text if len(text) < 60 else f"{text[:57]}..."
+        return shortened(repr(value))
     name = type(value).__name__
     return f"an object of {type(value).__module__.partition('.')[0]}'s {name}" if _is_foreign(value) else f"a {name}"
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """A text, cut where it has this many letters or more."""
+    return text if len(text) < most else f"{text[: most - 3]}..."
 
 
 def _is_foreign(value: Any) -> bool:
@@ -194,7 +196,7 @@ def _advice(value: Any, hint: Any) -> str:  # noqa: PLR0911
     """What to do, where that is known."""
     asked = [getattr(each, "array_type", each) for each in (hint, *get_args(hint))]
     names = {getattr(each, "__name__", "") for each in asked}
-    if isinstance(value, int | float) and not isinstance(value, bool) and _LARGEST[float] < abs(value) < inf:
+    if isinstance(value, int | float) and not isinstance(value, bool) and LARGEST[float] < abs(value) < inf:
         return ": that is too large"
     if isinstance(value, type) and names & {"Programs", "Model", "Estimator", "Prior", "Guide", "Likelihood", "Data"}:
         return f": make an object of it, {value.__name__}(...)"

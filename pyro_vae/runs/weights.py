@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from pyro_vae.files import from_json
+from pyro_vae.files import from_json, write_whole
 from pyro_vae.parts import Dims
 
 logger = logging.getLogger("pyro_vae")
@@ -58,9 +58,7 @@ def write_weights(file: Path, tensors: Mapping[str, Tensor], dims: Dims, epoch: 
     sizes |= {"standardized": dims.standardized, "missing": dims.missing}
     kept = sizes | {"data": dims.train_size, "epoch": epoch, "format": _FORMAT, "slots": slots}
     text = json.dumps(kept | {_DIGEST: tensor_digest(kept, state)}, allow_nan=False)
-    unfinished = file.with_name(f".{file.name}")
-    unfinished.write_bytes(to_bytes(state, metadata={_SIZES: text}))
-    unfinished.replace(file)
+    write_whole(file, to_bytes(state, metadata={_SIZES: text}))
 
 
 def read_weights(file: Path) -> Weights:

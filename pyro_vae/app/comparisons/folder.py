@@ -21,7 +21,8 @@ from pyro_vae.app.table import Blocks
 from pyro_vae.data import Splits
 from pyro_vae.estimators import Estimator
 from pyro_vae.evaluate import Mean
-from pyro_vae.files import digest, from_json, read_text, read_yaml, to_json
+from pyro_vae.files import digest, from_json, read_text, read_yaml, to_json, write_whole
+from pyro_vae.kinds import shortened
 from pyro_vae.models import Model
 from pyro_vae.runs import Run, tensor_digest
 from pyro_vae.training import Training
@@ -65,9 +66,9 @@ class ComparisonFolder:
             raise ValueError(f"out: {self.folder} exists and holds no comparison; choose another folder")
         for each in ("cells", "figures"):
             (self.folder / each).mkdir(parents=True, exist_ok=True)
-        for path in sorted((self.folder / "cells").glob("*.json")):
-            self._read(path)
-        _write(kept, config)
+        paths = sorted((self.folder / "cells").glob("*.json"))
+        self._finished = {path: self._read(path, len(paths) - 1) for path in paths}
+        write_whole(kept, config.encode())
 
     def get(self, *key: object, of: Any = None) -> dict[str, Any] | None:
         """A finished cell, or None.
@@ -77,12 +78,11 @@ class ComparisonFolder:
             of: what this cell is computed from, beside what all have in common, as plain data.
         """
         path = self._path(*key)
-        if not path.is_file():
-            return None
-        cell = self._read(path)
-        if cell.get(_OF) == self._digest(of):
+        cell = self._finished.get(path)
+        if cell is None or cell.get(_OF) == self._digest(of):
             return cell
         self._move(path)
+        del self._finished[path]
         return None
 
     def put(self, cell: Mapping[str, Any], *key: object, of: Any = None) -> dict[str, Any]:
@@ -97,8 +97,9 @@ class ComparisonFolder:
         files = {each.relative_to(run).as_posix(): _sha256(each) for each in sorted(run.rglob("*")) if each.is_file()}
         whole = from_json(to_json({**cell, _OF: self._digest(of), _FILES: files}))
         text = to_json(whole | {_DIGEST: digest(whole)})
-        _write(self._path(*key), text)
-        return self._read(self._path(*key))
+        write_whole(self._path(*key), text.encode())
+        cell = self._finished[self._path(*key)] = _numbers(text)
+        return cell
 
     def run_folder(self, *key: object) -> Path:
         """The run folder of a cell."""
@@ -166,13 +167,16 @@ class ComparisonFolder:
     def _digest(self, of: Any) -> str:
         return digest({**self._common, "cell": of})
 
-    def _read(self, path: Path) -> dict[str, Any]:
+    def _read(self, path: Path, others: int) -> dict[str, Any]:
         """A cell, if it and all files of its run are as they were written.
+
+        Args:
+            path: its file.
+            others: how many other cells there are, for a message.
 
         Raises:
             ValueError: one is not; the message names it and the way out.
         """
-        others = len(list(path.parent.glob("*.json"))) - 1
         way_out = (
             f"Delete {path} and give the same command again: this cell is computed anew, the others ({others}) are kept"
         )
@@ -194,9 +198,7 @@ class ComparisonFolder:
                 raise ValueError(f"{file}: this file of a finished cell is missing. {way_out}")
             if _sha256(file) != written:
                 raise ValueError(f"{file}: damaged or changed: its digest is not the one of its cell. {way_out}")
-        numbers: dict[str, Any] = from_json(text, null=nan)
-        del numbers[_DIGEST]
-        return numbers
+        return _numbers(text)
 
     def _move(self, path: Path) -> None:
         """Moves a cell and its run away. Their names get a number for the content, so that no two are the same."""
@@ -208,6 +210,13 @@ class ComparisonFolder:
             run.rename(older / name)
         path.replace(older / f"{name}.json")
         self.moved.append(path.stem)
+
+
+def _numbers(text: str) -> dict[str, Any]:
+    """What stands in a cell, with NaN for a number that is missing, and without its digest."""
+    numbers: dict[str, Any] = from_json(text, null=nan)
+    del numbers[_DIGEST]
+    return numbers
 
 
 def _check_options(kept: Path, fixed: Mapping[str, Any]) -> None:
@@ -266,13 +275,6 @@ def check_numbers(numbers: Sequence[int], option: str, least: int) -> None:
         raise ValueError(f"{option}: expected different numbers of at least {least}, got {numbers}")
 
 
-def _write(path: Path, text: str) -> None:
-    """Writes a file in one move, so that a cut leaves the old one."""
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
-
-
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -299,5 +301,4 @@ def _shown(value: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    text = to_json(value)
-    return text if len(text) < 60 else text[:57] + "..."
+    return shortened(to_json(value))
