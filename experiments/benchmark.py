@@ -20,6 +20,7 @@ from benchmarks import figures
 from benchmarks.steps import CONTENDERS, Case, Contender
 from benchmarks.whole import EPOCH, IMAGES, LOG_PX, Job, K
 
+from pyro_vae.app.comparisons.errors import known
 from pyro_vae.app.comparisons.folder import ComparisonFolder, check_numbers
 from pyro_vae.app.console import failing_clearly, progress_bar, screen
 from pyro_vae.app.options import Options
@@ -164,8 +165,8 @@ def measure(
             "contender": name,
             "ms": middle,
             "95 %": f"{low:.3g} to {high:.3g}" if np.isfinite(low) else "",
-            "low": low if np.isfinite(low) else "",
-            "high": high if np.isfinite(high) else "",
+            "low": known(low),
+            "high": known(high),
             f"{OURS} / it": median[OURS].value / middle,
             "loss": losses[name],
         }

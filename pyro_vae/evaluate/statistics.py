@@ -32,13 +32,22 @@ class Mean(NamedTuple):
         """Half the width of the 95 % interval (Student's t, n - 1 degrees of freedom): what stands after ±."""
         return student_reach(self.n - 1) * self.error
 
+    @property
+    def low(self) -> float:
+        """The lower end of the 95 % interval."""
+        return self.mean - self.reach
+
+    @property
+    def high(self) -> float:
+        """The upper end of the 95 % interval."""
+        return self.mean + self.reach
+
     def as_dict(self) -> dict[str, Any]:
         """Returns the mean, the ends of its 95 % interval, its standard error, and n, for a file.
 
         Where there is no interval, the reason stands beside it.
         """
-        low, high = self.mean - self.reach, self.mean + self.reach
-        numbers = {"mean": self.mean, "low": low, "high": high, "standard_error": self.error, "n": self.n}
+        numbers = {"mean": self.mean, "low": self.low, "high": self.high, "standard_error": self.error, "n": self.n}
         absent = ("low", "high", "standard_error") if self.missing else ()
         return numbers | {f"{name}_missing": self.missing for name in absent}
 
@@ -99,7 +108,7 @@ def interval(values: np.ndarray) -> Interval:
     A single value has no interval (NaN).
     """
     found = mean(values)
-    return Interval(found.mean, found.mean - found.reach, found.mean + found.reach)
+    return Interval(found.mean, found.low, found.high)
 
 
 class Crossed(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pyro_vae.evaluate import Mean, crossed, mean
+from pyro_vae.evaluate import Mean, crossed
 
 Values = Mapping[int, np.ndarray]
 """log p(x) (N,) of the same N test data by seed."""
@@ -88,30 +88,28 @@ def compared(found: Mapping[Any, Values], over: Over) -> list[dict[str, Any]]:
             row[PAIRED] = gap.over_data.text(sign=True) if over.several else ""
         row["seeds"] = len(values)
         row |= _numbers(RESULT, result.over_seeds if over.several else result.over_data)
-        row |= {f"{RESULT} ± over seeds": _known(result.over_seeds.reach)}
-        row |= {f"{RESULT} ± over data": _known(result.over_data.reach)}
-        row |= {f"{RESULT} ± over both": _known(result.over_both)}
+        row |= {f"{RESULT} ± over seeds": known(result.over_seeds.reach)}
+        row |= {f"{RESULT} ± over data": known(result.over_data.reach)}
+        row |= {f"{RESULT} ± over both": known(result.over_both)}
         row |= _numbers(GAP, None if gap is None else gap.over_seeds if over.several else gap.over_data)
         row |= _numbers(PAIRED, None if gap is None else gap.over_data)
         rows.append(row)
     return rows
 
 
-def over_data(found: Mapping[Any, Values], over: Over) -> str:
-    """What the ± of the first model would be over data, and over seeds and data, where the table has it over seeds."""
-    if not over.several:
-        return ""
+def told(found: Mapping[Any, Values], over: Over) -> list[str]:
+    """The lines below a table: what each ± is, and what is left out of it."""
+    return [over.told, _over_data(found, over)] if over.several else [over.told]
+
+
+def _over_data(found: Mapping[Any, Values], over: Over) -> str:
+    """What the ± of the first model would be over data, and over seeds and data."""
     result = crossed(np.stack(list(next(iter(found.values())).values())))
     both = f", over both ± {result.over_both:.2f}" if np.isfinite(result.over_both) else ""
     return (
         f"Left out of the ± of log p(x): the spread over {over.noun}, much the same for all rows. Of the first row it is "
         f"± {result.over_data.reach:.2f}{both}."
     )
-
-
-def spread(values: Sequence[float]) -> Mean:
-    """A number of each seed, with its spread over seeds."""
-    return mean(np.array(values, dtype=np.float64))
 
 
 def _text(over_seeds: Mean, over_data: Mean, over: Over, sign: bool = False) -> str:
@@ -121,10 +119,9 @@ def _text(over_seeds: Mean, over_data: Mean, over: Over, sign: bool = False) -> 
 def _numbers(name: str, found: Mean | None) -> dict[str, Any]:
     if found is None:
         return {f"{name} (number)": "", f"{name} low": "", f"{name} high": ""}
-    low, high = found.mean - found.reach, found.mean + found.reach
-    return {f"{name} (number)": found.mean, f"{name} low": _known(low), f"{name} high": _known(high)}
+    return {f"{name} (number)": found.mean, f"{name} low": known(found.low), f"{name} high": known(found.high)}
 
 
-def _known(value: float) -> float | str:
+def known(value: float) -> float | str:
     """A number, or nothing where it is not known."""
     return value if np.isfinite(value) else ""

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from pyro_vae import figures
-from pyro_vae.app.comparisons.errors import Over, compared, over_data, spread
+from pyro_vae.app.comparisons.errors import Over, compared, told
 from pyro_vae.app.comparisons.folder import (
     ComparisonFolder,
     EstimatorFactory,
@@ -168,23 +168,21 @@ def report(cells: ComparisonFolder, done: Cells, named: Sequence[Sequence[str]],
     rows: list[dict[str, Any]] = []
     for (names, of_cell), result in zip(done.items(), compared(found, over), strict=True):
 
-        def each(key: str, of_cell: dict[int, dict[str, Any]] = of_cell) -> list[float]:
-            return [float(np.mean(cell[key])) for cell in of_cell.values()]
+        def each(key: str, of_cell: dict[int, dict[str, Any]] = of_cell) -> float:
+            """The mean over seeds of means over data."""
+            return float(np.mean([np.mean(cell[key]) for cell in of_cell.values()]))
 
         one = next(iter(of_cell.values()))
-        elbo, gap = spread(each("elbo")), spread([a - b for a, b in zip(each("log_px"), each("elbo"), strict=True)])
         row: dict[str, Any] = {"cell": ", ".join(_telling(names, named)), **{key: result[key] for key in over.columns}}
-        row |= {"gap": f"{gap.mean:.2f}", "KL": f"{spread(each('kl')).mean:.2f}"}
-        row |= {"active": f"{spread(each('active units')).mean:.3g}", "ELBO": f"{elbo.mean:.2f}"}
-        row |= {"s": f"{spread(each('seconds')).mean:.0f}"}
+        row |= {"gap": f"{each('log_px') - each('elbo'):.2f}", "KL": f"{each('kl'):.2f}"}
+        row |= {"active": f"{each('active units'):.3g}", "ELBO": f"{each('elbo'):.2f}", "s": f"{each('seconds'):.0f}"}
         row["parameters"] = f"{one['model parameters']:,} + {one['guide parameters']:,}"
-        row |= dict(zip(KINDS, names, strict=True)) | {"own bound": spread(each("bound")).mean}
+        row |= dict(zip(KINDS, names, strict=True)) | {"own bound": each("bound")}
         rows.append(row | result)
     columns = list(rows[0])[: list(rows[0]).index("parameters") + 1]
     console.print(cells.table("parts", f"Test log p(x), nats per datum, ± 95 % {over.what}: {title}", columns, rows))
-    for line in (over.told, over_data(found, over)):
-        if line:
-            console.print(line)
+    for line in told(found, over):
+        console.print(line)
     console.print(
         "gap: log p(x) − ELBO, active: latents whose posterior mean varies over the data, s: seconds of training, parameters: "
         f"of the model + of the guide; these{', means over seeds,' if over.several else ''} are without their errors."

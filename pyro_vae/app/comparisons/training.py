@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 
 from pyro_vae import figures
-from pyro_vae.app.comparisons.errors import GAP, PAIRED, RESULT, Over, compared, over_data, spread
+from pyro_vae.app.comparisons.errors import Over, compared, told
 from pyro_vae.app.comparisons.folder import (
     ComparisonFolder,
     EstimatorFactory,
@@ -148,15 +148,14 @@ def report_training(cells: ComparisonFolder, done: Cells, what: str, over: Over)
     found = {key: {seed: np.array(cell["final"]) for seed, cell in of_key.items()} for key, of_key in done.items()}
     rows: list[dict[str, Any]] = []
     for ((name, K), of_key), result in zip(done.items(), compared(found, over), strict=True):
-        seconds = spread([cell["seconds"][-1] for cell in of_key.values()]).mean
+        seconds = float(np.mean([cell["seconds"][-1] for cell in of_key.values()]))
         per_step = 1000 * seconds / next(iter(of_key.values()))["steps"][-1]
         rows.append({"estimator": name, "K": K, **result, "seconds": seconds, "ms per step": per_step})
-    columns = ["estimator", "K", RESULT, GAP, *([PAIRED] if over.several else []), "seeds", "seconds", "ms per step"]
+    columns = ["estimator", "K", *over.columns, "seeds", "seconds", "ms per step"]
     title = f"Test log p(x), nats per datum, ± 95 % {over.what}: {what}"
     console.print(cells.table("training", title, columns, rows, keys=2))
-    for line in (over.told, over_data(found, over)):
-        if line:
-            console.print(line)
+    for line in told(found, over):
+        console.print(line)
     several = ", means over seeds" if over.several else ""
     console.print(f"seconds: of training, and ms per step{several}, are without their errors.")
     curves = {
