@@ -117,7 +117,7 @@ def check_seen(result: Tensor, x: Tensor) -> None:
     Raises:
         ValueError: it is NaN, and values of the data are missing: the model was not built for such data.
     """
-    if not result.is_meta and has_missing(x) and has_missing(result):
+    if not result.is_meta and has_missing(result) and has_missing(x):
         raise ValueError(
             "the data hold missing values (NaN), and the model gives NaN for them: build it for such data, by data.dims(...) "
             "or Dims(..., missing=True)"

@@ -241,9 +241,12 @@ class Units(nn.Module):
     def scaled(self, x: Tensor) -> Tensor:
         """Returns x as networks see it, of the shape ``(*batch, *dims.seen_shape)``."""
         x = floating(x)
-        z = x if self.x_scale == 1 else x / self.x_scale  # this avoids a copy of x
         if self.standardized:
             z = (x - self.of_x[0]) / self.of_x[1]
+        elif self.x_scale != 1:
+            z = x / self.x_scale
+        else:
+            z = x  # without a copy
         if not self.missing:
             return z
         there = ~x.isnan()

@@ -94,9 +94,16 @@ def unmoved(programs: Any) -> Iterator[None]:
 
 
 @contextmanager
+def still(programs: Any, device: torch.device, *key: int | str) -> Iterator[None]:
+    """Runs programs in evaluation mode, with random numbers of their own (see `seeded`). Nothing moves."""
+    with seeded(device, *key), mode(programs, training=False), unmoved(programs):
+        yield
+
+
+@contextmanager
 def evaluating(programs: Any, device: torch.device, *key: int | str) -> Iterator[None]:
-    """Runs programs without a gradient, in evaluation mode, with random numbers of their own (see `seeded`). Nothing moves."""
-    with torch.no_grad(), seeded(device, *key), mode(programs, training=False), unmoved(programs):
+    """Is `still`, and without a gradient."""
+    with torch.no_grad(), still(programs, device, *key):
         yield
 
 

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections import Counter
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import FunctionType
 
@@ -24,17 +25,17 @@ import pyro_vae
 from pyro_vae import (
     data,
     estimators,
-    evaluate,
     figures,
     guides,
     likelihoods,
-    models,
     networks,
     priors,
-    reports,
     training,
 )
 
+ROOMS = (
+    "data", "estimators", "evaluate", "figures", "guides", "likelihoods", "models", "networks", "priors", "reports", "training",
+)  # fmt: skip
 DATA = torch.bernoulli(torch.full((80, 1, 4, 4), 0.5), generator=torch.Generator().manual_seed(0))
 SPLITS = data.make_splits(data.Split(DATA, torch.arange(80) % 3), valid=8, test=8)
 DIMS = SPLITS.dims(2)
@@ -199,20 +200,7 @@ def main() -> None:
             next(made)
 
     seen = set()
-    for module in (
-        pyro_vae,
-        data,
-        estimators,
-        evaluate,
-        figures,
-        guides,
-        likelihoods,
-        models,
-        networks,
-        priors,
-        reports,
-        training,
-    ):
+    for module in (pyro_vae, *(import_module(f"pyro_vae.{room}") for room in ROOMS)):
         for name in module.__all__:
             function = getattr(module, name)
             if (

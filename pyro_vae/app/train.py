@@ -137,10 +137,9 @@ def introduce(model: Model, data: str, splits: Splits, device: torch.device) -> 
     parts = [getattr(model, name) for name in ("prior", "posterior", "likelihood") if hasattr(model, name)]
     named = ", ".join(type(part).__name__ for part in parts)
     sizes = f"{len(splits.train)} train, {len(splits.valid)} validation, {len(splits.test)} test"
-    missing = sum(int(split.x.isnan().sum()) for split in splits[:3])
-    share = missing / sum(split.x.numel() for split in splits[:3])
     console.print(f"{data}: {sizes}, each {'×'.join(map(str, splits.x_shape))}")
-    if missing:
+    if splits.missing:
+        share = sum(int(split.x.isnan().sum()) for split in splits[:3]) / sum(split.x.numel() for split in splits[:3])
         console.print(f"{100 * share:.2g} % of the values are missing: every log p(x) is that of the others.")
     console.print(
         f"{type(model).__name__}{': ' if named else ''}{named}; d = {model.dims.latent}, {count_parameters(model):,} "

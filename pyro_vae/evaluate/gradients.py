@@ -22,7 +22,7 @@ from pyro_vae.data import DataLike, columns_for
 from pyro_vae.estimators import Estimator
 from pyro_vae.evaluate.statistics import UNRESOLVED, Interval, jackknife, student_reach
 from pyro_vae.kinds import takes
-from pyro_vae.scopes import mode, seeded, telling_memory, unmoved
+from pyro_vae.scopes import still, telling_memory
 from pyro_vae.traces import Programs, library_path, parameters
 
 GROUPS = 20
@@ -154,7 +154,7 @@ def draw_gradients(
         raise ValueError(f"draws: expected a multiple of {GROUPS}, since they come in {GROUPS} groups, got N = {N}")
     columns = columns_for(programs, batch)
     device = columns.x.device
-    with seeded(device, seed, "parameters"), mode(programs, training=False), unmoved(programs):
+    with still(programs, device, seed, "parameters"):
         data = columns.take(slice(None))
         leaves = dict(zip(SIDES, parameters(programs.model, programs.guide, *data), strict=True))
     flat = [leaf for side in SIDES for leaf in leaves[side].values()]
@@ -176,13 +176,7 @@ def draw_gradients(
     squares: dict[str, list[Tensor]] = {side: [] for side in SIDES}
     seconds: list[float] = []
     sizes = {"the batch": len(columns), "K": estimator.M * estimator.K}
-    with (
-        telling_memory(**sizes),
-        seeded(device, seed, "gradients"),
-        library_path(),
-        mode(programs, training=False),
-        unmoved(programs),
-    ):
+    with telling_memory(**sizes), still(programs, device, seed, "gradients"), library_path():
         for _ in range(_WARM_UP):
             draw()
         for group in range(GROUPS):

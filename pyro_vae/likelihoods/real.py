@@ -75,10 +75,8 @@ class Normal(Likelihood):
 
     def forward(self, t: Tensor) -> Distribution:
         """Returns N(m(t), σ² I) for t of shape ``(*batch, d)``."""
-        loc, scale = (
-            self.network(t) + self.offset,
-            bounded(self.log_scale, -_LARGEST_LOG_SCALE, _LARGEST_LOG_SCALE).exp(),
-        )
+        loc = self.network(t) + self.offset
+        scale = bounded(self.log_scale, -_LARGEST_LOG_SCALE, _LARGEST_LOG_SCALE).exp()
         if self.optimal and self.training and torch.is_grad_enabled():
             return _Watched(loc, scale, self._follow).to_event(len(self.dims.x_shape))
         return dist.Normal(loc, scale).to_event(len(self.dims.x_shape))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.description import Described
-from pyro_vae.parts import Dims, Guide, Likelihood, Prior
+from pyro_vae.parts import Dims, Guide, Likelihood, Prior, floating
 from pyro_vae.scopes import evaluating
 
 # Pyro's parameter store is global and finds modules by name. A second module under a used name silently never trains.
@@ -95,6 +95,11 @@ class ThreePartModel(Model):
             if not isinstance(part, base):
                 raise TypeError(f"{name}: expected a {base.__name__}, got {part!r}")
         self.prior, self.posterior, self.likelihood = prior, guide, likelihood
+
+
+def scored(x: Tensor | None) -> Tensor | None:
+    """Returns data as a likelihood scores them, and None where they are to be drawn."""
+    return None if x is None else floating(x)
 
 
 def check_prior(model: ThreePartModel) -> None:

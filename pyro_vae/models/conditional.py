@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.kinds import takes
-from pyro_vae.models.base import ThreePartModel, check_prior
-from pyro_vae.parts import Dims, Guide, Likelihood, Prior, Units, floating
+from pyro_vae.models.base import ThreePartModel, check_prior, scored
+from pyro_vae.parts import Dims, Guide, Likelihood, Prior, Units
 
 
 @final
@@ -81,7 +81,7 @@ class Conditional(ThreePartModel):
             t = pyro.sample("t", self.prior())
             one_hot = (y[:, None] == torch.arange(self.classes, device=y.device)).to(t.dtype)
             given = torch.cat([t, one_hot.expand(*t.shape[:-1], -1)], -1)
-            sample: Tensor = pyro.sample("x", self.likelihood(given), obs=x if x is None else floating(x))
+            sample: Tensor = pyro.sample("x", self.likelihood(given), obs=scored(x))
         return sample
 
     @takes

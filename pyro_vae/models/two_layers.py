@@ -13,9 +13,9 @@ from torch import Tensor
 
 from pyro_vae.guides import DiagonalNormal
 from pyro_vae.kinds import takes
-from pyro_vae.models.base import ThreePartModel, check_prior
+from pyro_vae.models.base import ThreePartModel, check_prior, scored
 from pyro_vae.networks import MLP, NetworkFactory
-from pyro_vae.parts import Dims, Distribution, Guide, Likelihood, Prior, floating
+from pyro_vae.parts import Dims, Distribution, Guide, Likelihood, Prior
 
 
 class _TwoLayers(ThreePartModel):
@@ -57,7 +57,7 @@ class _TwoLayers(ThreePartModel):
         with pyro.plate("data", n if x is None else len(x), dim=-1):
             t2 = pyro.sample("t2", self.prior())
             t = pyro.sample("t", self.down(t2))
-            sample: Tensor = pyro.sample("x", self.likelihood(t), obs=x if x is None else floating(x))
+            sample: Tensor = pyro.sample("x", self.likelihood(t), obs=scored(x))
         return sample
 
 

@@ -8,8 +8,8 @@ import pyro
 from torch import Tensor
 
 from pyro_vae.kinds import takes
-from pyro_vae.models.base import ThreePartModel, check_prior
-from pyro_vae.parts import Guide, Likelihood, Parts, Prior, floating
+from pyro_vae.models.base import ThreePartModel, check_prior, scored
+from pyro_vae.parts import Guide, Likelihood, Parts, Prior
 
 
 @final
@@ -55,7 +55,7 @@ class VAE(ThreePartModel):
         self.register("likelihood", self.likelihood)
         with pyro.plate("data", n if x is None else len(x), dim=-1):
             t = pyro.sample("t", self.prior())
-            sample: Tensor = pyro.sample("x", self.likelihood(t), obs=x if x is None else floating(x))
+            sample: Tensor = pyro.sample("x", self.likelihood(t), obs=scored(x))
         return sample
 
     @takes

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.missing import observed_mean
+from pyro_vae.missing import observed_mean, observed_values
 from pyro_vae.parts import Dims, Distribution, Prior, placed
 from pyro_vae.special import Mixture, latent_scale
 
@@ -71,8 +71,10 @@ class VampPrior(Prior):
     ) -> None:
         super().__init__(dims)
         _check_components("components", components)
-        ends = (torch.zeros(()), torch.ones(())) if dims.train is None else _range(dims.train)
-        low, high = (placed(end) for end in ends)
+        ends = (torch.zeros(()), torch.ones(()))
+        if dims.train is not None:
+            ends = torch.aminmax(dims.train if dims.train.is_meta else observed_values(dims.train))
+        low, high = map(placed, ends)
         if init == "data":
             inputs = _some_data(dims, components, "VampPrior with init: data: components")
             if dims.missing and dims.train is not None and not dims.train.is_meta:
@@ -150,15 +152,6 @@ class ExemplarPrior(Prior):
 
 def _mixture(logits: Tensor, components: Distribution) -> Distribution:
     return Mixture(dist.Categorical(logits=logits), components)
-
-
-def _range(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the smallest and the largest observed value."""
-    low, high = torch.aminmax(x)  # NaN, if a value is missing
-    if x.is_meta or not bool(low.isnan()):
-        return low, high
-    low, high = torch.aminmax(x[~x.isnan()])
-    return low, high
 
 
 def _check_components(name: str, number: int) -> None:

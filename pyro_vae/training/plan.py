@@ -89,10 +89,9 @@ class TrainingPlan:
             ValueError: a batch is larger than that, or smaller than 1.
         """
         if not 1 <= self.batch_size <= size:
+            advice = ": give a smaller one" if self.batch_size > size else ""
             raise ValueError(
-                f"batch_size: expected between 1 and the {size} training data, got {self.batch_size}: give a smaller one"
-                if self.batch_size > size
-                else f"batch_size: expected between 1 and the {size} training data, got {self.batch_size}"
+                f"batch_size: expected between 1 and the {size} training data, got {self.batch_size}{advice}"
             )
         return -(-size // self.batch_size) - self._leaves_one(size)
 
