@@ -106,5 +106,5 @@ def gaps(bars: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str = "", *, 
     axes.set_yticks(range(len(bars)), names, fontsize=8)
     axes.set(xlabel="nats per datum", ylim=(len(bars) - 0.4, -0.6))
     axes.grid(alpha=0.3, axis="x")
-    figure.legend(loc="outside right upper")
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
