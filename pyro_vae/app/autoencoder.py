@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from pyro_vae import figures
+from pyro_vae.app.comparisons.errors import MISSING, TAIL, particles_told, trust
 from pyro_vae.app.comparisons.folder import ComparisonFolder, data_digest, keep_epochs, run_config
 from pyro_vae.app.comparisons.run import run_command
 from pyro_vae.app.console import StopRequest, progress_bar, screen
@@ -24,7 +25,7 @@ from pyro_vae.app.setting import Setting
 from pyro_vae.data import Split, Splits
 from pyro_vae.description import path_of
 from pyro_vae.estimators import ELBO, AnalyticKL, Objective
-from pyro_vae.evaluate import encode, evaluate_bound, log_px, mean, reconstruct, sample
+from pyro_vae.evaluate import encode, evaluate_bound, evidence, mean, reconstruct, sample
 from pyro_vae.models import ModelSpec
 from pyro_vae.runs import load
 from pyro_vae.scopes import seeded
@@ -71,7 +72,7 @@ def autoencoder(
     for objective in CASES.values():  # what one of them cannot do is told before any is trained
         fit(spec.build(splits, plan.seed).to(where), splits, _case(plan, objective))
     cells = ComparisonFolder(setting.out, "cases", config, set(), {"data": data})
-    rows, columns = [], {}
+    rows, kept, columns = [], [], {}
     with progress_bar(console) as bar, StopRequest() as stop:
         task = bar.add_task("", total=len(CASES))
         for i, (name, objective) in enumerate(CASES.items()):
@@ -92,8 +93,10 @@ def autoencoder(
                 cell = {"terms": _terms(model, first, objective, plan.batch_size, setting.test_particles)}
                 cell = cells.put(cell, name, of=one)
             bar.update(task, completed=i + 1)
-            terms = {key: value if key in _MEANS else mean(np.array(value)) for key, value in cell["terms"].items()}
-            rows.append({"trained with": name, **terms})
+            terms = dict(cell["terms"])
+            kept.append(terms.pop("evidence"))
+            terms = {key: value if key in _MEANS else mean(np.array(value)) for key, value in terms.items()}
+            rows.append({"trained with": name, **terms, **trust([kept[-1]])})
             vae: Any = load(cells.run_folder(name), here(cells.folder)).to(where)
             with objective.sampling():
                 drawn, t = reconstruct(vae, first.x[:18]), encode(vae, first.x)["t"]
@@ -105,11 +108,11 @@ def autoencoder(
         f"{setting.name}, d = {spec.latent}, {plan.epochs} epochs, first {len(first)} test {look.noun}; nats per datum, ± 95 % "
         f"over {look.noun}, seed {plan.seed}"
     )
-    console.print(cells.table("cases", title, ["trained with", "log p(x)", "ELBO", *_MEANS], rows))
+    console.print(cells.table("cases", title, ["trained with", "log p(x)", MISSING, TAIL, "ELBO", *_MEANS], rows))
+    console.print(particles_told(kept, look.noun))
     console.print(
-        f"log p(x): as a generative model, by importance sampling from q with K = {setting.test_particles} particles, which is "
-        f"too low on average, which no ± holds; log p(x|t): reconstruction, with the noise of its training; with noise: at "
-        f"t ~ q(t|x,φ) in any case. These two and the KL are without their errors; the spread over seeds is left out of all."
+        "log p(x): as a generative model; log p(x|t): reconstruction, with the noise of its training; with noise: at "
+        "t ~ q(t|x,φ) in any case. These two and the KL are without their errors; the spread over seeds is left out of all."
     )
     cells.figure(
         "cases", figures.cases(columns, first.labels, look, f"{setting.name}, d = {spec.latent}, seed {plan.seed}")
@@ -130,12 +133,14 @@ def _terms(vae: Any, first: Split, objective: Objective, batch_size: int, K: int
     noisy = with_noise.terms()
     with objective.sampling():
         own = evaluate_bound(vae, first, ELBO(), batch_size, seed=0).terms()
+    found = evidence(vae, first, K)
     return {
         "log p(x|t)": own.reconstruction,
         "with noise": noisy.reconstruction,
         "KL(q‖p)": noisy.kl,
         "ELBO": with_noise.per_datum().tolist(),
-        "log p(x)": log_px(vae, first, K).tolist(),
+        "log p(x)": found.log_px.tolist(),
+        "evidence": found.as_dict(),
     }
 
 

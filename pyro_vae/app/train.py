@@ -145,7 +145,10 @@ def introduce(model: Model, data: str, splits: Splits, device: torch.device) -> 
         f"{type(model).__name__}{': ' if named else ''}{named}; d = {model.dims.latent}, {count_parameters(model):,} "
         f"parameters, on {device}"
     )
-    console.print("Bounds on log p(x), in nats per datum; reconstruction E log p(x|t) and KL on the validation data.\n")
+    console.print(
+        "In nats per datum: the bound on log p(x) on training and validation data; reconstruction E log p(x|t) and KL, whose "
+        "difference is the ELBO, on the validation data.\n"
+    )
     console.print(HEADER, style="bold")
 
 
@@ -180,6 +183,7 @@ def report(run: Run, trained: Trained, metrics: Sequence[Metric], trained_for: f
         table.add_column(column, justify="right" if column == "value" else "left")
     values: dict[str, Any] = {}
     rows: list[Row] = []
+    notices: list[str] = []
     with console.status("evaluating on the test data …"):
         for metric in metrics:
             try:
@@ -187,6 +191,7 @@ def report(run: Run, trained: Trained, metrics: Sequence[Metric], trained_for: f
                 for row in measured.rows:
                     table.add_row(*row)
                     rows.append(row)
+                notices += measured.notices
                 run.result(values | measured.values)
                 values |= measured.values
             except Exception as error:  # a metric may be a user's own, which raises anything
@@ -196,8 +201,9 @@ def report(run: Run, trained: Trained, metrics: Sequence[Metric], trained_for: f
     if table.rows:
         console.print(table)
         over = f"±: 95 % intervals over {noun}. " if any(" ± " in row.value for row in rows) else ""
-        low = "that log p(x) from few particles is too low on average, " if "log_px" in values else ""
-        console.print(f"{over}Left out: the errors of the terms, {low}and the spread over seeds (there is one).")
+        console.print(f"{over}Left out: the errors of the terms, and the spread over seeds (there is one).")
+        for notice in notices:
+            console.print(f"Note: {notice}", markup=False)
     console.print(f"Training took {trained_for:.0f} s.")
 
 

@@ -4,6 +4,8 @@
 module                what it computes
 ===================== ===========================================================================================
 `importance_sampling` log p(x) of each datum by importance sampling; bits per dimension
+`evidence`            what importance weights say about log p(x): its rise, effective sample sizes, k̂
+`pareto`              the shape k̂ of the weights' tail, by ArviZ
 `bound`               an estimator's bound over data, with its terms
 `predictions`         latents of data, reconstructions, samples
 `latent_use`          which latents are in use
@@ -13,8 +15,9 @@ module                what it computes
 """
 
 from pyro_vae.evaluate.bound import DivergedError, Terms, evaluate_bound
+from pyro_vae.evaluate.evidence import TRUSTED, Evidence
 from pyro_vae.evaluate.gradients import GROUPS, SIDES, Draws, Moments, draw_gradients, moments
-from pyro_vae.evaluate.importance_sampling import bits_per_dim, log_px
+from pyro_vae.evaluate.importance_sampling import bits_per_dim, evidence, log_px
 from pyro_vae.evaluate.latent_use import active_units, variance_of_means
 from pyro_vae.evaluate.predictions import decode, encode, reconstruct, sample
 from pyro_vae.evaluate.statistics import (
@@ -32,9 +35,11 @@ from pyro_vae.evaluate.statistics import (
 __all__ = [
     "GROUPS",
     "SIDES",
+    "TRUSTED",
     "Crossed",
     "DivergedError",
     "Draws",
+    "Evidence",
     "Interval",
     "Line",
     "Mean",
@@ -47,6 +52,7 @@ __all__ = [
     "draw_gradients",
     "encode",
     "evaluate_bound",
+    "evidence",
     "fit_line",
     "interval",
     "interval_of_median",

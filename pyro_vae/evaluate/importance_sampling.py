@@ -1,4 +1,4 @@
-"""log p(x) by importance sampling, in constant memory."""
+"""log p(x) by importance sampling."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pyro_vae.compilation import Compile, Compiled, NotCompiledError, compiled
 from pyro_vae.data import DataLike, columns_for
+from pyro_vae.evaluate.evidence import Evidence, Weights
 from pyro_vae.kinds import takes
 from pyro_vae.missing import check_seen
 from pyro_vae.parts import Shape
@@ -42,7 +43,7 @@ def bits_per_dim(log_px: Tensor, x_shape: Shape) -> Tensor:
 
 
 @takes
-def log_px(
+def evidence(
     programs: Programs,
     data: DataLike,
     K: int,
@@ -52,13 +53,12 @@ def log_px(
     seed: int = 0,
     compile: Compile = "auto",
     precision: Precision = "fp32",
-) -> Float64[Tensor, " N"]:
-    """Returns log p(x) of each datum by importance sampling from the guide: log (1/K) Σ_k w_k, in nats.
+) -> Evidence:
+    """Returns log p(x) of each datum by importance sampling from the guide, and how far it can be trusted.
 
-    This is L_K of Burda et al. 2016 (equation 8), a lower bound in expectation that rises to log p(x) as K grows.
-    Where values of x are missing (NaN), it is log p of the others (see `pyro_vae.missing`).
-    Particles are drawn in chunks, and the weights of each chunk are added to a running sum (streaming logsumexp, in
-    float64), so that memory does not grow with K.
+    The estimate is log (1/K) Σ_k w_k, in nats: L_K of Burda et al. 2016 (equation 8), a lower bound in expectation that rises
+    to log p(x) as K grows. Where values of x are missing (NaN), it is log p of the others (see `pyro_vae.missing`).
+    Particles are drawn in chunks, and no weights are kept but the largest, whose number grows as √K (see `Evidence`).
 
     Args:
         programs: a `VAE`, or any Pyro ``model`` and ``guide``.
@@ -81,32 +81,57 @@ def log_px(
     most = min(K, _TOGETHER * chunk)
     model, guide = (in_precision(program, precision) for program in (programs.model, programs.guide))
 
-    def log_sum(*batch: Tensor, k: int) -> Tensor:
-        """Returns log Σ w over k new particles (B,)."""
-        sums = []
+    def log_weights(*batch: Tensor, k: int) -> Tensor:
+        """Returns the log weights of k new particles (k, B)."""
+        drawn = []
         for start in range(0, k, chunk):
             draws = particles(model, guide, *batch, K=min(chunk, k - start), max_plate_nesting=max_plate_nesting)
-            sums.append(draws.log_w.logsumexp(0).to(torch.float64))
-        return torch.stack(sums).logsumexp(0)
+            drawn.append(draws.log_w)
+        return torch.cat(drawn)
 
-    estimates: list[Tensor] = []
+    found: list[Evidence] = []
     sizes = {"batch_size": batch_size, "K": K}
     with telling_memory(**sizes), evaluating(programs, device, seed, "log p(x)"), library_path():
-        full: Callable[..., Tensor] = partial(log_sum, k=most)
+        full: Callable[..., Tensor] = partial(log_weights, k=most)
         if compile == "on" or (compile == "auto" and K * N * pixels >= _AUTO_WORK):
             key = most, chunk, max_plate_nesting, precision
             full = _compiled(programs, full, columns.first(batch_size).tensors, key)
         for batch in columns.batches(batch_size):
             B = len(batch[0])
-            total = batch[0].new_full((B,), -torch.inf, dtype=torch.float64)
+            weights = Weights(K, batch[0])
             for start in range(0, K, most):
                 whole = K - start >= most and min(batch_size, N) == B
-                more = full(*batch) if whole else log_sum(*batch, k=min(most, K - start))
-                total = torch.logaddexp(total, more)
-            estimates.append(total - log(K))
-    found = torch.cat(estimates)
-    check_seen(found, columns.x)
-    return found
+                weights.add(full(*batch) if whole else log_weights(*batch, k=min(most, K - start)))
+            found.append(weights.found())
+    joined = Evidence.join(found)
+    check_seen(joined.log_px, columns.x)
+    return joined
+
+
+@takes
+def log_px(
+    programs: Programs,
+    data: DataLike,
+    K: int,
+    *,
+    batch_size: int = 100,
+    max_plate_nesting: int = 1,
+    seed: int = 0,
+    compile: Compile = "auto",
+    precision: Precision = "fp32",
+) -> Float64[Tensor, " N"]:
+    """Returns log p(x) of each datum by importance sampling, in nats: `evidence` without its diagnostics, which see."""
+    found = evidence(
+        programs,
+        data,
+        K,
+        batch_size=batch_size,
+        max_plate_nesting=max_plate_nesting,
+        seed=seed,
+        compile=compile,
+        precision=precision,
+    )
+    return found.log_px
 
 
 _graphs: WeakKeyDictionary[nn.Module, dict[Any, Compiled]] = WeakKeyDictionary()

@@ -71,10 +71,11 @@ class Row(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What a metric found: rows for the final table, and values for result.json."""
+    """What a metric found: rows for the final table, values for result.json, and what cannot be trusted, in sentences."""
 
     rows: Sequence[Row]
     values: dict[str, Any]
+    notices: Sequence[str] = ()
 
 
 class Metric(ABC):

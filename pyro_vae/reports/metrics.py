@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from math import isnan
 from typing import final
 
 from torch.distributions import constraints
 
-from pyro_vae.evaluate import bits_per_dim, evaluate_bound, log_px, mean
+from pyro_vae.evaluate import Evidence, bits_per_dim, evaluate_bound, evidence, interval_of_median, mean
 from pyro_vae.missing import has_missing
 from pyro_vae.reports.base import Measured, Metric, Row, Trained
 
@@ -22,8 +23,11 @@ class TestBound(Metric):
         estimator = trained.plan.estimator
         totals = evaluate_bound(trained.model, trained.data.test, estimator, trained.plan.batch_size, seed=0)
         terms, bound, everything = totals.terms(), mean(totals.per_datum()), f"all {len(trained.data.test)}"
-        rows = [
-            Row(f"{type(estimator).__name__} bound (K = {estimator.K})", str(bound), everything),
+        rows = [Row(f"{type(estimator).__name__} bound (K = {estimator.K})", str(bound), everything)]
+        elbo = f"{terms.reconstruction - terms.kl:.2f}"
+        if elbo != f"{bound.mean:.2f}":  # then these terms are not that bound's
+            rows.append(Row("ELBO of the same draws", elbo, everything))
+        rows += [
             Row("  reconstruction  E log p(x|t)", f"{terms.reconstruction:.2f}", everything),
             Row("  KL  E log q(t|x) − log p(t)", f"{terms.kl:.2f}", everything),
         ]
@@ -32,23 +36,40 @@ class TestBound(Metric):
 
 @final
 class LogLikelihood(Metric):
-    """log p(x) by importance sampling on the first test data; bits per dimension too where x is discrete."""
+    """log p(x) by importance sampling on the first test data, and how far it can be trusted.
+
+    Where x is discrete, in bits per dimension too.
+    """
 
     def measure(self, trained: Trained) -> Measured:
         """Draws as many particles as the run was told."""
         first, K, plan = trained.test(trained.test_images), trained.test_particles, trained.plan
         nesting = plan.estimator.max_plate_nesting
-        each = log_px(trained.model, first, K, max_plate_nesting=nesting, compile=plan.compile)
-        found, support = mean(each), trained.data.support
+        found = evidence(trained.model, first, K, max_plate_nesting=nesting, compile=plan.compile)
+        support = trained.data.support
         # Bits per dimension are of all dimensions, and so of data without missing values.
         discrete = isinstance(support, constraints.integer_interval) and support.upper_bound > 1
         discrete &= not has_missing(first.x)
         counted = f"all {len(first)}" if len(first) == len(trained.data.test) else f"first {len(first)}"
         name = "log p(x)" if first.y is None else "log p(x|y)"
-        rows = [Row(f"{name} (importance sampling, K = {K})", str(found), counted)]
-        values = {"log_px": {**found.as_dict(), "K": K}}
+        rows = [Row(f"{name} (importance sampling, K = {K})", str(found.mean), counted)]
+        values = {"log_px": found.as_dict()}
         if discrete:
-            bits = mean(bits_per_dim(each, trained.data.x_shape))
+            bits = mean(bits_per_dim(found.log_px, trained.data.x_shape))
             rows.append(Row("  in bits per dimension", bits.text(3), counted))
             values["bits_per_dim"] = bits.as_dict()
-        return Measured(rows, values)
+        rows += [Row(f"  {quantity}", value, counted) for quantity, value in _diagnostics(found)]
+        return Measured(rows, values, found.notices(trained.data.view.noun(trained.data.x_shape)))
+
+
+def _diagnostics(found: Evidence) -> list[tuple[str, str]]:
+    """What the particles say, as rows of a table."""
+    ess = interval_of_median(found.ess.cpu().numpy())
+    rows = [(f"effective particles of {found.K}, median", f"{ess.value:.3g}" if isnan(ess.low) else str(ess))]
+    if found.K >= 10:
+        rows.append((f"rise from K = {found.K / 10:.4g} to {found.K}", str(mean(found.rise()))))
+    if not isnan(found.left.value):
+        rows.append(("missing still, at least", str(found.left)))
+    if not isnan(found.good_k):
+        rows.append((f"data with k̂ above {found.good_k:.2f}", f"{found.unreliable} of {len(found.log_px)}"))
+    return rows

@@ -6,13 +6,14 @@ difference paired by datum stands beside that over seeds, in a column of its own
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
 import numpy as np
 
-from pyro_vae.evaluate import Mean, crossed
+from pyro_vae.evaluate import TRUSTED, Mean, crossed
 
 Values = Mapping[int, np.ndarray]
 """log p(x) (N,) of the same N test data by seed."""
@@ -53,10 +54,7 @@ class Over:
     @property
     def told(self) -> str:
         """What each ± is, and what is left out of it, below a table."""
-        particles = (
-            f"log p(x) by importance sampling with K = {self.particles} particles is too low on average, which no ± holds; "
-            f"their noise is part of each."
-        )
+        particles = "The noise of the particles is part of each."
         if not self.several:
             return (
                 f"±: 95 % intervals over the {self.data} test {self.noun} (Student's t), of a difference paired by datum. Left "
@@ -100,6 +98,52 @@ def compared(found: Mapping[Any, Values], over: Over) -> list[dict[str, Any]]:
 def told(found: Mapping[Any, Values], over: Over) -> list[str]:
     """The lines below a table: what each ± is, and what is left out of it."""
     return [over.told, _over_data(found, over)] if over.several else [over.told]
+
+
+MISSING, TAIL = "missing", "heavy"
+"""Columns that say how far log p(x) can be trusted."""
+
+
+def trust(evidence: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The columns of one model that say how far its log p(x) can be trusted, as means over seeds.
+
+    Args:
+        evidence: of each seed, what cells keep of `pyro_vae.evaluate.Evidence`.
+    """
+    kept = list(evidence)
+    left = [float(each["left"]["value"]) for each in kept]
+    shares = [each["unreliable"] / each["n"] for each in kept]
+    known_k = not isnan(kept[0]["good_k"])
+    missing = float(np.mean(left))
+    return {
+        MISSING: "not known" if isnan(missing) else f"≥ {max(missing, 0):.2f}",
+        TAIL: f"{100 * np.mean(shares):.0f} %" if known_k else "",
+        f"{MISSING} (number)": known(missing),
+        f"{TAIL} (share of data)": float(np.mean(shares)) if known_k else "",
+    }
+
+
+def particles_told(evidence: Iterable[Mapping[str, Any]], noun: str) -> str:
+    """The line below a table that says what its columns of `trust` are, and what follows from them.
+
+    Args:
+        evidence: what the cells of all models keep of `pyro_vae.evaluate.Evidence`.
+        noun: what the data are called.
+    """
+    kept = list(evidence)
+    K, good, left = kept[0]["K"], kept[0]["good_k"], [float(each["left"]["value"]) for each in kept]
+    line = f"log p(x) by importance sampling with K = {K} particles is too low on average, which no ± holds. "
+    if isnan(good) or all(map(isnan, left)):
+        return f"{line}By how much, K of at least 100 can tell (--test_particles)."
+    line += (
+        f"{MISSING}: at least by how much, extrapolated from its rise with K; {TAIL}: for how many of the test {noun} the tail "
+        f"of the weights is too heavy for K (k̂ above {good:.2f}), so that more can be missing."
+    )
+    if (most := np.nanmax(left)) > TRUSTED:
+        line += (
+            f" Differences of less than {most:.1f} nats can come from that: more particles decide (--test_particles)."
+        )
+    return line
 
 
 def _over_data(found: Mapping[Any, Values], over: Over) -> str:

@@ -28,6 +28,8 @@ from pyro_vae.runs import Run, tensor_digest
 from pyro_vae.training import Training
 
 EstimatorFactory = Callable[[int], Estimator]
+_FORM = 2
+"""Raised where cells of all kinds come to hold other numbers: older ones are then computed anew."""
 _OF, _FILES, _DIGEST = "computed from", "files", "sha256"
 """What a cell holds beside its numbers: digests of what it was computed from, of the files of its run, and of itself."""
 
@@ -56,7 +58,7 @@ class ComparisonFolder:
         options = yaml.safe_load(config)
         fixed = {key: value for key, value in options.items() if key not in grid | {"out", "device"}}
         self.folder = folder or Path("runs") / f"{name}-{digest(fixed)[:8]}"
-        self._common = {"options": fixed, **(given or {})}
+        self._common = {"form": _FORM, "options": fixed, **(given or {})}
         self.moved: list[str] = []
         """Files of cells that were moved into ``older``."""
         kept = self.folder / "config.yaml"

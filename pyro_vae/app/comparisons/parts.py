@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from pyro_vae import figures
-from pyro_vae.app.comparisons.errors import Over, compared, told
+from pyro_vae.app.comparisons.errors import MISSING, TAIL, Over, compared, particles_told, told, trust
 from pyro_vae.app.comparisons.folder import (
     ComparisonFolder,
     EstimatorFactory,
@@ -34,7 +34,7 @@ from pyro_vae.app.setting import Setting
 from pyro_vae.compilation import Compile
 from pyro_vae.data import Split, Splits
 from pyro_vae.estimators import ELBO, Estimator
-from pyro_vae.evaluate import DivergedError, active_units, encode, evaluate_bound, log_px, mean, sample
+from pyro_vae.evaluate import DivergedError, active_units, encode, evaluate_bound, evidence, mean, sample
 from pyro_vae.guides import DiagonalNormal
 from pyro_vae.models import ModelSpec
 from pyro_vae.models.specification import GuideFactory, LikelihoodFactory, PriorFactory
@@ -133,7 +133,7 @@ def compare_parts(
                     continue
                 cell |= evaluated(model, estimator, first, setting.test_particles, plan.compile)
                 reached = mean(torch.tensor(cell["log_px"]))
-                run.result({"log_px": {**reached.as_dict(), "K": setting.test_particles}})
+                run.result({"log_px": cell["evidence"]})
                 cell = cells.put(cell, *key, of=yaml.safe_load(one_config))
                 console.print(f"{what}, seed {seed}: log p(x) = {reached} nats after {cell['seconds']:.0f} s")
             done[names][seed] = {**cell, "folder": str(cells.run_folder(*key))}
@@ -149,8 +149,10 @@ def compare_parts(
 def evaluated(vae: Any, estimator: Estimator, first: Split, K: int, compile: Compile) -> dict[str, Any]:
     """What a cell keeps, on the same data and by the same random numbers for every cell."""
     of_one, own = evaluate_bound(vae, first, ELBO(K=10), 100, 0), evaluate_bound(vae, first, estimator, 100, 0)
+    found = evidence(vae, first, K, compile=compile)
     return {
-        "log_px": log_px(vae, first, K, compile=compile).tolist(),
+        "log_px": found.log_px.tolist(),
+        "evidence": found.as_dict(),
         "elbo": of_one.per_datum().tolist(),
         "kl": of_one.terms().kl,
         "bound": own.terms().bound,
@@ -174,15 +176,18 @@ def report(cells: ComparisonFolder, done: Cells, named: Sequence[Sequence[str]],
 
         one = next(iter(of_cell.values()))
         row: dict[str, Any] = {"cell": ", ".join(_telling(names, named)), **{key: result[key] for key in over.columns}}
+        of_particles = trust(cell["evidence"] for cell in of_cell.values())
+        row |= {key: of_particles[key] for key in (MISSING, TAIL)}
         row |= {"gap": f"{each('log_px') - each('elbo'):.2f}", "KL": f"{each('kl'):.2f}"}
         row |= {"active": f"{each('active units'):.3g}", "ELBO": f"{each('elbo'):.2f}", "s": f"{each('seconds'):.0f}"}
         row["parameters"] = f"{one['model parameters']:,} + {one['guide parameters']:,}"
         row |= dict(zip(KINDS, names, strict=True)) | {"own bound": each("bound")}
-        rows.append(row | result)
+        rows.append(row | result | of_particles)
     columns = list(rows[0])[: list(rows[0]).index("parameters") + 1]
     console.print(cells.table("parts", f"Test log p(x), nats per datum, ± 95 % {over.what}: {title}", columns, rows))
     for line in told(found, over):
         console.print(line)
+    console.print(particles_told((cell["evidence"] for each in done.values() for cell in each.values()), over.noun))
     console.print(
         "gap: log p(x) − ELBO, active: latents whose posterior mean varies over the data, s: seconds of training, parameters: "
         f"of the model + of the guide; these{', means over seeds,' if over.several else ''} are without their errors."

@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 
 from pyro_vae import figures
-from pyro_vae.app.comparisons.errors import Over, compared, told
+from pyro_vae.app.comparisons.errors import MISSING, TAIL, Over, compared, particles_told, told, trust
 from pyro_vae.app.comparisons.folder import (
     ComparisonFolder,
     EstimatorFactory,
@@ -23,7 +23,7 @@ from pyro_vae.app.console import StopRequest, progress_bar, screen
 from pyro_vae.app.setting import Setting
 from pyro_vae.data import Split, Splits
 from pyro_vae.estimators import ELBO, IWAE, DReG
-from pyro_vae.evaluate import DivergedError, log_px
+from pyro_vae.evaluate import DivergedError, evidence
 from pyro_vae.models import Model, ModelSpec
 from pyro_vae.runs import Run
 from pyro_vae.training import Progress, Training, TrainingPlan, fit
@@ -126,7 +126,8 @@ def _follow(
     cell: dict[str, Any] = {"steps": [], "seconds": [], "log_px": []}
 
     def evaluate(epoch: int, seconds: float) -> None:
-        cell["final"] = log_px(model, first, K).tolist()
+        found = evidence(model, first, K)
+        cell["final"], cell["evidence"] = found.log_px.tolist(), found.as_dict()
         for key, value in (("steps", epoch * steps), ("seconds", seconds), ("log_px", float(np.mean(cell["final"])))):
             cell[key].append(value)
 
@@ -150,12 +151,14 @@ def report_training(cells: ComparisonFolder, done: Cells, what: str, over: Over)
     for ((name, K), of_key), result in zip(done.items(), compared(found, over), strict=True):
         seconds = float(np.mean([cell["seconds"][-1] for cell in of_key.values()]))
         per_step = 1000 * seconds / next(iter(of_key.values()))["steps"][-1]
-        rows.append({"estimator": name, "K": K, **result, "seconds": seconds, "ms per step": per_step})
-    columns = ["estimator", "K", *over.columns, "seeds", "seconds", "ms per step"]
+        of_particles = trust(cell["evidence"] for cell in of_key.values())
+        rows.append({"estimator": name, "K": K, **result, **of_particles, "seconds": seconds, "ms per step": per_step})
+    columns = ["estimator", "K", *over.columns, MISSING, TAIL, "seeds", "seconds", "ms per step"]
     title = f"Test log p(x), nats per datum, ± 95 % {over.what}: {what}"
     console.print(cells.table("training", title, columns, rows, keys=2))
     for line in told(found, over):
         console.print(line)
+    console.print(particles_told((cell["evidence"] for of_key in done.values() for cell in of_key.values()), over.noun))
     several = ", means over seeds" if over.several else ""
     console.print(f"seconds: of training, and ms per step{several}, are without their errors.")
     curves = {
