@@ -52,7 +52,7 @@ def null(n: int, L: int) -> Null:
     return Null(points, levels, 2 * np.minimum(below, above), n)
 
 
-def counts_below(ranks: Int64[np.ndarray, "n *J"], points: Int64[np.ndarray, " P"]) -> Int64[np.ndarray, "P *J"]:
+def counts_below(ranks: Int64[np.ndarray, "n ..."], points: Int64[np.ndarray, " P"]) -> Int64[np.ndarray, "P ..."]:
     """Returns, for each k, how many ranks are below k."""
     return np.stack([(ranks < k).sum(0) for k in points]).astype(np.int64)
 

@@ -79,7 +79,7 @@ def calibrate(
       not depend on x.
 
     Whether ranks are uniform is told by one p-value for each quantity (see `bands`); Holm's procedure makes the chance of any
-    false alarm at most 5 %. Each joint quantity has a share of one, and all numbers of the latents together have a share of one.
+    false alarm at most 5 %. Each joint quantity has a share of one, and so have all numbers of the latents together.
 
     With ``M``, q is corrected first: M latents are drawn from q(t|x), and L of these are taken **without replacement**, with
     chances in proportion to p(x,t) / q(t|x). So what is left shows how far importance weights can mend q. Draws that are taken
@@ -108,7 +108,7 @@ def calibrate(
         raise ValueError(f"n: expected at least {_FEWEST} simulated data, got {n}")
     if draws < 2:
         raise ValueError(f"draws: expected at least 2 draws for each datum, got {draws}")
-    if M is not None and M < 2 * draws:
+    if M is not None and 2 * draws > M:
         raise ValueError(f"M: expected at least 2 × draws = {2 * draws} to choose {draws} of, or None, got {M}")
     columns = columns_for(programs, like)
     if not len(columns):

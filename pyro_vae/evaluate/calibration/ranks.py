@@ -38,7 +38,7 @@ class Particles(NamedTuple):
         return self.log_lik + self.log_prior - self.log_q
 
 
-def rank(values: Float[Tensor, "K *b"]) -> Int64[Tensor, "*b"]:
+def rank(values: Float[Tensor, "K ..."]) -> Int64[Tensor, " ..."]:
     """Returns the rank of the first value among the others, from 0 to K - 1: how many of them are below it.
 
     Where values are equal, the truth is put at any place among its equals with the same chance. So the rank is uniform under

@@ -73,7 +73,7 @@ def _places(model: Any, like: Columns) -> dict[str, tuple[str, Tensor | None]]:
     """
     x = like.x
     if x.is_meta:
-        return {name: ("x", None) for name in observations(model, *like.tensors)}
+        return dict.fromkeys(observations(model, *like.tensors), ("x", None))
     numbers = torch.arange(x.numel(), device=x.device).reshape(x.shape)
     marked = numbers.to(x.dtype if x.is_floating_point() else torch.int64)
     given = tuple(marked if name == "x" else column for name, column in zip(like.inputs, like.tensors, strict=True))

@@ -99,16 +99,16 @@ def _of_joint(found: Calibration) -> Iterator[str]:
             covered += _percent(found.coverage(found.interval_level(_CENTRAL)))
             yield {
                 1: f"Regions of highest density of q(t|x) hold the truth too rarely: {covered}. q(t|x) is overconfident.",
-                -1: f"Regions of highest density of q(t|x) hold the truth too often: {covered}. q(t|x) claims less than it could.",
+                -1: f"Regions of highest density of q(t|x) hold the truth too often: {covered}. q(t|x) is too wide.",
                 0: f"Regions of highest density of q(t|x) do not hold the truth as often as their levels say: {covered}.",
             }[up]
         elif name == "TARP":
-            nearer = {1: "farther from", -1: "nearer to", 0: ""}[up]
+            nearer = {1: "farther from", -1: "nearer to"}.get(up)
             yield (
-                f"The truth is {nearer} the latents of a similar datum than draws of q(t|x) are: it is farther than the median of "
-                f"the draws for {above} (TARP)."
+                f"The true latents are {nearer} those of a similar datum than draws of q(t|x) are (TARP): their distance is "
+                f"above the median of the draws' for {above}."
                 if nearer
-                else "The distances of the truth from the latents of a similar datum are not spread as those of the draws (TARP)."
+                else "The distances of the true latents from those of a similar datum are not spread as the draws' (TARP)."
             )
         else:
             meaning = {
@@ -155,9 +155,9 @@ def _of_pairs(found: Calibration) -> Iterator[str]:
         if chosen:
             j, k = max(chosen, key=lambda pair: abs(z[pair]))
             yield (
-                f"q(t|x) {what} dependence between latents, in {len(chosen)} of {len(first)} pairs: {found.names[j]} and "
-                f"{found.names[k]} of the truth have a correlation of {truth[j, k]:+.2f} given x, and those of the draws one of "
-                f"{draws[j, k]:+.2f} (of normal scores)."
+                f"q(t|x) {what} dependence between latents, in {len(chosen)} of {len(first)} pairs: given x, {found.names[j]} "
+                f"and {found.names[k]} have a correlation of {truth[j, k]:+.2f} for the true latents and of {draws[j, k]:+.2f} for "
+                f"the draws (of normal scores, the mean over x)."
             )
 
 
