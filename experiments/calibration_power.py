@@ -119,7 +119,10 @@ def line(d: int, name: str, p: np.ndarray) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=400, help="of each row (default: %(default)s)")
+    parser.add_argument("--repetitions", type=int, default=400, help="of each wrong posterior (default: %(default)s)")
+    parser.add_argument(
+        "--null", type=int, default=1000, help="repetitions of the exact posterior (default: %(default)s)"
+    )
     parser.add_argument("--n", type=int, default=500, help="simulated data of each repetition (default: %(default)s)")
     parser.add_argument("--draws", type=int, default=100, help="L, draws for each of them (default: %(default)s)")
     parser.add_argument(
@@ -128,13 +131,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--d", type=int, nargs="+", default=[1, 2, 5], help="dimensions of the latent (default: 1 2 5)")
     given = parser.parse_args(arguments)
     corrected = f", taken by their weights from M = {given.M}" if given.M else ""
-    print(f"Rejections in percent of {given.repetitions} repetitions; n = {given.n}, L = {given.draws}{corrected}.\n")
+    print(
+        f"Rejections in percent of {given.repetitions} repetitions ({given.null} of the exact posterior); n = {given.n}, "
+        f"L = {given.draws}{corrected}.\n"
+    )
     print(f"| d | q(t\\|x) | {' | '.join(name.replace('|', chr(92) + '|') for name in TESTS)} | not calibrated |")
     print("|" + "---|" * (len(TESTS) + 3))
     for d in given.d:
         for name, how in ALTERED.items():
             if d > 1 or how != "independent":
-                print(line(d, name, study(d, how, given.repetitions, given.n, given.draws, given.M)), flush=True)
+                repetitions = given.null if how == "exact" else given.repetitions
+                print(line(d, name, study(d, how, repetitions, given.n, given.draws, given.M)), flush=True)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,12 @@ from jaxtyping import Float64, Int64
 from scipy.special import bdtr, bdtrc, gammaln
 
 _POINTS = 200
-"""The most values of k at which the ECDF is looked at: enough that nothing between two of them is wider than a rank in 200."""
+"""The most values of k at which the ECDF is looked at: no two of them are then further apart than a level of 1/200."""
+_TABLE = 4_000_000
+"""The most tails that are kept, values of k × counts. With very many data, k has fewer values."""
 _LEAST = 1e-9
 """Below this, 1 - P(inside the band) is rounding error, and the p-value is the bound by the sum over k."""
-_HALVINGS = 60
+_HALVINGS = 40
 """How often the interval of log γ is halved: it is then shorter than a rounding error."""
 
 
@@ -44,12 +46,16 @@ class Null(NamedTuple):
 @lru_cache(maxsize=8)
 def null(n: int, L: int) -> Null:
     """Returns what n ranks on 0..L are compared with."""
-    points = np.unique(np.linspace(1, L, min(L, _POINTS)).round().astype(np.int64))
+    most = min(L, _POINTS, max(20, _TABLE // n))
+    points = np.unique(np.linspace(1, L, most).round().astype(np.int64))
     levels = points / (L + 1)
     counts = np.arange(n + 1)
     below = bdtr(counts, n, levels[:, None])
     above = np.concatenate([np.ones((len(points), 1)), bdtrc(counts[:-1], n, levels[:, None])], 1)
-    return Null(points, levels, 2 * np.minimum(below, above), n)
+    with np.errstate(divide="ignore"):
+        # Tails at k and at L + 1 - k are the same numbers but for rounding errors, and are to be ties.
+        log_tails = np.log(2 * np.minimum(below, above)).round(9)
+    return Null(points, levels, np.exp(log_tails), n)
 
 
 def counts_below(ranks: Int64[np.ndarray, "n ..."], points: Int64[np.ndarray, " P"]) -> Int64[np.ndarray, "P ..."]:
@@ -77,7 +83,7 @@ def band(n: int, L: int, alpha: float) -> Float64[np.ndarray, "P 2"]:
     Under the null, the ECDF of n ranks on 0..L leaves the band at any k with a probability of at most alpha.
     """
     of = null(n, L)
-    low, high = np.log(1e-300), 0.0
+    low, high = np.log(alpha / len(of.points)), 0.0  # at the lower end, the sum over k alone is at most alpha
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if 1 - _inside(of, float(np.exp(middle))) <= alpha else (low, middle)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from pyro_vae.data import Columns, DataLike, columns_for
 from pyro_vae.evaluate.calibration.bands import holm, p_value
@@ -18,7 +19,7 @@ from pyro_vae.evaluate.calibration.ranks import JOINT, Particles, products, rank
 from pyro_vae.evaluate.calibration.result import Calibration
 from pyro_vae.evaluate.calibration.simulation import Drawn, drawn_from, rows
 from pyro_vae.kinds import takes
-from pyro_vae.scopes import evaluating, telling_memory
+from pyro_vae.scopes import evaluating, modules_of, telling_memory
 from pyro_vae.traces import Programs, library_path, particles
 
 _SIZE = 2**21
@@ -115,6 +116,9 @@ def calibrate(
         raise ValueError("like: expected at least one datum, whose shape simulated data have, and got none")
     if columns.x.is_meta:
         raise ValueError("like: it is on the meta device, where numbers have no values and nothing can be compared")
+    known = (each for top in modules_of(programs) for each in top.parameters() if not is_lazy(each))
+    if any(bool(each.isnan().any()) for each in known):
+        raise ValueError("programs: parameters are NaN, so that no data can be drawn from the model")
     names, found = collect(programs, columns, n, draws, M, max_plate_nesting, seed)
     ranks = found.ranks.cpu().numpy()
     d = len(names)
@@ -192,6 +196,11 @@ class Run:
                     "guide: it cannot score a latent that it did not draw itself, and the true one is such a latent: choose a "
                     "guide with an exact density, such as a flow with an inverse"
                 ) from error
+            if found.log_lik.shape[1] != len(batch[0]):
+                raise ValueError(
+                    f"programs: their plate holds {found.log_lik.shape[1]} of {len(batch[0])} data at a call (subsample_size): "
+                    f"give programs whose plate holds all data that they are called with"
+                )
             t = [found.vectors(name).double() for name in found.values]
             if not self.names:
                 shapes = {name: value.shape[-1] for name, value in zip(found.values, t, strict=True)}
@@ -288,6 +297,6 @@ def _check(found: Particles, batch: tuple[Tensor, ...]) -> None:
                 "values of `like` are missing (NaN), and the model must be built for such data, by data.dims(...) or Dims(..., "
                 "missing=True)"
                 if missing
-                else "the parameters of the model or of the guide may not be finite"
+                else "its networks give numbers that are not finite"
             )
             raise ValueError(f"programs: {name} is NaN for simulated data: {advice}")

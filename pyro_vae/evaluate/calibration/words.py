@@ -156,8 +156,8 @@ def _of_pairs(found: Calibration) -> Iterator[str]:
             j, k = max(chosen, key=lambda pair: abs(z[pair]))
             yield (
                 f"q(t|x) {what} dependence between latents, in {len(chosen)} of {len(first)} pairs: given x, {found.names[j]} "
-                f"and {found.names[k]} have a correlation of {truth[j, k]:+.2f} for the true latents and of {draws[j, k]:+.2f} for "
-                f"the draws (of normal scores, the mean over x)."
+                f"and {found.names[k]} have a correlation of {truth[j, k]:+.2f} for the true latents and of {draws[j, k]:+.2f} "
+                f"for the draws (of normal scores, the mean over x)."
             )
 
 
