@@ -16,7 +16,7 @@ import pyro
 import torch
 from jaxtyping import Float
 from pyro import poutine
-from pyro.distributions import Independent, MaskedDistribution
+from pyro.distributions import Independent, MaskedDistribution, Unit
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.distributions.util import scale_and_mask
 from pyro.params.param_store import _MODULE_NAMESPACE_DIVIDER
@@ -83,6 +83,8 @@ class Particles:
             given the latents before it as they were in the run: the guide does not run again, since it may be random
             beyond its sample sites.
         per_datum: a function that sums a tensor of a site's batch shape over the site's own plates, and returns (K, B).
+        vectors: a function that returns the values of a latent, by the name of its site, as vectors (K, B, d): all numbers
+            that belong to one datum, in the order of its plates and of its event.
         programs: the model, the guide, and the arguments that they were called with.
         kl_weight: the weight of log p(t) - log q(t|x,φ) in `log_w`. It is 1 in a bound and may be another number in an
             objective.
@@ -99,6 +101,7 @@ class Particles:
     distributions: dict[str, tuple[TorchDistributionMixin, TorchDistributionMixin]]
     guide_at: Callable[[dict[str, Tensor]], dict[str, Tensor]]
     per_datum: Callable[[Tensor], Tensor]
+    vectors: Callable[[str], Tensor]
     programs: tuple[Program, Program, tuple[Any, ...], dict[str, Any]]
     kl_weight: float | Tensor = 1.0
     kl: Float[Tensor, "K B"] | None = None
@@ -146,6 +149,7 @@ def particles(
     K: int = 1,
     max_plate_nesting: int = 1,
     latents: Latents = "path",
+    first: Mapping[str, Tensor] | None = None,
     **kwargs: Any,
 ) -> Particles:
     """Runs the guide, and the model on the guide's draws, with K particles in one vectorized pass.
@@ -162,6 +166,8 @@ def particles(
             them.
         latents: "path" keeps t as a function of φ; "fixed" detaches t, so that φ acts through the density of q alone;
             "leaves" evaluates every density at a copy of t that is a leaf, so that derivatives by t can be taken.
+        first: values of latents by site, as one run of the model without particles drew them. They take the place of what
+            the guide draws for the first particle, and what the guide draws after them is given them.
         **kwargs: the keyword arguments that both programs are called with.
 
     Returns:
@@ -181,8 +187,9 @@ def particles(
             return poutine.trace(program).get_trace(*args, **kwargs)
 
     cut = _Cut(latents) if latents != "path" else None
+    placed = _First(first) if first else nullcontext()
     try:
-        with cut or nullcontext():
+        with placed, cut or nullcontext():
             guide_trace = run(guide)
         model_trace = run(poutine.replay(model, trace=guide_trace))
     except ValueError as error:
@@ -201,6 +208,10 @@ def particles(
     def per_datum(value: Tensor) -> Tensor:
         return _per_datum(value, particle_dim, data_dim, shape)
 
+    def vectors(name: str) -> Tensor:
+        value, event_dim = values[name], guide_sites[name]["fn"].event_dim
+        return value.movedim((particle_dim - event_dim, data_dim - event_dim), (0, 1)).reshape(*shape, -1)
+
     values = {name: site["value"] for name, site in guide_sites.items()}
     drawn = values if cut is None else {name: cut.drawn[name] for name in values}
 
@@ -218,6 +229,7 @@ def particles(
         distributions={name: (_masked(site), _masked(model_sites[name])) for name, site in guide_sites.items()},
         guide_at=guide_at,
         per_datum=per_datum,
+        vectors=vectors,
         programs=(model, guide, args, kwargs),
     )
 
@@ -240,6 +252,24 @@ class _Cut(Messenger):
         copy = msg["value"].detach()
         self.drawn[msg["name"]] = msg["value"] if self.leaves else copy
         msg["value"] = copy.requires_grad_() if self.leaves and copy.is_floating_point() else copy
+
+
+class _First(Messenger):
+    """Puts given values in the place of what is drawn for the first particle.
+
+    Args:
+        values: the values by site, without the dimension of particles.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values and not msg["is_observed"]:
+            value = msg["value"].clone()
+            value[0] = self.values[msg["name"]]
+            msg["value"] = value
 
 
 class _ModuleParams(Messenger):
@@ -361,6 +391,29 @@ def observations(model: Program, *args: Any) -> dict[str, Observation]:
         for name, site in _sample_sites(trace).items()
         if site["is_observed"]
     }
+
+
+def simulate(model: Program, *args: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Returns one draw of all sites from a model, p(t) p(x|t): the latents, and what it would observe, by site.
+
+    Args:
+        model: a Pyro model.
+        *args: the arguments that the model is called with. What it is told to observe is drawn in its place.
+
+    Raises:
+        ValueError: the model has a factor, so that what it defines is more than what it draws.
+    """
+    with library_path():
+        trace = poutine.trace(poutine.uncondition(model)).get_trace(*args)
+    sites = _sample_sites(trace)
+    if factors := [name for name, site in sites.items() if any(isinstance(each, Unit) for each in layers(site["fn"]))]:
+        raise ValueError(f"the model has the factors {factors}, so that no data can be drawn from it")
+    drawn: dict[str, Tensor] = {name: site["value"] for name, site in sites.items()}
+    would_observe = {name for name, site in sites.items() if site["infer"].get("was_observed")}
+    return (
+        {name: value for name, value in drawn.items() if name not in would_observe},
+        {name: value for name, value in drawn.items() if name in would_observe},
+    )
 
 
 def draw_latents(guide: Program, *args: Any) -> dict[str, Tensor]:

@@ -9,12 +9,14 @@ module                what it computes
 `bound`               an estimator's bound over data, with its terms
 `predictions`         latents of data, reconstructions, samples
 `latent_use`          which latents are in use
+`calibration`         whether q(t|x) is the posterior of its own model: ranks, coverage, TARP
 `gradients`           mean, variance, signal-to-noise ratio, bias and cost of an estimator's gradient
 `statistics`          means with errors, intervals, the jackknife, a fitted line
 ===================== ===========================================================================================
 """
 
 from pyro_vae.evaluate.bound import DivergedError, Terms, evaluate_bound
+from pyro_vae.evaluate.calibration import Calibration, calibrate
 from pyro_vae.evaluate.evidence import TRUSTED, Evidence
 from pyro_vae.evaluate.gradients import GROUPS, SIDES, Draws, Moments, draw_gradients, moments
 from pyro_vae.evaluate.importance_sampling import bits_per_dim, evidence, log_px
@@ -36,6 +38,7 @@ __all__ = [
     "GROUPS",
     "SIDES",
     "TRUSTED",
+    "Calibration",
     "Crossed",
     "DivergedError",
     "Draws",
@@ -47,6 +50,7 @@ __all__ = [
     "Terms",
     "active_units",
     "bits_per_dim",
+    "calibrate",
     "crossed",
     "decode",
     "draw_gradients",

@@ -1,0 +1,18 @@
+"""Calibration of an amortized posterior under its own model: simulated latents among the guide's draws.
+
+=================== =====================================================================================
+module              what it holds
+=================== =====================================================================================
+`simulation`        latents and data drawn from a Pyro model
+`ranks`             ranks of the truth among draws, for single latents and for joint quantities
+`bands`             whether ranks are uniform: exact p-values and bands of the ECDF, Holm's procedure
+`calibrate`         all of it for a model and a guide
+`result`            what is found
+`words`             what follows from it, in sentences
+=================== =====================================================================================
+"""
+
+from pyro_vae.evaluate.calibration.calibrate import calibrate
+from pyro_vae.evaluate.calibration.result import Calibration
+
+__all__ = ["Calibration", "calibrate"]

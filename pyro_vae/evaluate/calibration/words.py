@@ -1,0 +1,183 @@
+"""What the ranks of a calibration say, in words, and no more than follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Float64, Int64
+from scipy.special import ndtri
+
+from pyro_vae.evaluate.calibration.ranks import JOINT
+from pyro_vae.evaluate.calibration.result import ALPHA, Calibration
+from pyro_vae.evaluate.statistics import Mean, mean
+
+_CLEAR = float(ndtri(1 - 0.05 / 4))
+"""How many standard errors the place or the width of ranks must be off to be named: 5 % for both, two-sided."""
+_IGNORED = 0.01
+"""Below this share of the variance of its draws, a guide's dependence on x is not worth the name (Burda et al. 2016)."""
+_NAMED = 5
+"""How many latents are named one by one."""
+_CENTRAL = 0.9
+"""The level of the intervals that are named."""
+
+
+def notices(found: Calibration) -> list[str]:
+    """Returns in sentences what a calibration found (see `Calibration.notices`)."""
+    told = [*_of_latents(found), *_of_joint(found), *_of_x(found), *_of_pairs(found)]
+    if not found.calibrated:
+        told.append(
+            "What to do: train the guide for longer or with a larger network, or choose another guide; calibrate(..., M=...) "
+            "shows what importance weights mend."
+            if found.M is None
+            else "What is left after importance weights is told here: choose another guide, or more draws M."
+        )
+    if found.ess is not None and (few := float((found.ess < found.L).mean())) > ALPHA:
+        told.append(
+            f"For {few:.0%} of the simulated data, the effective sample size of the {found.M:,} importance weights is below "
+            f"the {found.L:,} draws that are taken by them. There, the draws lie between q(t|x) and the posterior, so that "
+            f"these ranks are not those of fully corrected draws: take a larger M or another guide."
+        )
+    return told
+
+
+def shape(ranks: Int64[np.ndarray, " n"], L: int) -> tuple[float, float]:
+    """Returns how many standard errors the mean of ranks, and their mean square distance from the middle, are off."""
+    values = (np.arange(L + 1) + 0.5) / (L + 1) - 0.5
+    u = values[ranks]
+    place = u.mean() / np.sqrt((values**2).mean() / len(u))
+    width = ((u**2).mean() - (values**2).mean()) / np.sqrt((values**2).var() / len(u))
+    return float(place), float(width)
+
+
+def _of_latents(found: Calibration) -> Iterator[str]:
+    flagged = [name for name, wrong in zip(found.latents, found.flagged, strict=False) if wrong]
+    shapes = {name: shape(_ranks(found, name), found.L) for name in flagged}
+    worst = dict(zip(found.names, found.p, strict=True))
+
+    def where(chosen: Callable[[float, float], bool]) -> list[str]:
+        return sorted((name for name in flagged if chosen(*shapes[name])), key=lambda name: worst[name])
+
+    def inside(name: str) -> str:
+        level = found.interval_level(_CENTRAL)
+        return f"its central {level:.0%} interval holds the true {name} for {_percent(found.interval_coverage(name, _CENTRAL))}"
+
+    def above(name: str) -> str:
+        return f"the true {name} is above the median of the draws for {_above(found, name)}"
+
+    cases: list[tuple[Callable[[float, float], bool], str, Callable[[str], str], str]] = [
+        (
+            lambda _, width: width > _CLEAR,
+            "is too narrow for",
+            inside,
+            " A center that is off by amounts that differ from datum to datum gives the same ranks.",
+        ),
+        (lambda _, width: width < -_CLEAR, "is too wide for", inside, ""),
+        (lambda place, _: place > _CLEAR, "lies too low for", above, ""),
+        (lambda place, _: place < -_CLEAR, "lies too high for", above, ""),
+        (
+            lambda place, width: max(abs(place), abs(width)) <= _CLEAR,
+            "has the wrong shape for",
+            inside,
+            " Neither its place nor its width is clearly off, and its ranks are not uniform.",
+        ),
+    ]
+    for chosen, what, number, more in cases:
+        if names := where(chosen):
+            yield f"q(t|x) {what} {_listed(names, len(found.latents))}: {number(names[0])}.{more}"
+
+
+def _of_joint(found: Calibration) -> Iterator[str]:
+    for name in JOINT:
+        if not found.flagged[found.names.index(name)]:
+            continue
+        place, _ = shape(_ranks(found, name), found.L)
+        up = 0 if abs(place) <= _CLEAR else (1 if place > 0 else -1)
+        above = _above(found, name)
+        if name == "coverage":
+            covered = f"those of {found.interval_level(_CENTRAL):.0%} hold it for "
+            covered += _percent(found.coverage(found.interval_level(_CENTRAL)))
+            yield {
+                1: f"Regions of highest density of q(t|x) hold the truth too rarely: {covered}. q(t|x) is overconfident.",
+                -1: f"Regions of highest density of q(t|x) hold the truth too often: {covered}. q(t|x) is too wide.",
+                0: f"Regions of highest density of q(t|x) do not hold the truth as often as their levels say: {covered}.",
+            }[up]
+        elif name == "TARP":
+            nearer = {1: "farther from", -1: "nearer to"}.get(up)
+            yield (
+                f"The true latents are {nearer} those of a similar datum than draws of q(t|x) are (TARP): their distance is "
+                f"above the median of the draws' for {above}."
+                if nearer
+                else "The distances of the true latents from those of a similar datum are not spread as the draws' (TARP)."
+            )
+        else:
+            meaning = {
+                ("log p(x|t)", 1): "Draws of q(t|x) explain x less well than the true latents do",
+                ("log p(x|t)", -1): "Draws of q(t|x) explain x better than the true latents do",
+                ("log p(t)", 1): "Draws of q(t|x) are less probable under the prior than the true latents",
+                ("log p(t)", -1): "Draws of q(t|x) are more probable under the prior than the true latents",
+                ("log w", 1): "q(t|x) has too little mass where the true latents are",
+            }.get((name, up), f"The values of {name} are not spread as those of the true latents")
+            yield f"{meaning}: {name} of the truth is above the median of the draws' for {above}."
+
+
+def _of_x(found: Calibration) -> Iterator[str]:
+    """Whether draws do not depend on x, where the truth explains x better than they do."""
+    j = found.names.index("log p(x|t)")
+    share = found.share_of_x
+    if found.flagged[j] and shape(found.ranks[:, j], found.L)[0] > _CLEAR and not (share >= _IGNORED).any():
+        known = share[~np.isnan(share)]
+        most = f"{known.max():.1%}" if len(known) else "nothing"
+        yield f"q(t|x) ignores x: of the variance of its draws, at most {most} goes with x, and the posterior depends on x."
+
+
+def _of_pairs(found: Calibration) -> Iterator[str]:
+    """Which dependences differ, among latents whose own ranks show nothing: a wrong width would show in products too."""
+    d = len(found.latents)
+    if found.calibrated or d < 2 or not found.pairs.size:
+        return
+    _, _, gap, square = found.pairs
+    with np.errstate(invalid="ignore", divide="ignore"):
+        z = gap / np.sqrt((square - gap**2) / (found.n - 1))
+    fine = ~found.flagged[:d]
+    first, second = np.triu_indices(d, 1)
+    clear = float(ndtri(1 - ALPHA / len(first) / 2))
+    pairs = [
+        (j, k)
+        for j, k in zip(first, second, strict=True)
+        if fine[j] and fine[k] and abs(np.nan_to_num(z[j, k])) > clear
+    ]
+    if not pairs:
+        return
+    truth, draws = found.correlations
+    missing = [(j, k) for j, k in pairs if abs(draws[j, k]) < abs(truth[j, k])]
+    for what, chosen in (("misses", missing), ("has too much of", [pair for pair in pairs if pair not in missing])):
+        if chosen:
+            j, k = max(chosen, key=lambda pair: abs(z[pair]))
+            yield (
+                f"q(t|x) {what} dependence between latents, in {len(chosen)} of {len(first)} pairs: given x, {found.names[j]} "
+                f"and {found.names[k]} have a correlation of {truth[j, k]:+.2f} for the true latents and of {draws[j, k]:+.2f} "
+                f"for the draws (of normal scores, the mean over x)."
+            )
+
+
+def _ranks(found: Calibration, name: str) -> Float64[np.ndarray, " n"] | Int64[np.ndarray, " n"]:
+    return found.ranks[:, found.names.index(name)]
+
+
+def _above(found: Calibration, name: str) -> str:
+    """How often the truth is above the median of the draws; a rank in the middle counts half."""
+    ranks = _ranks(found, name)
+    return _percent(mean((np.sign(2 * ranks - found.L) + 1) / 2)) + ", where 50 % are expected"
+
+
+def _percent(share: Mean) -> str:
+    return f"{100 * share.mean:.1f} ± {100 * share.reach:.1f} % of the simulated data"
+
+
+def _listed(names: Sequence[str], of: int) -> str:
+    """Names, the worst first."""
+    if of == 1:
+        return names[0]
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{', '.join(names[:_NAMED])}{more} ({len(names)} of {of} latents)"
