@@ -87,6 +87,7 @@ class Particles:
         kl_weight: the weight of log p(t) - log q(t|x,φ) in `log_w`. It is 1 in a bound and may be another number in an
             objective.
         kl: KL(q(t|x,φ)‖p(t)) in closed form, for an estimator that has asked for it.
+        plates: the dimensions of the particles and of the data among the batch dimensions of sites, both below 0.
     """
 
     model: dict[str, Float[Tensor, "K B"]]
@@ -102,6 +103,7 @@ class Particles:
     programs: tuple[Program, Program, tuple[Any, ...], dict[str, Any]]
     kl_weight: float | Tensor = 1.0
     kl: Float[Tensor, "K B"] | None = None
+    plates: tuple[int, int] = (-2, -1)
 
     @property
     def log_lik(self) -> Float[Tensor, "K B"]:
@@ -219,7 +221,62 @@ def particles(
         guide_at=guide_at,
         per_datum=per_datum,
         programs=(model, guide, args, kwargs),
+        plates=(particle_dim, data_dim),
     )
+
+
+def singles(draws: Particles) -> dict[str, Tensor]:
+    """Returns the latents with each draw of each datum as a particle of its own, for `crossed`.
+
+    There are K·B of them by site, (K·B, ..., *event) with a data plate of size 1. That of particle k and datum b is number
+    k·B + b.
+    """
+    particle_dim, data_dim = draws.plates
+    found = {}
+    for name, value in draws.values.items():
+        event = draws.distributions[name][0].event_dim
+        value = value.reshape(*[1] * (event - particle_dim - value.dim()), *value.shape)
+        found[name] = value.movedim(data_dim - event, 1).flatten(0, 1).unsqueeze(data_dim - particle_dim)
+    return found
+
+
+def crossed(
+    program: Program, latents: Mapping[str, Tensor], *args: Any, max_plate_nesting: int = 1
+) -> dict[str, Float[Tensor, "M B"]]:
+    """Returns the log-probability of each of M values of the latents for each of B data, by site, in nats.
+
+    Args:
+        program: a guide, for log q(t_m|x_b), or a model, for log p(t_m).
+        latents: M values of all latents, as `singles` returns them.
+        *args: what the program is called with: B data.
+        max_plate_nesting: the number of plate dimensions that the programs use.
+    """
+    particle_dim, B = -1 - max_plate_nesting, len(args[0])
+    M = len(next(iter(latents.values())))
+    with pyro.plate(_PARTICLES, M, dim=particle_dim):
+        sites = _sample_sites(poutine.trace(_At(latents, B)(program)).get_trace(*args))
+    data_dim = _data_dim(list(sites.values()))
+    return {
+        name: _per_datum(_log_prob(sites[name], sites[name]["value"]), particle_dim, data_dim, (M, B)) for name in latents
+    }
+
+
+class _At(Messenger):
+    """Gives the latents the same values for each of B data, whatever the program would draw."""
+
+    def __init__(self, latents: Mapping[str, Tensor], B: int) -> None:
+        super().__init__()
+        self.latents, self.B = latents, B
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] not in self.latents:
+            return
+        value = self.latents[msg["name"]]
+        frames = {frame.name: frame.dim for frame in msg["cond_indep_stack"] if frame.vectorized}
+        event, data_dim = msg["fn"].event_dim, frames.get("data", next(iter(frames.values()), -1))
+        shape = list(value.shape)
+        shape[data_dim - event] = self.B
+        msg["value"], msg["done"], msg["is_observed"] = value.expand(shape), True, True
 
 
 class _Cut(Messenger):
