@@ -235,8 +235,8 @@ def singles(draws: Particles) -> dict[str, Tensor]:
     found = {}
     for name, value in draws.values.items():
         event = draws.distributions[name][0].event_dim
-        value = value.reshape(*[1] * (event - particle_dim - value.dim()), *value.shape)
-        found[name] = value.movedim(data_dim - event, 1).flatten(0, 1).unsqueeze(data_dim - particle_dim)
+        whole = value.reshape(*[1] * (event - particle_dim - value.dim()), *value.shape)
+        found[name] = whole.movedim(data_dim - event, 1).flatten(0, 1).unsqueeze(data_dim - particle_dim)
     return found
 
 
@@ -257,7 +257,8 @@ def crossed(
         sites = _sample_sites(poutine.trace(_At(latents, B)(program)).get_trace(*args))
     data_dim = _data_dim(list(sites.values()))
     return {
-        name: _per_datum(_log_prob(sites[name], sites[name]["value"]), particle_dim, data_dim, (M, B)) for name in latents
+        name: _per_datum(_log_prob(sites[name], sites[name]["value"]), particle_dim, data_dim, (M, B))
+        for name in latents
     }
 
 
@@ -367,6 +368,19 @@ def observed(
     return {name: site["fn"] for name, site in sites.items() if site["infer"].get("was_observed")}
 
 
+def described(model: Program, latents: Mapping[str, Tensor], *args: Any) -> dict[str, TorchDistributionMixin]:
+    """Returns p(x|t) at each site that the model observes, as `observed` does, and draws no x for it.
+
+    Args:
+        model: a Pyro model.
+        latents: values of all latents by site.
+        *args: the arguments that the model is called with. Where a site depends on another observed one, it is at these values.
+    """
+    with library_path():
+        trace = poutine.trace(poutine.condition(model, data=dict(latents))).get_trace(*args)
+    return {name: site["fn"] for name, site in _sample_sites(trace).items() if name not in latents}
+
+
 def layers(distribution: Any) -> list[Any]:
     """Returns a distribution and those inside it, under ``to_event`` and masks, the innermost last."""
     found = [distribution]
@@ -424,6 +438,16 @@ def draw_latents(guide: Program, *args: Any) -> dict[str, Tensor]:
     """Returns one draw from the guide, by site."""
     with library_path():
         return {name: site["value"] for name, site in _sample_sites(poutine.trace(guide).get_trace(*args)).items()}
+
+
+def run_guide(guide: Program, *args: Any, K: int = 1, max_plate_nesting: int = 1) -> dict[str, tuple[Tensor, Any]]:
+    """Returns K draws from the guide for each datum, with K leading, and the distributions that they are from, by site.
+
+    The distribution of a site that depends on latents before it is that at their draws.
+    """
+    with library_path(), pyro.plate(_PARTICLES, K, dim=-1 - max_plate_nesting):
+        sites = _sample_sites(poutine.trace(guide).get_trace(*args))
+    return {name: (site["value"], site["fn"]) for name, site in sites.items()}
 
 
 def _parameters(trace: poutine.Trace) -> dict[str, Tensor]:

@@ -86,7 +86,9 @@ def members(programs: Programs, family: Family, batch: tuple[Tensor, ...], max_p
 @contextmanager
 def _trainable(programs: Any) -> Iterator[None]:
     """Makes frozen parameters require a gradient inside, so that it is seen what depends on them."""
-    frozen = [p for top in modules_of(programs) for p in top.parameters() if not p.requires_grad and p.is_floating_point()]
+    frozen = [
+        p for top in modules_of(programs) for p in top.parameters() if not p.requires_grad and p.is_floating_point()
+    ]
     for each in frozen:
         each.requires_grad_(True)
     try:
@@ -207,8 +209,8 @@ def _depends(fn: Any) -> bool:
 
 def _unknown(site: str, fn: Any) -> str:
     return (
-        f"guide: at the site {site!r}, {type(layers(fn)[-1]).__name__} has no plain parameters that could be moved for each datum, "
-        f"and no network of this library gives them: choose family='diagonal' or 'full_rank'"
+        f"guide: at the site {site!r}, {type(layers(fn)[-1]).__name__} has no plain parameters that could be moved "
+        f"for each datum, and no network of this library gives them: choose family='diagonal' or 'full_rank'"
     )
 
 
@@ -334,7 +336,9 @@ def _gaussian(programs: Programs, family: Family, batch: tuple[Tensor, ...], max
 
     def guide(*_args: Any) -> None:
         T = log_diagonal.exp().diag_embed()
-        L = root @ (T + below.tril(-1) if full else T)  # t = mean + root (shift + T eps), in the units of the amortized q
+        L = root @ (
+            T + below.tril(-1) if full else T
+        )  # t = mean + root (shift + T eps), in the units of the amortized q
         loc = mean + (root @ shift.unsqueeze(-1)).squeeze(-1)
         eps: list[Tensor] = []  # of the sites before, as far as the covariance of later ones needs them
         with pyro.plate(plate.name, B, dim=plate.dim):
@@ -359,7 +363,9 @@ def _site(loc: Tensor, L: Tensor, event: torch.Size, full: bool) -> Any:
         return dist.MultivariateNormal(loc, scale_tril=L)
     scale = L.diagonal(dim1=-2, dim2=-1)
     shape = event if event else ()
-    return dist.Normal(loc.reshape(*loc.shape[:-1], *shape), scale.reshape(*scale.shape[:-1], *shape)).to_event(len(event))
+    return dist.Normal(loc.reshape(*loc.shape[:-1], *shape), scale.reshape(*scale.shape[:-1], *shape)).to_event(
+        len(event)
+    )
 
 
 def _check_real(name: str, q: Any, family: Family) -> None:
@@ -371,4 +377,6 @@ def _check_real(name: str, q: Any, family: Family) -> None:
             f"family: {family!r} is a Gaussian over real numbers, and the latent {name!r} is {support}: choose family='own'"
         )
     if family == "full_rank" and q.event_dim > 1:
-        raise NoFamilyError(f"family: 'full_rank' takes latents that are vectors, and {name!r} has the shape {tuple(q.event_shape)}")
+        raise NoFamilyError(
+            f"family: 'full_rank' takes latents that are vectors, and {name!r} has the shape {tuple(q.event_shape)}"
+        )

@@ -118,8 +118,8 @@ class Gaps:
         found, N = [], len(self.bound)
         if open_ended := N - int(self.converged.sum()):
             found.append(
-                f"The refinement of {open_ended} of {N} data has not converged: their approximation gaps are too large and their "
-                f"amortization gaps too small. More steps or rounds help."
+                f"The refinement of {open_ended} of {N} data has not converged: their approximation gaps are too large and "
+                f"their amortization gaps too small. More steps or rounds help."
             )
         if few := int((self.effective < _FEW).sum()):
             found.append(
@@ -134,7 +134,9 @@ class Gaps:
             )
         gap, noise = self.summary()["whole"], self.monte_carlo()["whole"]
         if N > 1 and noise > 0.5 * abs(gap.mean) and noise > _TOLERANCE:
-            found.append(f"The error from the draws ({noise:.2g} nats) is as large as the gap ({gap.mean:.2g}): raise draws and K.")
+            found.append(
+                f"The error from the draws ({noise:.2g} nats) is as large as the gap ({gap.mean:.2g}): raise draws and K."
+            )
         return found
 
 
@@ -191,7 +193,8 @@ def gaps(
             raise ValueError(f"{name}: expected at least 2, got {value}")
     if rounds < 2 or batch_size < 1 or not rate > 0:
         raise ValueError(
-            f"rounds, batch_size and rate: expected at least 2, at least 1, and a positive number, got {rounds}, {batch_size}, {rate}"
+            f"rounds, batch_size and rate: expected at least 2, at least 1, and a positive number, got {rounds}, {batch_size}, "
+            f"{rate}"
         )
     columns = columns_for(programs, data)
     x, device = columns.x, columns.x.device
@@ -204,7 +207,9 @@ def gaps(
             with torch.enable_grad(), still(programs, device, seed, "refinement", number):
                 found, replaced, converged = search.best(family, batch, (seed, number))
             with torch.no_grad(), still(programs, device, seed, "gaps", number):
-                row = _measure(programs, found, replaced, batch, draws, None if given else K, max_plate_nesting, (seed, number))
+                row = _measure(
+                    programs, found, replaced, batch, draws, None if given else K, max_plate_nesting, (seed, number)
+                )
             measured.append(row | {"replaced": replaced, "converged": converged})
     joined = {name: torch.cat([row[name] for row in measured]) for name in measured[0]} | given
     check_seen(joined["bound"], x)
@@ -246,9 +251,15 @@ def _given(log_px: Tensor | None, error: Tensor | None, N: int, dynamic: bool) -
         if each is not None and each.shape != (N,):
             raise ValueError(f"{name}: expected one number for each of {N} data, got shape {tuple(each.shape)}")
     if dynamic:
-        raise ValueError("log_px: the pixels of these data are drawn anew at each use, so that it is of other data: leave it out")
+        raise ValueError(
+            "log_px: the pixels of these data are drawn anew at each use, so that it is of other data: leave it out"
+        )
     unknown = torch.full((N,), nan, dtype=torch.float64, device=log_px.device)
-    return {"log_px": log_px.double(), "log_px_error": unknown if error is None else error.double(), "effective": unknown}
+    return {
+        "log_px": log_px.double(),
+        "log_px_error": unknown if error is None else error.double(),
+        "effective": unknown,
+    }
 
 
 def _batches(columns: Any, size: int, device: torch.device, seed: int) -> Any:
@@ -333,7 +344,9 @@ def log_weights(
     chunk = max(1, min(K, EVALUATED // (B * pixels)))
     with torch.no_grad(), seeded(device, *key):
         sizes = [min(chunk, K - start) for start in range(0, K, chunk)]
-        found = [particles(model, guide, *batch, K=k, max_plate_nesting=max_plate_nesting).log_w.double() for k in sizes]
+        found = [
+            particles(model, guide, *batch, K=k, max_plate_nesting=max_plate_nesting).log_w.double() for k in sizes
+        ]
     return torch.cat(found)
 
 

@@ -10,9 +10,9 @@ Two different things are estimated. Both need log q(t|x') at draws t of every da
 
 - Over the N data that are given: q(t) = (1/N) Σ_j q(t|x_j) is a mixture whose density is computed exactly. Both terms are
   means over draws, without bias. This I(x;t) is that of a datum's number, and cannot be above log N.
-- For other data of the same kind, I(x;t) lies between the expectations of two estimates (Poole et al. 2019, section 2.2): the one
-  over the N data, which is the contrastive lower bound, and the same with x_i left out of q(t) at its own draws, which is an
-  upper bound. KL(q(t)‖p(t)) lies between the KL term less each of them.
+- For other data of the same kind, I(x;t) lies between the expectations of two estimates (Poole et al. 2019, section 2.2):
+  the one over the N data, which is the contrastive lower bound, and the same with x_i left out of q(t) at its own draws,
+  which is an upper bound. KL(q(t)‖p(t)) lies between the KL term less each of them.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Surgery:
         noise: the variance over the draws of each datum, for reconstruction, information, marginal_kl and their sum, the ELBO.
         draws: S, the number of draws of each datum.
         kl: E_q [log q - log p] of each datum, by site: their sum is the KL term.
-        kl_per_dimension: the mean of the same over data, by site and dimension, for sites where q and p are both independent over
-            dimensions; other sites are missing.
+        kl_per_dimension: the mean of the same over data, by site and dimension, for sites where q and p are both independent
+            over dimensions; other sites are missing.
         closed_form: whether each of these was computed in closed form, and not from draws, by site.
         activity: Var_x E_q[t_j|x], by site and dimension (Burda et al. 2016).
         threshold: the activity above which a latent counts as used.
@@ -75,7 +75,7 @@ class Surgery:
     noise: dict[str, Float64[Tensor, " N"]]
     draws: int
     kl: dict[str, Float64[Tensor, " N"]]
-    kl_per_dimension: dict[str, Float64[Tensor, "..."]]
+    kl_per_dimension: dict[str, Float64[Tensor, ...]]
     closed_form: dict[str, bool]
     activity: dict[str, Tensor]
     threshold: float
@@ -131,10 +131,12 @@ class Surgery:
         bracket = self.population()
         low, high = bracket["information_low"].mean, bracket["information_high"].mean
         if not high - low <= _WIDE:  # it may be infinite
-            capped = f", since I(x;t) over {len(self.bound)} data cannot be above log N = {self.cap:.2f}" * (self.cap - low < 1)
+            capped = f", since I(x;t) over {len(self.bound)} data cannot be above log N = {self.cap:.2f}" * (
+                self.cap - low < 1
+            )
             found.append(
-                f"The mutual information of other data is only known to be between {low:.2f} and {high:.2f} nats{capped}. More data "
-                f"bring the two closer."
+                f"The mutual information of other data is only known to be between {low:.2f} and {high:.2f} nats{capped}. "
+                f"More data bring the two closer."
             )
         return found
 
@@ -145,11 +147,13 @@ class Surgery:
             return []
         low = self.population()["information_low"]
         if unused < len(used):
-            return [f"Not in use: {unused} of {len(used)} latents, where q(t_j|x) has the same mean for all x: {self._names()}."]
+            return [
+                f"Not in use: {unused} of {len(used)} latents, where q(t_j|x) has the same mean for all x: {self._names()}."
+            ]
         if low.low > _LITTLE:
             return [
-                f"No latent has a mean that varies with x by more than the threshold ({self.threshold:g}), and yet the latents tell "
-                f"x apart (I(x;t) is {low.mean:.2f} nats or more): the threshold suits latents whose scale is about 1."
+                f"No latent has a mean that varies with x by more than the threshold ({self.threshold:g}), and yet the latents "
+                f"tell x apart (I(x;t) is {low.mean:.2f} nats or more): the threshold suits latents whose scale is about 1."
             ]
         spread = self.spread.mean().item()
         return [
@@ -158,15 +162,17 @@ class Surgery:
             + (
                 f"The decoder ignores t: log p(x|t) varies by only {spread:.2g} nats between draws of t. "
                 if spread < _LITTLE
-                else f"The decoder does depend on t (log p(x|t) varies by {spread:.2g} nats between draws of t): it is the guide that "
-                f"ignores x. "
+                else f"The decoder does depend on t (log p(x|t) varies by {spread:.2g} nats between draws of t): it is the "
+                f"guide that ignores x. "
             )
             + "KL warm-up, free nats, or a weaker decoder help."
         ]
 
     def _names(self) -> str:
         """The latents that are not in use, such as ``t[3], t[7]``."""
-        found = [f"{site}[{j}]" for site, used in self.used.items() for j in (~used.flatten()).nonzero().flatten().tolist()]
+        found = [
+            f"{site}[{j}]" for site, used in self.used.items() for j in (~used.flatten()).nonzero().flatten().tolist()
+        ]
         return ", ".join(found[:20]) + (f" and {len(found) - 20} more" if len(found) > 20 else "")
 
 
@@ -256,7 +262,13 @@ class _Pairs:
     def __init__(
         self, programs: Programs, batches: list[tuple[Tensor, ...]], draws: int, max_plate_nesting: int, seed: int
     ) -> None:
-        self.programs, self.batches, self.draws, self.nesting, self.seed = programs, batches, draws, max_plate_nesting, seed
+        self.programs, self.batches, self.draws, self.nesting, self.seed = (
+            programs,
+            batches,
+            draws,
+            max_plate_nesting,
+            seed,
+        )
         sizes = [len(batch[0]) for batch in batches]
         self.starts = [sum(sizes[:i]) for i in range(len(sizes))]
         self.N, self.device = sum(sizes), batches[0][0].device
@@ -341,8 +353,8 @@ class _Pairs:
             return
         if bool(((again - own).abs() > 0.01 + 1e-3 * own.abs()).any()):
             raise ValueError(
-                "guide: log q(t|x) is another number when it is asked again for the same t and x, since the guide is random beyond "
-                "its sample sites: surgery needs one density q(t|x)"
+                "guide: log q(t|x) is another number when it is asked again for the same t and x, since the guide is random "
+                "beyond its sample sites: surgery needs one density q(t|x)"
             )
         few = {name: each[:2] for name, each in latents.items()}
         with evaluating(self.programs, self.device, self.seed, "surgery", 0):
@@ -350,7 +362,8 @@ class _Pairs:
         log_p = torch.stack(list(prior.values())).sum(0)
         if bool((log_p.amax(1) - log_p.amin(1) > 1e-3 + 1e-4 * log_p.abs().amax(1)).any()):
             raise ValueError(
-                "model: p(t) is not the same for each datum, so that there is no KL(q(t)‖p(t)): surgery takes models with one prior"
+                "model: p(t) is not the same for each datum, so that there is no KL(q(t)‖p(t)): surgery takes models "
+                "with one prior"
             )
 
 
@@ -401,6 +414,4 @@ def _activity(programs: Programs, columns: Any, pairs: _Pairs, seed: int) -> dic
     sizes = [prod(shape) for shape in sites.values()]
     if sum(sizes) != len(found):  # latents that stand in further plates
         return {name: variance_of_means(programs, columns, name, S, seed) for name in sites}
-    return {
-        name: part.reshape(shape) for (name, shape), part in zip(sites.items(), found.split(sizes), strict=True)
-    }
+    return {name: part.reshape(shape) for (name, shape), part in zip(sites.items(), found.split(sizes), strict=True)}
