@@ -89,6 +89,7 @@ class Particles:
         kl_weight: the weight of log p(t) - log q(t|x,φ) in `log_w`. It is 1 in a bound and may be another number in an
             objective.
         kl: KL(q(t|x,φ)‖p(t)) in closed form, for an estimator that has asked for it.
+        plates: the dimensions of the particles and of the data among the batch dimensions of sites, both below 0.
     """
 
     model: dict[str, Float[Tensor, "K B"]]
@@ -105,6 +106,7 @@ class Particles:
     programs: tuple[Program, Program, tuple[Any, ...], dict[str, Any]]
     kl_weight: float | Tensor = 1.0
     kl: Float[Tensor, "K B"] | None = None
+    plates: tuple[int, int] = (-2, -1)
 
     @property
     def log_lik(self) -> Float[Tensor, "K B"]:
@@ -231,7 +233,63 @@ def particles(
         per_datum=per_datum,
         vectors=vectors,
         programs=(model, guide, args, kwargs),
+        plates=(particle_dim, data_dim),
     )
+
+
+def singles(draws: Particles) -> dict[str, Tensor]:
+    """Returns the latents with each draw of each datum as a particle of its own, for `crossed`.
+
+    There are K·B of them by site, (K·B, ..., *event) with a data plate of size 1. That of particle k and datum b is number
+    k·B + b.
+    """
+    particle_dim, data_dim = draws.plates
+    found = {}
+    for name, value in draws.values.items():
+        event = draws.distributions[name][0].event_dim
+        whole = value.reshape(*[1] * (event - particle_dim - value.dim()), *value.shape)
+        found[name] = whole.movedim(data_dim - event, 1).flatten(0, 1).unsqueeze(data_dim - particle_dim)
+    return found
+
+
+def crossed(
+    program: Program, latents: Mapping[str, Tensor], *args: Any, max_plate_nesting: int = 1
+) -> dict[str, Float[Tensor, "M B"]]:
+    """Returns the log-probability of each of M values of the latents for each of B data, by site, in nats.
+
+    Args:
+        program: a guide, for log q(t_m|x_b), or a model, for log p(t_m).
+        latents: M values of all latents, as `singles` returns them.
+        *args: what the program is called with: B data.
+        max_plate_nesting: the number of plate dimensions that the programs use.
+    """
+    particle_dim, B = -1 - max_plate_nesting, len(args[0])
+    M = len(next(iter(latents.values())))
+    with pyro.plate(_PARTICLES, M, dim=particle_dim):
+        sites = _sample_sites(poutine.trace(_At(latents, B)(program)).get_trace(*args))
+    data_dim = _data_dim(list(sites.values()))
+    return {
+        name: _per_datum(_log_prob(sites[name], sites[name]["value"]), particle_dim, data_dim, (M, B))
+        for name in latents
+    }
+
+
+class _At(Messenger):
+    """Gives the latents the same values for each of B data, whatever the program would draw."""
+
+    def __init__(self, latents: Mapping[str, Tensor], B: int) -> None:
+        super().__init__()
+        self.latents, self.B = latents, B
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] not in self.latents:
+            return
+        value = self.latents[msg["name"]]
+        frames = {frame.name: frame.dim for frame in msg["cond_indep_stack"] if frame.vectorized}
+        event, data_dim = msg["fn"].event_dim, frames.get("data", next(iter(frames.values()), -1))
+        shape = list(value.shape)
+        shape[data_dim - event] = self.B
+        msg["value"], msg["done"], msg["is_observed"] = value.expand(shape), True, True
 
 
 class _Cut(Messenger):
@@ -340,6 +398,19 @@ def observed(
     return {name: site["fn"] for name, site in sites.items() if site["infer"].get("was_observed")}
 
 
+def described(model: Program, latents: Mapping[str, Tensor], *args: Any) -> dict[str, TorchDistributionMixin]:
+    """Returns p(x|t) at each site that the model observes, as `observed` does, and draws no x for it.
+
+    Args:
+        model: a Pyro model.
+        latents: values of all latents by site.
+        *args: the arguments that the model is called with. Where a site depends on another observed one, it is at these values.
+    """
+    with library_path():
+        trace = poutine.trace(poutine.condition(model, data=dict(latents))).get_trace(*args)
+    return {name: site["fn"] for name, site in _sample_sites(trace).items() if name not in latents}
+
+
 def layers(distribution: Any) -> list[Any]:
     """Returns a distribution and those inside it, under ``to_event`` and masks, the innermost last."""
     found = [distribution]
@@ -420,6 +491,16 @@ def draw_latents(guide: Program, *args: Any) -> dict[str, Tensor]:
     """Returns one draw from the guide, by site."""
     with library_path():
         return {name: site["value"] for name, site in _sample_sites(poutine.trace(guide).get_trace(*args)).items()}
+
+
+def run_guide(guide: Program, *args: Any, K: int = 1, max_plate_nesting: int = 1) -> dict[str, tuple[Tensor, Any]]:
+    """Returns K draws from the guide for each datum, with K leading, and the distributions that they are from, by site.
+
+    The distribution of a site that depends on latents before it is that at their draws.
+    """
+    with library_path(), pyro.plate(_PARTICLES, K, dim=-1 - max_plate_nesting):
+        sites = _sample_sites(poutine.trace(guide).get_trace(*args))
+    return {name: (site["value"], site["fn"]) for name, site in sites.items()}
 
 
 def _parameters(trace: poutine.Trace) -> dict[str, Tensor]:

@@ -130,7 +130,7 @@ class Nine(Picture):
     """Nine samples."""
 
     def draw(self, trained):
-        return {"nine": samples(sample(trained.model, trained.test(1), 9), trained.look)}
+        return {"nine": samples(sample(trained.model, 9), trained.look)}
 '''
 CALLBACK = '''
 from pathlib import Path

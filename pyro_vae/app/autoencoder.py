@@ -102,7 +102,7 @@ def autoencoder(
                 drawn, t = reconstruct(vae, first.x[:18]), encode(vae, first.x)["t"]
             with torch.no_grad(), seeded(where, plan.seed, "prior"):
                 t_prior = vae.prior().sample((1000,))
-            drawn_x = sample(vae, first.x, 36, noise=look.kind == "table")
+            drawn_x = sample(vae, 36, noise=look.kind == "table")
             columns[name] = figures.Case(first.x[:18], drawn, drawn_x, t, t_prior)
     title = (
         f"{setting.name}, d = {spec.latent}, {plan.epochs} epochs, first {len(first)} test {look.noun}; nats per datum, ± 95 % "

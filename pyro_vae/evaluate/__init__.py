@@ -7,7 +7,12 @@ module                what it computes
 `evidence`            what importance weights say about log p(x): its rise, effective sample sizes, k̂
 `pareto`              the shape k̂ of the weights' tail, by ArviZ
 `bound`               an estimator's bound over data, with its terms
-`predictions`         latents of data, reconstructions, samples
+`gaps`                where the gap log p(x) - ELBO comes from: approximation, amortization, generalization
+`families`            a guide's family for each datum, for `gaps`
+`surgery`             mutual information I(x;t), marginal KL, KL and activity per dimension, posterior collapse
+`predictions`         latents of data, reconstructions, samples, posterior predictive draws
+`latents`             mean, scale and draws of q(t|x,φ); interpolation between data
+`exported`            encoder and decoder through ``torch.export``
 `latent_use`          which latents are in use
 `calibration`         whether q(t|x) is the posterior of its own model: ranks, coverage, TARP
 `gradients`           mean, variance, signal-to-noise ratio, bias and cost of an estimator's gradient
@@ -18,10 +23,13 @@ module                what it computes
 from pyro_vae.evaluate.bound import DivergedError, Terms, evaluate_bound
 from pyro_vae.evaluate.calibration import Calibration, calibrate
 from pyro_vae.evaluate.evidence import TRUSTED, Evidence
+from pyro_vae.evaluate.exported import export, export_decoder, export_encoder
+from pyro_vae.evaluate.gaps import Gaps, gaps, generalization_gap
 from pyro_vae.evaluate.gradients import GROUPS, SIDES, Draws, Moments, draw_gradients, moments
 from pyro_vae.evaluate.importance_sampling import bits_per_dim, evidence, log_px
 from pyro_vae.evaluate.latent_use import active_units, variance_of_means
-from pyro_vae.evaluate.predictions import decode, encode, reconstruct, sample
+from pyro_vae.evaluate.latents import Posterior, interpolate, posterior
+from pyro_vae.evaluate.predictions import decode, encode, posterior_predictive, reconstruct, sample
 from pyro_vae.evaluate.statistics import (
     Crossed,
     Interval,
@@ -33,6 +41,7 @@ from pyro_vae.evaluate.statistics import (
     interval_of_median,
     mean,
 )
+from pyro_vae.evaluate.surgery import Surgery, elbo_surgery
 
 __all__ = [
     "GROUPS",
@@ -43,10 +52,13 @@ __all__ = [
     "DivergedError",
     "Draws",
     "Evidence",
+    "Gaps",
     "Interval",
     "Line",
     "Mean",
     "Moments",
+    "Posterior",
+    "Surgery",
     "Terms",
     "active_units",
     "bits_per_dim",
@@ -54,15 +66,24 @@ __all__ = [
     "crossed",
     "decode",
     "draw_gradients",
+    "elbo_surgery",
     "encode",
     "evaluate_bound",
     "evidence",
+    "export",
+    "export_decoder",
+    "export_encoder",
     "fit_line",
+    "gaps",
+    "generalization_gap",
+    "interpolate",
     "interval",
     "interval_of_median",
     "log_px",
     "mean",
     "moments",
+    "posterior",
+    "posterior_predictive",
     "reconstruct",
     "sample",
     "variance_of_means",

@@ -10,13 +10,16 @@ from pyro_vae.kinds import takes
 from pyro_vae.scopes import evaluating
 from pyro_vae.traces import Programs, draw_latents
 
+THRESHOLD = 0.01
+"""The variance of means above which a latent counts as used (Burda et al. 2016, section 5.1)."""
+
 
 @takes
 def active_units(
     programs: Programs,
     data: DataLike,
     site: str | None = None,
-    threshold: float = 0.01,
+    threshold: float = THRESHOLD,
     draws: int = 20,
     seed: int = 0,
 ) -> Tensor:

@@ -12,7 +12,8 @@ from pyro_vae.data import Columns, DataLike, Split, columns_for
 from pyro_vae.data.splits import x_of
 from pyro_vae.kinds import takes
 from pyro_vae.missing import check_seen
-from pyro_vae.scopes import evaluating
+from pyro_vae.parts import Dims
+from pyro_vae.scopes import evaluating, telling_memory
 from pyro_vae.traces import Programs, draw_latents, inputs_of, observed
 
 
@@ -28,7 +29,7 @@ def encode(programs: Programs, data: DataLike, seed: int = 0) -> dict[str, Tenso
         data: N data, on the device of the programs.
         seed: the seed of the draws.
     """
-    columns = _checked(programs, columns_for(programs, data))
+    columns = checked_labels(programs, columns_for(programs, data))
     with evaluating(programs, columns.x.device, seed, "images"):
         latents = draw_latents(programs.guide, *columns.take(slice(None)))
     for t in latents.values():
@@ -42,7 +43,7 @@ def reconstruct(programs: Programs, data: DataLike, seed: int = 0) -> Tensor:
 
     It is the mean of the model's first observed site, and has the shape of x. Where x is missing (NaN), it is an imputation.
     """
-    columns = _checked(programs, columns_for(programs, data))
+    columns = checked_labels(programs, columns_for(programs, data))
     with evaluating(programs, columns.x.device, seed, "images"):
         batch = columns.take(slice(None))
         mean = _mean(programs, batch, draw_latents(programs.guide, *batch))
@@ -52,18 +53,29 @@ def reconstruct(programs: Programs, data: DataLike, seed: int = 0) -> Tensor:
 
 @takes
 def sample(
-    programs: Programs, like: DataLike, n: int, seed: int = 0, *, y: Tensor | None = None, noise: bool = False
+    programs: Programs,
+    n: int,
+    seed: int = 0,
+    *,
+    like: DataLike | None = None,
+    y: Tensor | None = None,
+    noise: bool = False,
 ) -> Tensor:
-    """Returns E[x|t] at n draws t ~ p(t), or draws of x themselves.
+    """Returns E[x|t] at n draws t ~ p(t), or draws of x themselves: the prior predictive distribution.
 
     Args:
         programs: a model and a guide.
-        like: data, of which only the shape of a datum and the device are used.
         n: the number of draws.
         seed: the seed of the draws.
+        like: data, of which only the shape of a datum, the type and the device are used. The models of this project know them.
         y: labels ``(n,)``, for programs that take them.
         noise: x ~ p(x|t) is drawn in place of its mean.
+
+    Raises:
+        ValueError: n is below 1, or the programs do not say what shape a datum has and there is no ``like``.
     """
+    if n < 1:
+        raise ValueError(f"n: expected at least 1 draw, got {n}")
     columns = _in_shape(programs, like, n, y)
     with evaluating(programs, columns.x.device, seed, "images"):
         p_x = _first_observed(programs, columns.tensors, {})
@@ -72,13 +84,15 @@ def sample(
 
 
 @takes
-def decode(programs: Programs, latents: Mapping[str, Tensor], like: DataLike, *, y: Tensor | None = None) -> Tensor:
+def decode(
+    programs: Programs, latents: Mapping[str, Tensor], like: DataLike | None = None, *, y: Tensor | None = None
+) -> Tensor:
     """Returns E[x|t] for given latents.
 
     Args:
         programs: a model and a guide.
         latents: values by site, with n as the first dimension. Latents that are left out are drawn from the prior.
-        like: data, of which only the shape of a datum and the device are used.
+        like: data, of which only the shape of a datum, the type and the device are used. The models of this project know them.
         y: labels ``(n,)``, for programs that take them.
     """
     if not latents:
@@ -88,13 +102,58 @@ def decode(programs: Programs, latents: Mapping[str, Tensor], like: DataLike, *,
         return _mean(programs, columns.tensors, latents)
 
 
-def _in_shape(programs: Programs, like: DataLike, n: int, y: Tensor | None) -> Columns:
+@takes
+def posterior_predictive(
+    programs: Programs, data: DataLike, draws: int = 1, seed: int = 0, *, batch_size: int = 1000
+) -> Tensor:
+    """Returns draws ``(S, N, *x_shape)`` of x' ~ p(x'|t) with t ~ q(t|x,φ), S of them for each datum.
+
+    They are of the model's first observed site. Where x is missing (NaN), a draw is whole.
+
+    Args:
+        programs: a model and a guide.
+        data: N data, on the device of the programs.
+        draws: S, the number of draws of t, and of x' given it, for each datum.
+        seed: the seed of the draws.
+        batch_size: the number of data at a time.
+    """
+    if draws < 1 or batch_size < 1:
+        raise ValueError(f"draws and batch_size: expected at least 1, got {draws} and {batch_size}")
+    columns = checked_labels(programs, columns_for(programs, data))
+    found: list[Tensor] = []
+    with telling_memory(draws=draws, batch_size=batch_size), evaluating(programs, columns.x.device, seed, "images"):
+        for batch in columns.batches(batch_size):
+            each = [
+                _first_observed(programs, batch, draw_latents(programs.guide, *batch)).sample() for _ in range(draws)
+            ]
+            found.append(torch.stack(each))
+    drawn = torch.cat(found, 1)
+    check_seen(drawn, columns.x)
+    return drawn
+
+
+def example_of(programs: Any, like: DataLike | None) -> Tensor:
+    """Returns one datum ``(1, *x_shape)`` whose values have no meaning, of the type and on the device of the programs.
+
+    Raises:
+        ValueError: the programs do not say what shape a datum has, and there is no ``like``.
+    """
+    if like is not None:
+        return torch.zeros_like(x_of(like)[:1])
+    dims = getattr(programs, "dims", None)
+    if not isinstance(dims, Dims):
+        raise ValueError("like: these programs do not say what shape a datum has, so that data are needed: give like=x")
+    own = next((each for each in programs.parameters() if each.is_floating_point()), torch.zeros(()))
+    return torch.zeros((1, *dims.x_shape), dtype=own.dtype, device=own.device)
+
+
+def _in_shape(programs: Programs, like: DataLike | None, n: int, y: Tensor | None) -> Columns:
     """Returns n zeros of the shape of the data, with labels if there are any."""
-    x = x_of(like)
-    return _checked(programs, Split(torch.zeros_like(x[:1]).expand(n, *x.shape[1:]), y).columns(inputs_of(programs)))
+    x = example_of(programs, like)
+    return checked_labels(programs, Split(x.expand(n, *x.shape[1:]), y).columns(inputs_of(programs)))
 
 
-def _checked(programs: Programs, columns: Columns) -> Columns:
+def checked_labels(programs: Programs, columns: Columns) -> Columns:
     """Returns the columns if the model knows all of their labels, and raises ValueError otherwise."""
     classes, y = getattr(programs, "classes", None), columns.y
     if y is not None and classes and not y.is_meta and not bool(((y >= 0) & (y < classes)).all()):

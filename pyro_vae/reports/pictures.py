@@ -59,14 +59,14 @@ class Samples(Picture):
         first, look = trained.test(_SHOWN), trained.look
         if look.kind == "table":
             given, y = ("t", None) if first.y is None else ("t,y", first.y)
-            drawn = sample(trained.model, first, _SHOWN if y is None else len(y), y=y, noise=True)
+            drawn = sample(trained.model, _SHOWN if y is None else len(y), like=first, y=y, noise=True)
             title = f"test data, and samples x ~ p(x|{given}) at t ~ p(t)"
             return {"samples": figures.samples(drawn, look, title, x=first.x)}
         if first.y is None:
-            means = sample(trained.model, first, 100)
+            means = sample(trained.model, 100, like=first)
             return {"samples": figures.samples(means, look, "means of p(x|t) at t ~ p(t)")}
         each = first.y.unique()[:20]
-        means = sample(trained.model, first, 10 * len(each), y=each.repeat_interleave(10))
+        means = sample(trained.model, 10 * len(each), like=first, y=each.repeat_interleave(10))
         names, where = [trained.data.view.label(k) for k in each.tolist()], "line" if look.kind == "image" else "panel"
         title = f"means of p(x|t,y) at t ~ p(t), a {where} for each class y"
         return {"samples": figures.samples(means, look, title, names=names)}

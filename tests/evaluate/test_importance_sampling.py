@@ -69,7 +69,7 @@ def test_images():
     oracle.set_guide_to_posterior()
     vae, x = oracle.vae, oracle.data(5)
     assert ev.reconstruct(vae, x).shape == x.shape
-    assert ev.sample(vae, x, 7).shape == (7, 5)
+    assert ev.sample(vae, 7).shape == (7, 5)
     assert ev.encode(vae, x)["t"].shape == (5, 2)
     t = torch.randn(3, 2, dtype=torch.float64)
     torch.testing.assert_close(ev.decode(vae, {"t": t}, x), (t @ oracle.W.T + oracle.b).detach())
@@ -80,7 +80,7 @@ def test_the_whole_evaluation_on_the_meta_device():
     vae = LinearGaussian.random().vae.to("meta")
     x = torch.empty(6, 5, device="meta", dtype=torch.float64)
     assert ev.log_px(vae, Split(x), 10).device.type == "meta"
-    for image in (ev.reconstruct(vae, x), ev.sample(vae, x, 6), ev.decode(vae, ev.encode(vae, x), x)):
+    for image in (ev.reconstruct(vae, x), ev.sample(vae, 6), ev.decode(vae, ev.encode(vae, x), x)):
         assert image.shape == x.shape
         assert image.device.type == "meta"
 

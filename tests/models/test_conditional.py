@@ -144,11 +144,11 @@ def test_labels_follow_their_data():
 def test_images_of_labels():
     model = small()
     assert encode(model, Split(BITS, Y))["t"].shape == (6, 2)
-    assert reconstruct(model, Split(BITS, Y)).shape == sample(model, BITS, 6, y=Y).shape == BITS.shape
+    assert reconstruct(model, Split(BITS, Y)).shape == sample(model, 6, y=Y).shape == BITS.shape
     with pytest.raises(ValueError, match="expected a label for each of 5 data, got 6"):
-        sample(model, BITS, 5, y=Y)
+        sample(model, 5, y=Y)
     with pytest.raises(ValueError, match=r"expected labels 0..2, got 0 to 7"):
-        sample(model, BITS, 2, y=torch.tensor([0, 7]))
+        sample(model, 2, y=torch.tensor([0, 7]))
 
 
 def test_programs_declare_what_they_are_called_with():
@@ -174,7 +174,7 @@ def test_a_digit_of_the_class_that_was_asked_for():
         pass
     centers = torch.stack([binary.train.x[binary.train.labels == y].mean(0).flatten() for y in range(10)])
     y = torch.arange(10).repeat_interleave(40)
-    images = sample(model, binary.test.x, len(y), y=y).flatten(1)
+    images = sample(model, len(y), y=y).flatten(1)
     assert (torch.cdist(images, centers).argmin(1) == y).float().mean() > 0.95
 
 

@@ -258,7 +258,7 @@ def test_every_part_takes_missing_values_and_comes_back(cls, tmp_path):
     assert estimate.bound.isfinite().all()
     assert all(gradient.isfinite().all() for gradient in gradients)
     assert reconstruct(vae, x).isfinite().all()
-    assert sample(vae, x, 5, noise=True).isfinite().all()
+    assert sample(vae, 5, noise=True).isfinite().all()
     assert all(t.isfinite().all() for t in encode(vae, x).values())
     assert active_units(vae, x).shape == (2,)
     assert log_px(vae, x, 3).isfinite().all()

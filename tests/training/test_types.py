@@ -44,7 +44,7 @@ def test_the_default_type_may_be_float64(parts, estimator, when, traced, tmp_pat
         records = list(fit(vae, data, epochs=2, batch_size=10, estimator=estimator, compile="on"))
         (
             evaluate_bound(vae, data.test, estimator),
-            sample(vae, data.test, 2),
+            sample(vae, 2),
             encode(vae, data.test),
             reconstruct(vae, data.test),
         )

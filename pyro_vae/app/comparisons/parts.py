@@ -203,7 +203,7 @@ def draw(
         name, (seed, cell) = "\n".join(_telling(names, named)), next(iter(of_cell.items()))
         shown = name if seed == over.seeds[0] else f"{name}\nseed {seed}"  # the first has none: it was left out
         vae: Any = load(cell["folder"], here(cells.folder)).to(first.x.device)
-        pictures[shown] = sample(vae, first.x, 1000, noise=True) if look.kind == "table" else sample(vae, first.x, 36)
+        pictures[shown] = sample(vae, 1000, noise=True) if look.kind == "table" else sample(vae, 36)
         t, prior = encode(vae, first.x)["t"], vae.prior()
         used = t.var(0).argsort(descending=True)[:2].sort().values
         with torch.no_grad(), seeded(t.device, "prior"):
