@@ -9,6 +9,7 @@ from math import ceil, log10, nan, sqrt
 from typing import Any
 
 import numpy as np
+from scipy.special import logsumexp
 
 LEAST = 25
 """The fewest weights that k̂ is computed from: the tail is then five of them."""
@@ -58,23 +59,48 @@ def _pareto_k(largest: np.ndarray, unit: float) -> float:
     # ArviZ fits the largest fifth of the weights that it is given, of which it reads no more.
     given = np.full(5 * len(above), -np.inf)
     given[: len(above)], given[len(above)] = above - top, largest[min(len(above), len(largest) - 1)] - top
-    return _psis()(given)
+    return float(_psis()(given, _FIFTH)[1])
+
+
+_FIFTH = 1e-9
+"""An ArviZ option (r_eff) that says draws are nearly useless: then its tail is a fifth of the weights, and no smaller."""
+
+
+def smoothed(log_w: np.ndarray) -> np.ndarray:
+    """Returns log weights (K, N) that sum to 1 for each datum, with the largest ones smoothed by ArviZ, if K is 25 or more.
+
+    The tail's weights are replaced by the quantiles of a generalized Pareto distribution that is fitted to them, so that the
+    few largest have less noise (Vehtari et al. 2024). Where k̂ cannot be computed, weights stay as they are.
+
+    Args:
+        log_w: log weights (K, N).
+    """
+    smooth = np.array(log_w, dtype=np.float64)
+    if len(smooth) >= LEAST:
+        for each in smooth.T:
+            # Equal weights have no tail, and ArviZ asks for five weights in it.
+            if np.isfinite(each.max()) and len(np.unique(each[each > each.max() + _UNDERFLOW])) > LEAST // 5:
+                each[:] = _psis()(each, 1.0)[0]
+    return smooth - logsumexp(smooth, axis=0)
 
 
 @cache
-def _psis() -> Callable[[np.ndarray], float]:
-    """Returns ArviZ's k̂ of log weights whose largest fifth is the tail.
+def _psis() -> Callable[[np.ndarray, float], tuple[np.ndarray, float]]:
+    """Returns ArviZ's Pareto-smoothed importance sampling: from log weights and r_eff, smoothed log weights and k̂.
 
-    Its two lines have it under different names, the newer one of minus the log weights. Importing takes seconds.
+    Its two lines have it under different names, the newer one as a function of minus the log weights. Importing takes seconds.
     """
-    fifth = {"r_eff": 1e-9}  # as if draws were nearly useless: then the tail is a fifth, and no smaller
     try:
         from arviz_stats.base import array_stats  # noqa: PLC0415
     except ImportError:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # what it says is of its next line
-            import arviz  # noqa: PLC0415
+        older = arviz()
+        return lambda log_w, r_eff: older.psislw(log_w, reff=r_eff)
+    return lambda log_w, r_eff: array_stats.psislw(-log_w, r_eff=r_eff)
 
-        older: Any = arviz
-        return lambda log_w: float(older.psislw(log_w, reff=fifth["r_eff"])[1])
-    return lambda log_w: float(array_stats.psislw(-log_w, **fifth)[1])
+
+def arviz() -> Any:
+    """Returns ArviZ, of either line."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # 0.23 says that 1.0 differs
+        import arviz as found  # noqa: PLC0415
+    return found
