@@ -235,7 +235,9 @@ def _as_arviz(
     for group, values in groups.items():
         variables = {}
         for name, value in values.items():
-            own = dims[name][1:] if group.startswith("prior") else ["datum"] if group == "log_likelihood" else dims[name]
+            own = (
+                dims[name][1:] if group.startswith("prior") else ["datum"] if group == "log_likelihood" else dims[name]
+            )
             drawn = value.ndim > len(own)
             variables[name] = (["chain", "draw", *own], value[None]) if drawn else (own, value)
         used = {dim for own, _ in variables.values() for dim in own}

@@ -97,7 +97,7 @@ def test_resampled_draws_are_of_the_posterior_and_the_guides_own_are_not(oracle)
 
 def test_predictive_draws_have_the_moments_of_the_model(oracle):
     """x ~ p(x) has covariance W Wᵀ + σ² I; within 5 standard errors of 4,000 draws."""
-    found = to_arviz(oracle.vae, oracle.data(1), K=25, draws=4000)
+    found = to_arviz(oracle.vae, oracle.data(1), K=30, draws=4000)
     x = found["prior_predictive"]["x"].values[0]
     W, b = oracle.W.detach().numpy(), oracle.b.detach().numpy()
     variance = (W**2).sum(1) + oracle.variance.detach().numpy()
@@ -163,11 +163,13 @@ def test_a_zarr_store_brings_all_back(oracle, tmp_path):
     pytest.importorskip("zarr", reason="zarr is not installed")
     found = to_arviz(oracle.vae, oracle.data(5), K=30, draws=10)
     store = str(tmp_path / "found.zarr")
-    try:
-        found.to_zarr(store)
-    except ImportError as error:
-        pytest.skip(str(error))
-    assert groups_of(az.from_zarr(store)) == groups_of(found)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # zarr's own, about its format
+        try:
+            found.to_zarr(store)
+        except ImportError as error:
+            pytest.skip(str(error))
+        assert groups_of(az.from_zarr(store)) == groups_of(found)
 
 
 class Own:

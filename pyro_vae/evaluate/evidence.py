@@ -113,7 +113,7 @@ class Evidence:
 
     @property
     def good_k(self) -> float:
-        """The largest k̂ at which K particles are enough for a reliable estimate; NaN if K < 25."""
+        """The largest k̂ at which K particles are enough for a reliable estimate; NaN if K < 30."""
         return good_k(self.K)
 
     @property

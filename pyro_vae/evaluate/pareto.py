@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.special import logsumexp
 
-LEAST = 25
+LEAST = 30
 """The fewest weights that k̂ is computed from: the tail is then five of them."""
 _UNDERFLOW = -700.0
 """The log of the smallest weight, relative to the largest, that is told from zero."""
@@ -67,7 +67,7 @@ _FIFTH = 1e-9
 
 
 def smoothed(log_w: np.ndarray) -> np.ndarray:
-    """Returns log weights (K, N) that sum to 1 for each datum, with the largest ones smoothed by ArviZ, if K is 25 or more.
+    """Returns log weights (K, N) that sum to 1 for each datum, with the largest ones smoothed by ArviZ, if K is 30 or more.
 
     The tail's weights are replaced by the quantiles of a generalized Pareto distribution that is fitted to them, so that the
     few largest have less noise (Vehtari et al. 2024). Where k̂ cannot be computed, weights stay as they are.
@@ -78,7 +78,7 @@ def smoothed(log_w: np.ndarray) -> np.ndarray:
     smooth = np.array(log_w, dtype=np.float64)
     if len(smooth) >= LEAST:
         for each in smooth.T:
-            # Equal weights have no tail, and ArviZ asks for five weights in it.
+            # Equal weights have no tail, and ArviZ asks for weights in it that differ.
             if np.isfinite(each.max()) and len(np.unique(each[each > each.max() + _UNDERFLOW])) > LEAST // 5:
                 each[:] = _psis()(each, 1.0)[0]
     return smooth - logsumexp(smooth, axis=0)
