@@ -4,6 +4,7 @@
 module                what it computes
 ===================== ===========================================================================================
 `importance_sampling` log p(x) of each datum by importance sampling; bits per dimension
+`annealing`           log p(x) by annealed importance sampling, a bracket of it, the rate-distortion curve
 `bound`               an estimator's bound over data, with its terms
 `predictions`         latents of data, reconstructions, samples
 `latent_use`          which latents are in use
@@ -12,6 +13,7 @@ module                what it computes
 ===================== ===========================================================================================
 """
 
+from pyro_vae.evaluate.annealing import Annealed, Annealing, Bracket, RateDistortion, ais, bracket
 from pyro_vae.evaluate.bound import DivergedError, Terms, evaluate_bound
 from pyro_vae.evaluate.gradients import GROUPS, SIDES, Draws, Moments, draw_gradients, moments
 from pyro_vae.evaluate.importance_sampling import bits_per_dim, log_px
@@ -32,6 +34,9 @@ from pyro_vae.evaluate.statistics import (
 __all__ = [
     "GROUPS",
     "SIDES",
+    "Annealed",
+    "Annealing",
+    "Bracket",
     "Crossed",
     "DivergedError",
     "Draws",
@@ -39,9 +44,12 @@ __all__ = [
     "Line",
     "Mean",
     "Moments",
+    "RateDistortion",
     "Terms",
     "active_units",
+    "ais",
     "bits_per_dim",
+    "bracket",
     "crossed",
     "decode",
     "draw_gradients",
