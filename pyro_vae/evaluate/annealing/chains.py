@@ -46,19 +46,22 @@ Gradient = Callable[[Tensor, Tensor], tuple[Densities, Tensor]]
 """Returns the log densities at z, and the gradient of log p₀ + β (log p(x,t) - log p₀) by z, from z (K, B, D) and β."""
 
 
-def gradient_of(density: Callable[[Tensor], Densities]) -> Gradient:
-    """Returns the function that gives densities with the gradient along the path."""
+def gradient_of(density: Callable[..., Densities], z: Tensor, beta: Tensor, *args: Tensor) -> tuple[Densities, Tensor]:
+    """Returns the log densities at z with the gradient along the path (see `Gradient`).
 
-    def gradient(z: Tensor, beta: Tensor) -> tuple[Densities, Tensor]:
-        with torch.enable_grad():
-            leaf = z.detach().requires_grad_()
-            at = density(leaf)
-            total = (at.start + beta * at.ratio).sum()
-            # A density that is constant in z has no gradient.
-            found = torch.autograd.grad(total, leaf)[0] if total.requires_grad else torch.zeros_like(leaf)
-        return Densities(at.start.detach(), at.ratio.detach()), found
-
-    return gradient
+    Args:
+        density: the log densities as a function of z and ``args``.
+        z: the latents in unconstrained coordinates (K, B, D).
+        beta: the inverse temperature.
+        *args: what else the density depends on.
+    """
+    with torch.enable_grad():
+        leaf = z.detach().requires_grad_()
+        at = density(leaf, *args)
+        total = (at.start + beta * at.ratio).sum()
+        # A density that is constant in z has no gradient.
+        slope = torch.autograd.grad(total, leaf)[0] if total.requires_grad else torch.zeros_like(leaf)
+    return Densities(at.start.detach(), at.ratio.detach()), slope
 
 
 def move(

@@ -24,9 +24,15 @@ class Annealing:
 
     At each β the chains make one move by Hamiltonian Monte Carlo (Neal 2011), which leaves that density as it is.
 
+    From a trained guide the path is short. For a trained model of Digits, 50 temperatures from the guide come as near as 1,000
+    from the prior do. So the guide is the default. From there, chains may miss what the guide misses, such as a second mode of
+    the posterior. A path from the prior knows nothing of the guide: it is the independent check, and it gives the
+    rate-distortion curve. Start there too if the guide is poor, or cannot score latents that it did not draw.
+
     Args:
         temperatures: T, the number of steps from β = 0 to β = 1. The bound becomes tighter as T grows.
-        leapfrog: L, the number of leapfrog steps of a move. A temperature takes L + 1 gradients of log p(x,t).
+        leapfrog: L, the number of leapfrog steps of a move. A temperature takes L + 1 gradients of log p(x,t). For the same
+            number of gradients, more temperatures with fewer leapfrog steps gave tighter bounds.
         schedule: "linear" has equal steps of β. "sigmoidal" has small steps at both ends, where the densities change most:
             β_k = (σ(δ (2k/T - 1)) - σ(-δ)) / (σ(δ) - σ(-δ)) with δ = 4 (Wu et al. 2017).
         start: p₀, which is the prior p(t) or the guide q(t|x,φ).
@@ -36,10 +42,10 @@ class Annealing:
         ValueError: a number is out of its range.
     """
 
-    temperatures: int = 500
-    leapfrog: int = 10
+    temperatures: int = 1000
+    leapfrog: int = 3
     schedule: Schedule = "sigmoidal"
-    start: Start = "prior"
+    start: Start = "guide"
     acceptance: float = 0.65
 
     def __post_init__(self) -> None:

@@ -142,7 +142,7 @@ class Bracket:
         return mean(self.width)
 
     def interval(self, alpha: float = 0.05) -> tuple[Float64[Tensor, " N"], Float64[Tensor, " N"]]:
-        """Returns the ends of an interval for log p(x) of each datum, which contains it with a probability of 1 - alpha or more.
+        """Returns the ends of an interval that contains log p(x) of a datum with a probability of 1 - alpha or more (N,).
 
         Both bounds are moved out by log (2 / alpha), which is what Markov's inequality asks for whatever the weights are.
         """
@@ -193,8 +193,8 @@ def _about_acceptance(acceptance: Tensor, annealing: Annealing) -> list[str]:
         return []
     return [
         f"For {_count(outside)} data the acceptance rate of the moves is outside {low} to {high} (the median is "
-        f"{float(acceptance.nanmedian()):.2f}): the chains mix badly, and the bounds are loose. Use more temperatures, so that the "
-        f"preliminary run is longer, or another start of the path."
+        f"{float(acceptance.nanmedian()):.2f}): the chains mix badly, and the bounds are loose. Use more temperatures, so that "
+        f"the preliminary run is longer, or another start of the path."
     ]
 
 
