@@ -6,6 +6,7 @@ The programs and Pyro's handlers are traced once into a graph of tensor operatio
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence, Set
@@ -16,6 +17,7 @@ from operator import attrgetter, is_
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +30,7 @@ from pyro_vae.snapshot import Snapshot
 from pyro_vae.traces import library_path
 
 aten = torch.ops.aten
+logger = logging.getLogger("pyro_vae")
 
 Compile = Literal["auto", "on", "off"]
 """The choice of what is compiled: all that can be ("on"), nothing ("off"), or only what saves time overall ("auto")."""
@@ -172,6 +175,40 @@ def compiled(
     constants += [value for value in vars(graph).values() if isinstance(value, Tensor)]
     _refuse_states(snapshot, {value.untyped_storage().data_ptr() for value in constants})
     return Compiled(_inductor(graph, [*inputs, *held]), programs, names, len(leaves), snapshot, constants)
+
+
+_graphs: WeakKeyDictionary[nn.Module, dict[Any, Compiled]] = WeakKeyDictionary()
+
+
+def kept(
+    programs: Any, function: Callable[..., list[Tensor]], inputs: tuple[Tensor, ...], key: Any, what: str
+) -> Callable[..., list[Tensor]]:
+    """Returns a function that trains nothing, for inputs of these shapes, as one compiled graph.
+
+    The graphs of a module are kept from call to call, as long as what they hold as constants stays the same. If the function
+    cannot be compiled, it is returned itself, and the reason is logged.
+
+    Args:
+        programs: a module that holds the Pyro programs.
+        function: a function that maps tensors to tensors and runs the programs.
+        inputs: example inputs, of the shapes of all later calls.
+        key: what distinguishes the function from others of these programs.
+        what: what is computed, for the log.
+    """
+    key = (what, key, *((each.shape, each.dtype, each.device) for each in inputs))
+
+    def whole(_swapped: Sequence[Tensor], _held: Sequence[Tensor], *given: Tensor) -> list[Tensor]:
+        return function(*given)
+
+    graphs = _graphs.get(programs, {}) if isinstance(programs, nn.Module) else {}
+    if key not in graphs or graphs[key].stale():
+        try:
+            graphs[key] = compiled(programs, whole, [], inputs, {})
+        except NotCompiledError as reason:
+            logger.warning("%s is computed eagerly: %s", what, reason)
+            return function
+        _graphs[programs] = graphs
+    return graphs[key]
 
 
 def _place(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:

@@ -6,6 +6,7 @@ module                what it computes
 `importance_sampling` log p(x) of each datum by importance sampling; bits per dimension
 `evidence`            what importance weights say about log p(x): its rise, effective sample sizes, k̂
 `pareto`              the shape k̂ of the weights' tail, by ArviZ
+`annealing`           log p(x) by annealed importance sampling, a bracket of it, the rate-distortion curve
 `bound`               an estimator's bound over data, with its terms
 `gaps`                where the gap log p(x) - ELBO comes from: approximation, amortization, generalization
 `families`            a guide's family for each datum, for `gaps`
@@ -20,6 +21,7 @@ module                what it computes
 ===================== ===========================================================================================
 """
 
+from pyro_vae.evaluate.annealing import Annealed, Annealing, Bracket, RateDistortion, ais, bracket
 from pyro_vae.evaluate.bound import DivergedError, Terms, evaluate_bound
 from pyro_vae.evaluate.calibration import Calibration, calibrate
 from pyro_vae.evaluate.evidence import TRUSTED, Evidence
@@ -47,6 +49,9 @@ __all__ = [
     "GROUPS",
     "SIDES",
     "TRUSTED",
+    "Annealed",
+    "Annealing",
+    "Bracket",
     "Calibration",
     "Crossed",
     "DivergedError",
@@ -58,10 +63,13 @@ __all__ = [
     "Mean",
     "Moments",
     "Posterior",
+    "RateDistortion",
     "Surgery",
     "Terms",
     "active_units",
+    "ais",
     "bits_per_dim",
+    "bracket",
     "calibrate",
     "crossed",
     "decode",

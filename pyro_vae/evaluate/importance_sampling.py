@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from math import log, prod
-from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float64
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyro_vae.compilation import Compile, Compiled, NotCompiledError, compiled
+from pyro_vae.compilation import Compile, kept
 from pyro_vae.data import DataLike, columns_for
 from pyro_vae.evaluate.evidence import Evidence, Weights
 from pyro_vae.kinds import takes
@@ -29,8 +26,6 @@ _TOGETHER = 4
 """The number of chunks in one compiled graph, which share what does not depend on particles: encoder and prior."""
 _AUTO_WORK = 2**31
 """The least work, particles × data × pixels, for which a compiled chunk saves more time than compiling takes."""
-
-logger = logging.getLogger("pyro_vae")
 
 
 @takes
@@ -81,27 +76,28 @@ def evidence(
     most = min(K, _TOGETHER * chunk)
     model, guide = (in_precision(program, precision) for program in (programs.model, programs.guide))
 
-    def log_weights(*batch: Tensor, k: int) -> Tensor:
-        """Returns the log weights of k new particles (k, B)."""
+    def log_weights(*batch: Tensor, k: int) -> list[Tensor]:
+        """Returns the log weights of k new particles (k, B), as the one tensor of a list."""
         drawn = []
         for start in range(0, k, chunk):
             draws = particles(model, guide, *batch, K=min(chunk, k - start), max_plate_nesting=max_plate_nesting)
             drawn.append(draws.log_w)
-        return torch.cat(drawn)
+        return [torch.cat(drawn)]
 
     found: list[Evidence] = []
     sizes = {"batch_size": batch_size, "K": K}
     with telling_memory(**sizes), evaluating(programs, device, seed, "log p(x)"), library_path():
-        full: Callable[..., Tensor] = partial(log_weights, k=most)
+        full: Callable[..., list[Tensor]] = partial(log_weights, k=most)
         if compile == "on" or (compile == "auto" and K * N * pixels >= _AUTO_WORK):
             key = most, chunk, max_plate_nesting, precision
-            full = _compiled(programs, full, columns.first(batch_size).tensors, key)
+            full = kept(programs, full, columns.first(batch_size).tensors, key, "log p(x)")
         for batch in columns.batches(batch_size):
             B = len(batch[0])
             weights = Weights(K, batch[0])
             for start in range(0, K, most):
                 whole = K - start >= most and min(batch_size, N) == B
-                weights.add(full(*batch) if whole else log_weights(*batch, k=min(most, K - start)))
+                (log_w,) = full(*batch) if whole else log_weights(*batch, k=min(most, K - start))
+                weights.add(log_w)
             found.append(weights.found())
     joined = Evidence.join(found)
     check_seen(joined.log_px, columns.x)
@@ -132,31 +128,3 @@ def log_px(
         precision=precision,
     )
     return found.log_px
-
-
-_graphs: WeakKeyDictionary[nn.Module, dict[Any, Compiled]] = WeakKeyDictionary()
-
-
-def _compiled(
-    programs: Any, function: Callable[..., Tensor], batch: tuple[Tensor, ...], key: Any
-) -> Callable[..., Tensor]:
-    """Returns the function, for batches of these shapes, as one compiled graph.
-
-    If it cannot be compiled, the function itself is returned and the reason is logged. The graphs of a module are kept from
-    call to call, as long as what they hold as constants stays the same.
-    """
-    key = (key, *((each.shape, each.dtype, each.device) for each in batch))
-
-    def whole(_swapped: Sequence[Tensor], _held: Sequence[Tensor], *batch: Tensor) -> list[Tensor]:
-        return [function(*batch)]
-
-    kept = _graphs.get(programs, {}) if isinstance(programs, nn.Module) else {}
-    if key not in kept or kept[key].stale():
-        try:
-            kept[key] = compiled(programs, whole, [], batch, {})
-        except NotCompiledError as reason:
-            logger.warning("log p(x) is computed eagerly: %s", reason)
-            return function
-        _graphs[programs] = kept
-    run = kept[key]
-    return lambda *batch: run(*batch)[0]
