@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from pyro_vae.app import autoencoder, train
+from pyro_vae.app import autoencoder, evaluation, train
 from pyro_vae.app.comparisons import estimators, parts
 from pyro_vae.app.options import choose, program
 
 COMMANDS: dict[str, Callable[[Sequence[str], str], None]] = {
     "train": train.main,
+    "evaluate": evaluation.main,
     "compare-estimators": estimators.main,
     "compare-parts": parts.main,
     "autoencoder": autoencoder.main,

@@ -183,7 +183,10 @@ class Options:
         if run and not (Path(run) / "config.yaml").is_file():
             run = None  # the command tells what is wrong with it
         if run:  # a run brings its data along: they are the default then
-            described["data"] = data_of_run(Path(run), self.trust)
+            try:
+                described["data"] = data_of_run(Path(run), self.trust)
+            except ValueError as error:
+                fail(f"run: {error}", status=2)
         # The parser knows no defaults here, and a class whose options are given must have those that it cannot do without.
         words, nulls = without_nulls(self.arguments)
         given = self._given(described, [*(words_for("data", described["data"], self.trust) if run else []), *words])

@@ -31,22 +31,20 @@ def run_of(arguments: Sequence[str]) -> str | None:
 def data_of_run(folder: Path, trust: Trust) -> dict[str, Any]:
     """The description of the data that a run was trained on, from its folder.
 
-    Ends the program where the folder has none, or names a class that is not trusted.
+    Raises:
+        ValueError: the folder has none, or names a class that is not trusted.
     """
     path = folder / "config.yaml"
-    try:
-        config = read_yaml(path)
-    except ValueError as error:
-        fail(f"run: {error}")
+    config = read_yaml(path)
     data = config.get("data") if isinstance(config, dict) else None
     if isinstance(data, str):
         data = {"class_path": data}
     if not isinstance(data, dict) or not isinstance(data.get("class_path"), str):
-        fail(f"run: {path} does not say which data the model was trained on: name them with --data CLASS")
+        raise ValueError(f"{path} does not say which data the model was trained on: name them with --data CLASS")
     try:
         trust.find(data["class_path"])
     except ValueError as error:
-        fail(f"run: {path}: data: {error}", status=2)
+        raise ValueError(f"{path}: data: {error}") from error
     return {"class_path": data["class_path"], "init_args": dict(data.get("init_args") or {})}
 
 

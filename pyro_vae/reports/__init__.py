@@ -4,10 +4,16 @@
 """
 
 from pyro_vae.reports.base import Measured, Metric, Picture, Row, Trained
+from pyro_vae.reports.diagnostics import AIS, Bracket, Calibration, Gaps, Surgery
 from pyro_vae.reports.metrics import LogLikelihood, TestBound
 from pyro_vae.reports.pictures import Latents, LearningCurves, Plane, Reconstructions, Samples, Traversals
 
 __all__ = [
+    "AIS",
+    "Bracket",
+    "Calibration",
+    "Gaps",
+    "Surgery",
     "Latents",
     "LearningCurves",
     "LogLikelihood",

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 from torch import Tensor
 
-from pyro_vae.data import Columns, Splits, columns_for
+from pyro_vae.data import Columns, Split, Splits, columns_for
 from pyro_vae.kinds import require
-from pyro_vae.traces import Programs
+from pyro_vae.traces import Programs, inputs_of
 from pyro_vae.training import Epoch, TrainingPlan
 
 if TYPE_CHECKING:  # a second of import that only pictures need
@@ -50,6 +50,24 @@ class Trained:
         columns = columns_for(self.model, self.data.test)
         return columns if n is None else columns.first(n)
 
+    def counted(self, n: int) -> str:
+        """How the table says that a number is taken over the first n test data."""
+        return f"all {n}" if n == len(self.data.test) else f"first {n}"
+
+    def columns(self, split: Split) -> Columns:
+        """A split, as the model is called with it."""
+        return columns_for(self.model, split)
+
+    @property
+    def log_px(self) -> str:
+        """What log p(x) is called: of a model that is given labels, log p(x|y)."""
+        return "log p(x|y)" if "y" in inputs_of(self.model) else "log p(x)"
+
+    @property
+    def noun(self) -> str:
+        """What several data are called."""
+        return self.data.view.noun(self.data.x_shape)
+
     def labels(self, n: int) -> Tensor | None:
         """The labels of the first n test data, if there are any, also for a model that is not given labels."""
         return None if self.data.test.labels is None else self.data.test.labels[:n]
@@ -71,11 +89,21 @@ class Row(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What a metric found: rows for the final table, values for result.json, and what cannot be trusted, in sentences."""
+    """What a metric found.
+
+    Attributes:
+        rows: rows for the final table.
+        values: values for result.json.
+        notices: what cannot be trusted, and what helps, in sentences.
+        each: values of each of the first test data, by name; `evaluate` keeps them as a table.
+        figures: figures by the name of their file.
+    """
 
     rows: Sequence[Row]
     values: dict[str, Any]
     notices: Sequence[str] = ()
+    each: Mapping[str, Tensor] = {}  # noqa: RUF012  (of a tuple, which nobody changes)
+    figures: Mapping[str, Figure] = {}  # noqa: RUF012
 
 
 class Metric(ABC):

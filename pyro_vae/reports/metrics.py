@@ -31,7 +31,8 @@ class TestBound(Metric):
             Row("  reconstruction  E log p(x|t)", f"{terms.reconstruction:.2f}", everything),
             Row("  KL  E log q(t|x) − log p(t)", f"{terms.kl:.2f}", everything),
         ]
-        return Measured(rows, {"test": terms._asdict(), "test_bound": bound.as_dict()})
+        values = {"test": terms._asdict(), "test_bound": bound.as_dict()}
+        return Measured(rows, values, each={"bound": totals.per_datum()})
 
 
 @final
@@ -50,16 +51,16 @@ class LogLikelihood(Metric):
         # Bits per dimension are of all dimensions, and so of data without missing values.
         discrete = isinstance(support, constraints.integer_interval) and support.upper_bound > 1
         discrete &= not has_missing(first.x)
-        counted = f"all {len(first)}" if len(first) == len(trained.data.test) else f"first {len(first)}"
-        name = "log p(x)" if first.y is None else "log p(x|y)"
-        rows = [Row(f"{name} (importance sampling, K = {K})", str(found.mean), counted)]
+        counted = trained.counted(len(first))
+        rows = [Row(f"{trained.log_px} (importance sampling, K = {K})", str(found.mean), counted)]
         values = {"log_px": found.as_dict()}
         if discrete:
             bits = mean(bits_per_dim(found.log_px, trained.data.x_shape))
             rows.append(Row("  in bits per dimension", bits.text(3), counted))
             values["bits_per_dim"] = bits.as_dict()
         rows += [Row(f"  {quantity}", value, counted) for quantity, value in _diagnostics(found)]
-        return Measured(rows, values, found.notices(trained.data.view.noun(trained.data.x_shape)))
+        each = {"log_px": found.log_px, "ess": found.ess, "pareto_k": found.pareto_k, "rise": found.rise()}
+        return Measured(rows, values, found.notices(trained.noun), each)
 
 
 def _diagnostics(found: Evidence) -> list[tuple[str, str]]:
