@@ -101,6 +101,45 @@ class LinearGaussian:
         q = MultivariateNormal(m, torch.diag_embed((2 * log_s).exp()))
         return self.log_px(x) - torch.distributions.kl_divergence(q, self.posterior(x))
 
+    def correlate(self, by: float = 0.15) -> None:
+        """Makes the columns of W far from orthogonal, so that the posterior's covariance is not diagonal (with d > 1)."""
+        d = self.W.shape[1]
+        with torch.no_grad():
+            self.W.copy_(self.W @ (torch.eye(d, dtype=torch.float64) + by * torch.ones(d, d, dtype=torch.float64)))
+
+    def approximation_gap(self) -> Tensor:
+        """min over m, s of KL(N(m, diag s²)‖posterior) = ½ (Σ log Λ_jj - log det Λ), the same for each datum."""
+        precision = torch.eye(self.W.shape[1], dtype=torch.float64) + self.W.T @ self.W / self.variance
+        return (precision.diagonal().log().sum() - torch.logdet(precision)) / 2
+
+    def set_guide(self, x_gain: Tensor, shift: Tensor, scale: Tensor) -> None:
+        """q(t|x) = N(G x + shift, diag scale²)."""
+        layer, d = self.vae.posterior.network.layers[0], self.W.shape[1]
+        with torch.no_grad():
+            layer.weight[:d].copy_(x_gain)
+            layer.bias[:d].copy_(shift)
+            layer.weight[d:].zero_()
+            layer.bias[d:].copy_(scale.log())
+
+    def spoil(self, how: str) -> None:
+        """Sets q to the posterior with its correlations dropped, and then makes it worse."""
+        covariance = self.posterior(torch.zeros(1, len(self.W), dtype=torch.float64)).covariance_matrix[0]
+        gain = covariance @ self.W.T / self.variance
+        shift, scale = covariance @ self.a - gain @ self.b, covariance.diagonal().sqrt()
+        if how == "prior":
+            gain, shift, scale = torch.zeros_like(gain), torch.zeros_like(shift), torch.ones_like(scale)
+        factor, by = {"narrow": (0.5, 0), "wide": (2, 0), "shifted": (1, 1.5)}.get(how, (1, 0))
+        self.set_guide(gain, shift + by * scale, factor * scale)
+
+    def aggregate(self) -> tuple[MultivariateNormal, Tensor]:
+        """q(t) = E_x q(t|x) for x from the model, and I(x;t) under q, for a q whose scale is the same for all x."""
+        layer, d, n = self.vae.posterior.network.layers[0], self.W.shape[1], len(self.W)
+        gain, scale = layer.weight[:d], layer.bias[d:].exp()
+        of_x = self.W @ self.W.T + self.variance * torch.eye(n, dtype=torch.float64)
+        covariance = gain @ of_x @ gain.T + (scale**2).diag_embed()
+        loc = gain @ (self.W @ self.a + self.b) + layer.bias[:d]
+        return MultivariateNormal(loc, covariance), torch.logdet(covariance) / 2 - scale.log().sum()
+
     def set_guide_to_posterior(self) -> None:
         """A and a so that q is the posterior: exact, since Λ is diagonal."""
         layer, d = self.vae.posterior.network.layers[0], self.W.shape[1]

@@ -8,8 +8,8 @@ module                what it computes
 `pareto`              the shape k̂ of the weights' tail, by ArviZ
 `annealing`           log p(x) by annealed importance sampling, a bracket of it, the rate-distortion curve
 `bound`               an estimator's bound over data, with its terms
-`gaps`                where the gap log p(x) - ELBO comes from: approximation, amortization, generalization
-`families`            a guide's family for each datum, for `gaps`
+`inference_gaps`      where the gap log p(x) - ELBO comes from: approximation, amortization, generalization
+`families`            a guide's family for each datum, for `inference_gaps`
 `surgery`             mutual information I(x;t), marginal KL, KL and activity per dimension, posterior collapse
 `predictions`         latents of data, reconstructions, samples, posterior predictive draws
 `latents`             mean, scale and draws of q(t|x,φ); interpolation between data
@@ -26,7 +26,7 @@ from pyro_vae.evaluate.bound import DivergedError, Terms, evaluate_bound
 from pyro_vae.evaluate.calibration import Calibration, calibrate
 from pyro_vae.evaluate.evidence import TRUSTED, Evidence
 from pyro_vae.evaluate.exported import export, export_decoder, export_encoder
-from pyro_vae.evaluate.gaps import Gaps, gaps, generalization_gap
+from pyro_vae.evaluate.inference_gaps import Gaps, gaps, generalization_gap
 from pyro_vae.evaluate.gradients import GROUPS, SIDES, Draws, Moments, draw_gradients, moments
 from pyro_vae.evaluate.importance_sampling import bits_per_dim, evidence, log_px
 from pyro_vae.evaluate.latent_use import active_units, variance_of_means

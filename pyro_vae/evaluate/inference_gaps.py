@@ -34,12 +34,12 @@ from pyro_vae.missing import check_seen
 from pyro_vae.scopes import seeded, still, telling_memory
 from pyro_vae.traces import Program, Programs, library_path, particles
 
-_CHECKED = 1000
+_CHECKED = 2000
 """The number of draws that tell, after each round of steps, whether a datum's q has become better."""
 _TOLERANCE = 0.01
 """The gain of a round, in nats, at which the refinement of a datum has converged."""
-_FEW = 100
-"""The effective number of weights below which log p(x) from these weights is not relied on."""
+_EFFECTIVE = 0.1
+"""The effective share of the weights below which log p(x) from them is not relied on: a few of them may count for most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +58,8 @@ class Gaps:
         amortization_error: the error of the amortization gap, of which much cancels: both bounds use the same noise.
         replaced: whether a better member than the amortized q was found.
         converged: whether the refinement had come to its end.
-        effective: the effective number of weights that log p(x) was computed from, (Σ w)² / Σ w², or NaN where log p(x) was
-            given.
+        effective: the effective share of the weights that log p(x) was computed from, (Σ w)² / (K Σ w²), or NaN where log p(x)
+            was given.
         family: the family.
     """
 
@@ -121,12 +121,13 @@ class Gaps:
                 f"The refinement of {open_ended} of {N} data has not converged: their approximation gaps are too large and "
                 f"their amortization gaps too small. More steps or rounds help."
             )
-        if few := int((self.effective < _FEW).sum()):
+        if few := int((self.effective < _EFFECTIVE).sum()):
             found.append(
-                f"log p(x) of {few} of {N} data comes from fewer than {_FEW} effective weights: it, and the approximation gap, "
-                f"are probably too small. Give log_px from annealed importance sampling, or raise K."
+                f"For {few} of {N} data, less than {_EFFECTIVE:.0%} of the weights that log p(x) is computed from are effective: it, "
+                f"and the approximation gap, may be too small, and their errors too. Give log_px from annealed importance sampling, "
+                f"or raise K."
             )
-        below = self.approximation < -4 * self.approximation_error.nan_to_num(nan=torch.inf)
+        below = self.approximation < -4 * self.approximation_error.nan_to_num(nan=torch.inf) - _TOLERANCE
         if bool(below.any()):
             found.append(
                 f"log p(x) of {int(below.sum())} of {N} data is below a lower bound on it by more than four errors: it is too "
@@ -287,7 +288,8 @@ class _Search:
         replaced = torch.zeros(best.shape[1], dtype=torch.bool, device=best.device)
         if not found.leaves:  # nothing depends on φ
             return found, replaced, ~replaced
-        last, kept = best, [leaf.detach().clone() for leaf in found.leaves]
+        last = log_weights(self.programs.model, found.guide, batch, _CHECKED, nesting, (*key, "check"))
+        kept = [leaf.detach().clone() for leaf in found.leaves]
         converged = replaced
         for round in range(self.rounds):
             self._climb(found, batch)
@@ -304,7 +306,9 @@ class _Search:
 
     def _climb(self, found: Members, batch: tuple[Tensor, ...]) -> None:
         """Takes one round of steps."""
-        optimizer = torch.optim.Adam(found.leaves, lr=self.rate, maximize=True)
+        # With ε as large as the rate, steps where the slope is small are the slope itself: in units of q's own scale, that is
+        # Newton's step where q is nearly right. With a small ε, Adam would make long steps of rounding errors there.
+        optimizer = torch.optim.Adam(found.leaves, lr=self.rate, eps=self.rate, maximize=True)
         estimator = self._estimator(found, batch)
         for step in range(self.steps):
             estimate = estimator.estimate(self.programs.model, found.guide, *batch)
@@ -383,4 +387,4 @@ def _measure(
     weight = (log_w - log_w.logsumexp(0)).exp()
     effective = 1 / weight.square().sum(0)
     error = (1 / effective - 1 / K).clamp(min=0.0).sqrt()  # of log Σ w, by the delta method
-    return row | {"log_px": log_w.logsumexp(0) - log(K), "log_px_error": error, "effective": effective}
+    return row | {"log_px": log_w.logsumexp(0) - log(K), "log_px_error": error, "effective": effective / K}
