@@ -14,7 +14,7 @@ module                what it computes
 """
 
 from pyro_vae.evaluate.bound import DivergedError, Terms, evaluate_bound
-from pyro_vae.evaluate.calibration import Calibration, calibrate
+from pyro_vae.evaluate.calibration import Calibration, RankCurve, calibrate
 from pyro_vae.evaluate.gradients import GROUPS, SIDES, Draws, Moments, draw_gradients, moments
 from pyro_vae.evaluate.importance_sampling import bits_per_dim, log_px
 from pyro_vae.evaluate.latent_use import active_units, variance_of_means
@@ -42,6 +42,7 @@ __all__ = [
     "Line",
     "Mean",
     "Moments",
+    "RankCurve",
     "Terms",
     "active_units",
     "bits_per_dim",
