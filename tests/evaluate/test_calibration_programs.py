@@ -115,7 +115,7 @@ def labeled_guide(x, y):
 def of_both(x, y):
     """t ~ N(0, 1), y ~ Bernoulli(1/2), x ~ N(t + 3 y, 1), with y observed: other labels are drawn than those that are given."""
     with pyro.plate("data", len(x)):
-        y = pyro.sample("y", dist.Bernoulli(torch.full((), 0.5)), obs=y)
+        y = pyro.sample("y", dist.Categorical(torch.ones(2) / 2), obs=y)
         t = pyro.sample("t", dist.Normal(torch.zeros(()), 1.0))
         pyro.sample("x", dist.Normal(t + 3.0 * y, 1.0), obs=x)
 
