@@ -247,7 +247,7 @@ def test_central_intervals_of_few_draws():
 def test_share_of_x_is_that_of_the_posterior():
     """Var t = 1 = Var E[t|x] + Var[t|x]."""
     oracle = exact(2)
-    found = calibrate(oracle.vae, oracle.data(1), 2000, 20, seed=0)
+    found = calibrate(oracle.vae, oracle.data(1), 3000, 3, seed=0)
     expected = 1 - oracle.posterior(oracle.data(1)).covariance_matrix.diagonal(dim1=-2, dim2=-1)[0]
     assert found.share_of_x == pytest.approx(expected.detach().numpy(), abs=0.02)
 
