@@ -23,12 +23,12 @@ _CENTRAL = 0.9
 def notices(found: Calibration) -> list[str]:
     """Returns in sentences what a calibration found (see `Calibration.notices`)."""
     told = [*_of_latents(found), *_of_joint(found), *_of_x(found), *_of_pairs(found)]
-    if not found.calibrated:
+    if told and found.M is not None:
+        told.insert(0, "What follows is said of draws that importance weights have corrected: it is what they leave.")
+    if told:
         told.append(
             "What to do: train the guide for longer or with a larger network, or choose another guide; calibrate(..., M=...) "
-            "shows what importance weights mend."
-            if found.M is None
-            else "What is left after importance weights is told here: choose another guide, or more draws M."
+            + ("shows what importance weights mend." if found.M is None else "with a larger M may mend more.")
         )
     if found.ess is not None and (few := float((found.ess < found.L).mean())) > ALPHA:
         told.append(
