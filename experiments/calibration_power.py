@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyro.distributions as dist
@@ -82,7 +83,7 @@ def linear_gaussian(d: int, how: str) -> VAE:
     dims, W = Dims(d, (N_OBSERVED,)), weights(d)
     affine = partial(MLP, hidden=())
     vae = VAE(StandardNormal(dims), Altered(dims, W, how), Normal(dims, affine, scale=1.0)).double()
-    layer = vae.likelihood.network.layers[0]
+    layer: Any = vae.likelihood.get_submodule("network.layers.0")
     with torch.no_grad():
         layer.weight.copy_(W)
         layer.bias.zero_()

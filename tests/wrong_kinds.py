@@ -119,6 +119,7 @@ OWN: dict[str, dict[str, object]] = {
     "traversals": {"means": DATA[:4], "ticks": [0.0, 1.0]},
     "side_by_side": {"pictures": {"a": DATA[:36]}},
     "SemiAmortized": {"guide": guides.DiagonalNormal},
+    "calibrate": {"n": 20},
     "default_likelihood": {"x": DATA, "support": SPLITS.support},
 }
 """Values of arguments that mean something else in other functions."""
@@ -131,6 +132,9 @@ SKIPPED = {
     "Case",
     "Cloud",
     "Curve",
+    "Calibration",
+    "RankCurve",
+    "calibration",
     "SNRLine",
     "against_prior",
     "cases",

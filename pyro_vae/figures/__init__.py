@@ -3,6 +3,7 @@
 They train no model, read no file and draw no random number.
 """
 
+from pyro_vae.figures.calibration import calibration
 from pyro_vae.figures.cases import Case, cases
 from pyro_vae.figures.curves import Curve, convergence, gaps, learning_curves
 from pyro_vae.figures.gradients import PARAMETERS, SNRLine, cost, snr
@@ -18,6 +19,7 @@ __all__ = [
     "Look",
     "SNRLine",
     "against_prior",
+    "calibration",
     "cases",
     "convergence",
     "coordinate",

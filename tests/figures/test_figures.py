@@ -11,7 +11,7 @@ from torch.distributions import constraints
 
 from pyro_vae import figures
 from pyro_vae.data import Split, Splits, support_of
-from pyro_vae.evaluate import GROUPS, SIDES, Draws, Terms, fit_line, moments
+from pyro_vae.evaluate import GROUPS, SIDES, Draws, RankCurve, Terms, fit_line, moments
 from pyro_vae.figures.look import MISSING
 from pyro_vae.training import Epoch
 
@@ -260,3 +260,29 @@ def test_cases_of_any_kind(kind, shape, tmp_path):
     data[0] = torch.nan
     case = figures.Case(data, x[:18], x, torch.randn(40, 3), torch.randn(50, 3))
     saved(figures.cases({"one": case, "other": case}, None, figures.Look(kind)), tmp_path)
+
+
+@pytest.mark.parametrize(("latents", "points"), [(1, 2), (5, 99), (40, 20)])
+def test_calibration_draws_each_curve_with_its_band(latents, points, tmp_path):
+    """Latents and joint quantities as differences from the level, coverage and TARP against it."""
+    level = np.arange(1, points + 1) / (points + 1)
+    names = [f"t[{j}]" for j in range(latents)] + ["log p(x|t)", "log p(t)", "log w", "coverage", "TARP"]
+    curves = [
+        RankCurve(name, level, level**1.2, np.maximum(level - 0.1, 0), np.minimum(level + 0.1, 1), 0.5 if i else 0.01)
+        for i, name in enumerate(names)
+    ]
+    figure = figures.calibration(curves, "title")
+    saved(figure, tmp_path)
+    first, joint, coverage, tarp = figure.axes
+    assert len(first.lines) == latents + 1  # and the line at 0
+    assert first.get_legend().get_texts()[0].get_text().endswith("not calibrated")
+    assert len(first.get_legend().get_texts()) == min(latents, 5)
+    assert len(joint.lines) == 4
+    np.testing.assert_allclose(joint.lines[0].get_ydata(), level**1.2 - level)
+    np.testing.assert_allclose(coverage.lines[1].get_ydata(), level**1.2)
+    assert (coverage.get_title(), tarp.get_title()) == ("expected coverage", "TARP")
+    band = coverage.collections[0].get_paths()[0].vertices
+    assert band[:, 1].max() == pytest.approx(min(level[-1] + 0.1, 1))
+    assert len(figures.calibration(curves[-2:]).axes) == 2
+    with pytest.raises(ValueError, match="curves: expected at least one"):
+        figures.calibration([])

@@ -11,7 +11,7 @@ from pyro import poutine
 from torch import nn
 from torch.distributions import Distribution
 
-from pyro_vae.traces import draw_latents, library_path, observed, parameters, particles
+from pyro_vae.traces import draw_latents, library_path, observed, parameters, particles, simulate
 
 X = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
 
@@ -227,3 +227,54 @@ def test_observed_and_draw_latents():
     t = draw_latents(oracle.vae.guide, x)["t"]
     distribution = observed(oracle.vae.model, x, values={"t": t})["x"]
     torch.testing.assert_close(distribution.mean, t @ oracle.W.T + oracle.b)
+
+
+def test_simulation_draws_what_is_observed_too():
+    torch.manual_seed(0)
+    latents, seen = simulate(two_layers, X)
+    assert (list(latents), list(seen)) == (["t2", "t1"], ["x"])
+    assert latents["t1"].shape == (6, 1)
+    assert seen["x"].shape == X.shape
+    assert not (seen["x"] == X).any()
+
+    def factored(x):
+        two_layers(x)
+        pyro.factor("f", torch.zeros(()))
+
+    with pytest.raises(ValueError, match=r"the factors \['f'\]"):
+        simulate(factored, X)
+
+
+def test_given_values_of_the_first_particle():
+    """What the guide draws after them is given them, and all densities are at them; other particles are drawn as they are."""
+    latents, _ = simulate(two_layers, X)
+    first = {"t1": latents["t1"], "t2": latents["t2"]}
+    torch.manual_seed(1)
+    draws = particles(two_layers, two_layers_guide, X, K=4, max_plate_nesting=2, first=first)
+    t1, t2 = (draws.vectors(name)[..., 0] for name in ("t1", "t2"))
+    assert torch.equal(t1[0], first["t1"][:, 0])
+    assert torch.equal(t2[0], first["t2"][:, 0])
+    assert not (t1[1:] == t1[0]).any()
+    normal = torch.distributions.Normal
+    torch.testing.assert_close(draws.log_q, normal(X.mean(1), 0.5).log_prob(t1) + normal(t1 / 2, 0.7).log_prob(t2))
+    torch.testing.assert_close(draws.model["x"], normal(t1[..., None], 1.0).log_prob(X).sum(-1))
+    torch.manual_seed(1)
+    alone = particles(two_layers, two_layers_guide, X, K=4, max_plate_nesting=2, first={"t1": torch.full((6, 1), 50.0)})
+    assert ((alone.vectors("t2")[0] - 25).abs() < 5).all()
+    torch.testing.assert_close(alone.vectors("t1")[1:], draws.vectors("t1")[1:])
+
+
+def test_latents_as_vectors():
+    """All numbers of a datum, in the order of its plates and of its event, whichever dimension the data have."""
+
+    def program(x):
+        with pyro.plate("data", len(x), dim=-1), pyro.plate("times", 4, dim=-2):
+            pyro.sample("t", dist.Normal(torch.zeros(2, 3), 1.0).to_event(2))
+            if x is X:
+                return
+            pyro.sample("x", dist.Normal(torch.zeros(()), 1.0), obs=x.mean(1))
+
+    draws = particles(lambda x: program(x + 0), lambda x: program(X), X, K=5, max_plate_nesting=2)
+    assert draws.values["t"].shape == (5, 4, 6, 2, 3)
+    expected = draws.values["t"].movedim(2, 1).reshape(5, 6, 24)
+    assert torch.equal(draws.vectors("t"), expected)

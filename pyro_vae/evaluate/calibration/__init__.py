@@ -13,6 +13,6 @@ module              what it holds
 """
 
 from pyro_vae.evaluate.calibration.calibrate import calibrate
-from pyro_vae.evaluate.calibration.result import Calibration
+from pyro_vae.evaluate.calibration.result import Calibration, RankCurve
 
-__all__ = ["Calibration", "calibrate"]
+__all__ = ["Calibration", "RankCurve", "calibrate"]

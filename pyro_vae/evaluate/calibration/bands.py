@@ -23,6 +23,8 @@ _TABLE = 4_000_000
 """The most tails that are kept, values of k × counts. With very many data, k has fewer values."""
 _LEAST = 1e-9
 """Below this, 1 - P(inside the band) is rounding error, and the p-value is the bound by the sum over k."""
+_TINY = float(np.finfo(np.float64).tiny)
+"""No p-value is below this, since none is 0."""
 _HALVINGS = 40
 """How often the interval of log γ is halved: it is then shorter than a rounding error."""
 
@@ -73,7 +75,7 @@ def p_value(ranks: Int64[np.ndarray, " n"], L: int) -> float:
     of = null(len(ranks), L)
     gamma = float(of.tails[np.arange(len(of.points)), counts_below(ranks, of.points)].min())
     outside = 1 - _inside(of, gamma)
-    return outside if outside > _LEAST else min(_LEAST, len(of.points) * gamma)
+    return outside if outside > _LEAST else min(_LEAST, max(len(of.points) * gamma, _TINY))
 
 
 @lru_cache(maxsize=64)

@@ -24,6 +24,8 @@ from pyro_vae.traces import Programs, library_path, particles
 
 _SIZE = 2**21
 """The size of what is computed at a time, data × particles × numbers of a datum."""
+_WIDTH = 64
+"""How many numbers a datum counts as at least: the layers of its networks are wider than a datum of few numbers."""
 _TOGETHER = 256
 """The most data at a time."""
 _REFERENCES = 2**24
@@ -93,8 +95,8 @@ def calibrate(
     Args:
         programs: a `VAE`, or any Pyro ``model`` and ``guide``.
         like: data, of which the shape of a datum, labels, missing values (NaN) and the device are used. Programs that take
-            labels are judged given the labels of these data; where a value is missing in these data, it is missing in a
-            simulated datum.
+            labels are judged given the labels of these data, and programs that observe a part of x given its other numbers;
+            where a value is missing in these data, it is missing in a simulated datum.
         n: the number of simulated data, at least 20.
         draws: L, the number of draws from q(t|x) for each of them.
         M: the number of draws that importance weights choose from, at least 2 L; None takes q as it is.
@@ -144,7 +146,7 @@ def collect(
     programs: Programs, columns: Columns, n: int, L: int, M: int | None, max_plate_nesting: int, seed: int
 ) -> tuple[list[str], Found]:
     """Returns the names of all latent numbers, and what is kept of n simulated data (see `calibrate`)."""
-    device, size = columns.x.device, prod(columns.x.shape[1:])
+    device, size = columns.x.device, max(_WIDTH, prod(columns.x.shape[1:]))
     run = Run(programs, size, max_plate_nesting)
     K, others = 1 + (M or L), min(n, max(_FEWEST, _REFERENCES // size))
     batches: list[Found] = []
@@ -166,7 +168,7 @@ class Run:
 
     Args:
         programs: a model and a guide.
-        size: how many numbers a datum has.
+        size: how many numbers a datum counts as.
         max_plate_nesting: the number of plate dimensions that the programs use.
     """
 

@@ -17,7 +17,7 @@ ALPHA = 0.05
 """The chance of any false alarm."""
 
 
-class Curve(NamedTuple):
+class RankCurve(NamedTuple):
     """The ECDF of the ranks of one quantity, with the band that it stays in if q is the posterior.
 
     Attributes:
@@ -99,7 +99,7 @@ class Calibration:
         return not bool(self.flagged.any())
 
     @takes
-    def curve(self, name: str) -> Curve:
+    def curve(self, name: str) -> RankCurve:
         """Returns the ECDF of the ranks of a quantity.
 
         The band is simultaneous over all levels, and over all quantities: with the posterior itself, any of the curves leaves
@@ -112,7 +112,12 @@ class Calibration:
         of = null(self.n, self.L)
         low, high = band(self.n, self.L, ALPHA * float(self.weights[j] / self.weights.sum())).T
         found = counts_below(self.ranks[:, j], of.points) / self.n
-        return Curve(name, of.levels, found, low, high, float(self.adjusted[j]))
+        return RankCurve(name, of.levels, found, low, high, float(self.adjusted[j]))
+
+    @property
+    def curves(self) -> list[RankCurve]:
+        """The curves of all quantities, for `pyro_vae.figures.calibration`."""
+        return [self.curve(name) for name in self.names]
 
     @takes
     def coverage(self, level: float) -> Mean:

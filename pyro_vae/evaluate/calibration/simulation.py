@@ -53,8 +53,8 @@ def drawn_from(model: Any, like: Columns, key: tuple[int | str, ...]) -> Drawn:
     again, latents_again = draw(found)
     if not like.x.is_meta and not _same([*found, *latents.values()], [*again, *latents_again.values()]):
         raise ValueError(
-            "the model: what it draws changes with the x that it is called with, so that x cannot be drawn from it: the "
-            "distribution of x must depend on the latents alone (and on labels)"
+            "the model: what it draws changes with what it is called with, so that data cannot be drawn from it: the "
+            "distribution of x must depend on what the model samples, and not on the x (or labels) that it observes"
         )
     return found, latents
 

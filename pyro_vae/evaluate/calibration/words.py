@@ -12,8 +12,6 @@ from pyro_vae.evaluate.calibration.ranks import JOINT
 from pyro_vae.evaluate.calibration.result import ALPHA, Calibration
 from pyro_vae.evaluate.statistics import Mean, mean
 
-_CLEAR = float(ndtri(1 - 0.05 / 4))
-"""How many standard errors the place or the width of ranks must be off to be named: 5 % for both, two-sided."""
 _IGNORED = 0.01
 """Below this share of the variance of its draws, a guide's dependence on x is not worth the name (Burda et al. 2016)."""
 _NAMED = 5
@@ -25,12 +23,12 @@ _CENTRAL = 0.9
 def notices(found: Calibration) -> list[str]:
     """Returns in sentences what a calibration found (see `Calibration.notices`)."""
     told = [*_of_latents(found), *_of_joint(found), *_of_x(found), *_of_pairs(found)]
-    if not found.calibrated:
+    if told and found.M is not None:
+        told.insert(0, "What follows is said of draws that importance weights have corrected: it is what they leave.")
+    if told:
         told.append(
             "What to do: train the guide for longer or with a larger network, or choose another guide; calibrate(..., M=...) "
-            "shows what importance weights mend."
-            if found.M is None
-            else "What is left after importance weights is told here: choose another guide, or more draws M."
+            + ("shows what importance weights mend." if found.M is None else "with a larger M may mend more.")
         )
     if found.ess is not None and (few := float((found.ess < found.L).mean())) > ALPHA:
         told.append(
@@ -41,21 +39,33 @@ def notices(found: Calibration) -> list[str]:
     return told
 
 
-def shape(ranks: Int64[np.ndarray, " n"], L: int) -> tuple[float, float]:
-    """Returns how many standard errors the mean of ranks, and their mean square distance from the middle, are off."""
+def shape(ranks: Int64[np.ndarray, " n"], L: int, of: int) -> tuple[int, int]:
+    """Returns the signs of what is clearly off in ranks: their mean, and their mean square distance from the middle.
+
+    Each is 0 where it is not clear: with errors that are those of these ranks, both signs of all quantities together are wrong
+    with a chance of about 5 %. The mean has its own error whatever the width of the ranks is, and the other way around.
+
+    Args:
+        ranks: the ranks of one quantity.
+        L: the largest possible rank.
+        of: the number of quantities that are looked at.
+    """
     values = (np.arange(L + 1) + 0.5) / (L + 1) - 0.5
-    u = values[ranks]
-    place = u.mean() / np.sqrt((values**2).mean() / len(u))
-    width = ((u**2).mean() - (values**2).mean()) / np.sqrt((values**2).var() / len(u))
-    return float(place), float(width)
+    u, clear = values[ranks], float(ndtri(1 - ALPHA / (4 * of)))
+
+    def sign(off: Float64[np.ndarray, " n"]) -> int:
+        error = off.std() / np.sqrt(len(off))
+        return int(np.sign(off.mean())) if abs(off.mean()) > clear * error else 0
+
+    return sign(u), sign(u**2 - (values**2).mean())
 
 
 def _of_latents(found: Calibration) -> Iterator[str]:
     flagged = [name for name, wrong in zip(found.latents, found.flagged, strict=False) if wrong]
-    shapes = {name: shape(_ranks(found, name), found.L) for name in flagged}
+    shapes = {name: shape(_ranks(found, name), found.L, len(found.latents)) for name in flagged}
     worst = dict(zip(found.names, found.p, strict=True))
 
-    def where(chosen: Callable[[float, float], bool]) -> list[str]:
+    def where(chosen: Callable[[int, int], bool]) -> list[str]:
         return sorted((name for name in flagged if chosen(*shapes[name])), key=lambda name: worst[name])
 
     def inside(name: str) -> str:
@@ -65,18 +75,18 @@ def _of_latents(found: Calibration) -> Iterator[str]:
     def above(name: str) -> str:
         return f"the true {name} is above the median of the draws for {_above(found, name)}"
 
-    cases: list[tuple[Callable[[float, float], bool], str, Callable[[str], str], str]] = [
+    cases: list[tuple[Callable[[int, int], bool], str, Callable[[str], str], str]] = [
         (
-            lambda _, width: width > _CLEAR,
+            lambda _, width: width > 0,
             "is too narrow for",
             inside,
             " A center that is off by amounts that differ from datum to datum gives the same ranks.",
         ),
-        (lambda _, width: width < -_CLEAR, "is too wide for", inside, ""),
-        (lambda place, _: place > _CLEAR, "lies too low for", above, ""),
-        (lambda place, _: place < -_CLEAR, "lies too high for", above, ""),
+        (lambda _, width: width < 0, "is too wide for", inside, ""),
+        (lambda place, _: place > 0, "lies too low for", above, ""),
+        (lambda place, _: place < 0, "lies too high for", above, ""),
         (
-            lambda place, width: max(abs(place), abs(width)) <= _CLEAR,
+            lambda place, width: place == width == 0,
             "has the wrong shape for",
             inside,
             " Neither its place nor its width is clearly off, and its ranks are not uniform.",
@@ -91,8 +101,7 @@ def _of_joint(found: Calibration) -> Iterator[str]:
     for name in JOINT:
         if not found.flagged[found.names.index(name)]:
             continue
-        place, _ = shape(_ranks(found, name), found.L)
-        up = 0 if abs(place) <= _CLEAR else (1 if place > 0 else -1)
+        up, _ = shape(_ranks(found, name), found.L, len(JOINT))
         above = _above(found, name)
         if name == "coverage":
             covered = f"those of {found.interval_level(_CENTRAL):.0%} hold it for "
@@ -125,7 +134,7 @@ def _of_x(found: Calibration) -> Iterator[str]:
     """Whether draws do not depend on x, where the truth explains x better than they do."""
     j = found.names.index("log p(x|t)")
     share = found.share_of_x
-    if found.flagged[j] and shape(found.ranks[:, j], found.L)[0] > _CLEAR and not (share >= _IGNORED).any():
+    if found.flagged[j] and shape(found.ranks[:, j], found.L, len(JOINT))[0] > 0 and not (share >= _IGNORED).any():
         known = share[~np.isnan(share)]
         most = f"{known.max():.1%}" if len(known) else "nothing"
         yield f"q(t|x) ignores x: of the variance of its draws, at most {most} goes with x, and the posterior depends on x."
