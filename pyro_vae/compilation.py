@@ -195,7 +195,7 @@ def kept(
         key: what distinguishes the function from others of these programs.
         what: what is computed, for the log.
     """
-    key = (what, key, *((each.shape, each.dtype, each.device) for each in inputs))
+    key = (what, key, *map(_layout, inputs))
 
     def whole(_swapped: Sequence[Tensor], _held: Sequence[Tensor], *given: Tensor) -> list[Tensor]:
         return function(*given)

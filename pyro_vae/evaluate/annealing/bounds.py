@@ -168,11 +168,12 @@ class _Chains:
     ) -> None:
         guide = programs.guide if path.start == "guide" else None
         density = self.density = Unconstrained(programs.model, guide, *batch, K=K, max_plate_nesting=nesting)
+        z = density.draw()
         self.gradient: Gradient = partial(gradient_of, density)
         if compiled(len(batch[0])) and density.repeats:
-            self.gradient = _graph(programs, density, batch, (nesting, path.start))
+            self.gradient = _graph(programs, density, z, batch, (nesting, path.start))
         self.K, self.path, self.progress = K, path, progress
-        self.steps = tune(self.gradient, self._state(self.density.draw()), path, progress.moved)
+        self.steps = tune(self.gradient, self._state(z), path, progress.moved)
 
     def forward(self, on_step: Callable[[Weighted], None]) -> Run:
         """Runs chains from the start of the path to the posterior."""
@@ -182,7 +183,7 @@ class _Chains:
     def reverse(self, latents: Mapping[str, Tensor]) -> Run:
         """Runs chains from draws of the posterior, one for each datum, to the start of the path."""
         z = self.density.at({name: self.density.with_particles(name, t) for name, t in latents.items()}, 1)
-        state = self._state(z.expand(self.K, *z.shape[1:]))
+        state = self._state(z.repeat(self.K, 1, 1))
         return self._anneal(state, self.path.betas(self.path.temperatures).flip(0), _nothing)
 
     def _anneal(self, state: State, betas: Tensor, on_step: Callable[[Weighted], None]) -> Run:
@@ -207,14 +208,13 @@ def _is_compiled(
     return lambda size: on and size == min(batch_size, len(columns))
 
 
-def _graph(programs: Any, density: Unconstrained, batch: tuple[Tensor, ...], key: Any) -> Gradient:
+def _graph(programs: Any, density: Unconstrained, z: Tensor, batch: tuple[Tensor, ...], key: Any) -> Gradient:
     """Returns the gradient as a compiled graph, if it can be compiled."""
 
     def whole(z: Tensor, beta: Tensor, *batch: Tensor) -> list[Tensor]:
         at, slope = gradient_of(density, z, beta, *batch)
         return [*at, slope]
 
-    z = density.draw()
     run = kept(programs, whole, (z, z.new_zeros(()), *batch), key, "annealed importance sampling")
 
     def gradient(z: Tensor, beta: Tensor) -> tuple[Densities, Tensor]:
