@@ -32,6 +32,7 @@ from pyro_vae.app.words import data_of_run
 from pyro_vae.construction import make
 from pyro_vae.data import Data, Splits
 from pyro_vae.estimators import ELBO, Estimator
+from pyro_vae.evaluate import mean
 from pyro_vae.files import read_yaml, to_json, write_whole
 from pyro_vae.models import Model
 from pyro_vae.reports import (
@@ -138,9 +139,7 @@ def _named(runs: Sequence[Path]) -> dict[str, Path]:
     return dict(zip(names, whole, strict=True))
 
 
-def _open(
-    name: str, folder: Path, data: Data | None, particles: int, images: int, place: torch.device
-) -> Opened:
+def _open(name: str, folder: Path, data: Data | None, particles: int, images: int, place: torch.device) -> Opened:
     """Reads a run.
 
     Raises:
@@ -183,7 +182,7 @@ def _measured(cells: ComparisonFolder, run: Opened, metric: Metric) -> dict[str,
 
 
 def _report(cells: ComparisonFolder, run: Opened, found: Mapping[str, Mapping[str, Any]]) -> None:
-    """The table of a run and what cannot be trusted, on the screen; its values in a JSON file, and each datum's in a CSV file."""
+    """The table of a run, and what cannot be trusted, on the screen; its values as JSON, and those of each datum as CSV."""
     noun = run.trained.noun
     table = Table(title=f"{run.name}: test set, nats per datum", title_justify="left")
     for column in ("quantity", "value", noun):
@@ -197,10 +196,11 @@ def _report(cells: ComparisonFolder, run: Opened, found: Mapping[str, Mapping[st
     for cell in found.values():
         for notice in cell["notices"]:
             console.print(f"Note: {notice}")
+    if more := _more_by_annealing(found, noun):
+        console.print(more)
     stem = run.name.replace("/", "-")
-    values = {name: value for cell in found.values() for name, value in cell["values"].items()}
+    values, each = _joined(found, "values"), _joined(found, "each")
     write_whole(cells.folder / f"{stem}.json", (to_json(values, indent=2) + "\n").encode())
-    each = {name: value for cell in found.values() for name, value in cell["each"].items()}
     with (cells.folder / f"{stem}.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["datum", *each])
@@ -208,14 +208,33 @@ def _report(cells: ComparisonFolder, run: Opened, found: Mapping[str, Mapping[st
             writer.writerow([i, *(column[i] if i < len(column) else "" for column in each.values())])
 
 
-def _compare(cells: ComparisonFolder, runs: Sequence[Opened], found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+def _more_by_annealing(found: Mapping[str, Mapping[str, Any]], noun: str) -> str | None:
+    """How much more annealing finds than importance sampling, of the same data; None where both are not known."""
+    each = _joined(found, "each")
+    if not each.keys() >= {"log_px", "ais"}:
+        return None
+    n = min(len(each["log_px"]), len(each["ais"]))
+    more = mean(np.array(each["ais"][:n]) - np.array(each["log_px"][:n]))
+    return f"Annealing finds {more.text(sign=True)} nats against importance sampling, of the same {n} {noun}."
+
+
+def _joined(found: Mapping[str, Mapping[str, Any]], what: str) -> dict[str, Any]:
+    """What all metrics of a run found."""
+    return {name: value for cell in found.values() for name, value in cell[what].items()}
+
+
+def _compare(
+    cells: ComparisonFolder, runs: Sequence[Opened], found: Mapping[str, Mapping[str, Mapping[str, Any]]]
+) -> None:
     """log p(x) of several runs on the same data, with differences paired by datum."""
     of_data = {run.digest.split()[1] for run in runs}
     if len(of_data) > 1:
-        console.print("The runs are not compared: they were evaluated on different data (--data names one set for all).")
+        console.print(
+            "The runs are not compared: they were evaluated on different data (--data names one set for all)."
+        )
         return
-    values = {name: {key: each for cell in of_run.values() for key, each in cell["values"].items()} for name, of_run in found.items()}
-    each = {name: {key: one for cell in of_run.values() for key, one in cell["each"].items()} for name, of_run in found.items()}
+    values = {name: _joined(of_run, "values") for name, of_run in found.items()}
+    each = {name: _joined(of_run, "each") for name, of_run in found.items()}
     rows: dict[str, dict[str, Any]] = {run.name: {"run": run.name} for run in runs}
     columns, first = ["run"], runs[0].trained
     if all("log_px" in each[name] for name in rows):
@@ -241,7 +260,7 @@ def _compare(cells: ComparisonFolder, runs: Sequence[Opened], found: Mapping[str
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Evaluates trained models: log p(x) from several sides, gaps, calibration, and what cannot be trusted."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    folders = [word for word in words[: _leading(words)]]
+    folders = list(words[: _leading(words)])
     rest = words[len(folders) :]
     if folders:
         rest = [f"--runs={to_json(folders)}", *rest]

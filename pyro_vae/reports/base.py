@@ -102,8 +102,8 @@ class Measured(NamedTuple):
     rows: Sequence[Row]
     values: dict[str, Any]
     notices: Sequence[str] = ()
-    each: Mapping[str, Tensor] = {}  # noqa: RUF012  (of a tuple, which nobody changes)
-    figures: Mapping[str, Figure] = {}  # noqa: RUF012
+    each: Mapping[str, Tensor] = {}
+    figures: Mapping[str, Figure] = {}
 
 
 class Metric(ABC):

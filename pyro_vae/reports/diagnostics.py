@@ -48,7 +48,9 @@ class AIS(Metric):
         rows = [Row(f"{trained.log_px} (annealing, T = {self.annealing.temperatures})", str(found.mean), counted)]
         if isfinite(error):
             rows.append(Row("  ± from its chains", f"± {student_reach(float('inf')) * error:.2f}", counted))
-        values = {"ais": {**found.mean.as_dict(), "error_of_chains": error, "temperatures": self.annealing.temperatures}}
+        values = {
+            "ais": {**found.mean.as_dict(), "error_of_chains": error, "temperatures": self.annealing.temperatures}
+        }
         if found.curve is not None:
             curve = found.curve
             values["rate_distortion"] = {
@@ -191,7 +193,7 @@ class Calibration(Metric):
     Args:
         images: how many data are drawn.
         draws: how many draws of q each has.
-        of: if it is given, the draws are chosen among so many by their importance weights, which shows what correcting q leaves.
+        of: if it is given, the draws are chosen among so many by their importance weights: what is left after correcting q.
     """
 
     def __init__(self, images: int = 500, draws: int = 100, of: int | None = None) -> None:
@@ -214,5 +216,5 @@ class Calibration(Metric):
         values = {"calibration": {"calibrated": found.calibrated, "p_adjusted": p, "coverage_90": covered.as_dict()}}
         title = f"calibration of q(t|x) on {found.n} data of the model's own"
         return Measured(
-            rows, values, found.notices(), figures={"calibration": figures.calibration(found.curves(), title)}
+            rows, values, found.notices(), figures={"calibration": figures.calibration(found.curves, title)}
         )
