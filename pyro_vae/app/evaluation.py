@@ -22,7 +22,7 @@ import torch
 import yaml
 from rich.table import Table
 
-from pyro_vae.app.comparisons.errors import MISSING, TAIL, Over, compared, particles_told, told, trust
+from pyro_vae.app.comparisons.errors import MISSING, TAIL, Over, compared, particles_told, trust
 from pyro_vae.app.comparisons.folder import ComparisonFolder, data_digest
 from pyro_vae.app.comparisons.names import class_and_options, labels
 from pyro_vae.app.console import StopRequest, failing_clearly, pick_device, screen
@@ -250,10 +250,12 @@ def _compare(
         for name, row in rows.items():
             row["annealed"] = f"{values[name]['ais']['mean']:.2f} (n = {values[name]['ais']['n']})"
         columns.append("annealed")
-    title = f"Test log p(x), nats per datum, ± 95 % {over.what}: {over.data} test {over.noun}"
+    title = f"Test log p(x), nats per datum, ± 95 % over the {over.data} test {over.noun}"
     console.print(cells.table("runs", title, columns, list(rows.values())))
-    for line in told(kept, over):
-        console.print(line)
+    console.print(
+        f"±: 95 % intervals over the test {over.noun} (Student's t), of a difference paired by datum. Left out: the spread over "
+        f"trainings, since each row is one (compare-parts and compare-estimators train with several seeds)."
+    )
     console.print(particles_told((values[name]["log_px"] for name in rows), over.noun))
 
 
