@@ -1,6 +1,7 @@
 """Variational autoencoders as probabilistic programs in Pyro."""
 
 from pyro_vae._version import version as __version__
+from pyro_vae.arviz import to_arviz, to_elpd
 from pyro_vae.estimators import Estimator
 from pyro_vae.models import VAE, Model, ModelSpec
 from pyro_vae.parts import Dims, Guide, Likelihood, Network, Prior
@@ -22,4 +23,6 @@ __all__ = [
     "fit",
     "load",
     "save",
+    "to_arviz",
+    "to_elpd",
 ]

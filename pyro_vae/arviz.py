@@ -248,7 +248,7 @@ def _as_arviz(
     if found.__version__.startswith("0."):
         return found.InferenceData(**datasets, attrs=dict(attrs))
     tree = xarray.DataTree.from_dict(datasets)
-    tree.attrs |= attrs
+    tree.attrs.update(attrs)
     return tree
 
 

@@ -253,8 +253,8 @@ def _compare(
     title = f"Test log p(x), nats per datum, ± 95 % over the {over.data} test {over.noun}"
     console.print(cells.table("runs", title, columns, list(rows.values())))
     console.print(
-        f"±: 95 % intervals over the test {over.noun} (Student's t), of a difference paired by datum. Left out: the spread over "
-        f"trainings, since each row is one (compare-parts and compare-estimators train with several seeds)."
+        f"±: 95 % intervals over the test {over.noun} (Student's t), of a difference paired by datum. Left out: the spread "
+        f"over trainings, since each row is one (compare-parts and compare-estimators train with several seeds)."
     )
     console.print(particles_told((values[name]["log_px"] for name in rows), over.noun))
 
