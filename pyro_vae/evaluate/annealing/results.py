@@ -187,13 +187,14 @@ def _about_chains(values: Tensor, error: Tensor, chains: int, what: str) -> list
 
 
 def _about_acceptance(acceptance: Tensor, annealing: Annealing) -> list[str]:
-    low = acceptance < min(_ACCEPTANCE, annealing.acceptance / 2)
+    least = min(_ACCEPTANCE, annealing.acceptance / 2)
+    low = acceptance < least
     if float(low.to(torch.float64).mean()) <= _SHARE:
         return []
     return [
-        f"For {_count(low)} data the acceptance rate of the moves is below {min(_ACCEPTANCE, annealing.acceptance / 2):g} (the "
-        f"median is {float(acceptance.nanmedian()):.2f}): the chains mix badly, and the bounds are loose. Use more temperatures, "
-        f"or another start of the path."
+        f"For {_count(low)} data the acceptance rate of the moves is below {least:g} (the median is "
+        f"{float(acceptance.nanmedian()):.2f}): the chains mix badly, and the bounds are loose. Use more temperatures, or "
+        f"another start of the path."
     ]
 
 
