@@ -605,7 +605,8 @@ class Unconstrained:
         guide = self._kept
         if args or not guide:
             guide = _sample_sites(self._run(poutine.replay(self._guide, trace=trace), K, None, args))
-        scores = [_log_prob(site, trace.nodes[name]["value"]) for name, site in guide.items()]
+        values: dict[str, Any] = dict(trace.nodes)
+        scores = [_log_prob(site, values[name]["value"]) for name, site in guide.items()]
         log_q = reduce(add, (self._per_datum(each, K) for each in scores))
         return Densities(log_q + log_det, log_lik + (log_prior - log_q))
 

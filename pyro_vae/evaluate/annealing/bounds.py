@@ -272,11 +272,13 @@ class _Curve:
         """Returns the means over n data, with their standard errors."""
         assert self.sums is not None  # data are never empty
         rate, rate2, distortion, distortion2 = (self.sums / n).T
-        ends = []
-        for first, second in ((rate, rate2), (distortion, distortion2)):
-            variance = (second - first.square()).clamp(min=0) / (n - 1) if n > 1 else torch.full_like(first, nan)
-            ends += [first, variance.sqrt()]
-        return RateDistortion(self.beta.to(rate.device), *ends, n)
+        freedom = n - 1 if n > 1 else nan
+
+        def error(first: Tensor, second: Tensor) -> Tensor:
+            return ((second - first.square()).clamp(min=0) / freedom).sqrt()
+
+        beta = self.beta.to(rate.device)
+        return RateDistortion(beta, rate, error(rate, rate2), distortion, error(distortion, distortion2), n)
 
 
 class _Progress:

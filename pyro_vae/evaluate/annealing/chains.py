@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import ceil, log
+from math import ceil, log, pi
 from typing import NamedTuple
 
 import torch
@@ -111,7 +111,8 @@ def tune(gradient: Gradient, state: State, annealing: Annealing, on_move: Callab
 
     The logarithm of a step's length rises where more moves are accepted than asked for, and falls otherwise (Robbins and Monro
     1951), for each datum alone. The lengths of the coordinates are proportional to their standard deviations over the chains
-    of a datum, drawn towards those over all data where particles are few.
+    of a datum, drawn towards those over all data where particles are few. A move is not longer than π/2 standard deviations, a
+    quarter of the orbit in a Gaussian: there it forgets where it came from, and after twice this way it comes back.
 
     Args:
         gradient: the densities with their gradient.
@@ -122,7 +123,9 @@ def tune(gradient: Gradient, state: State, annealing: Annealing, on_move: Callab
     K, B, D = state.z.shape
     stages, moves = [], moves_of_preliminary(annealing.temperatures) // _STAGES
     betas = annealing.betas(_STAGES * moves)[1:].split(moves)
-    log_step = state.z.new_full((B, 1), -log(D) / 4)  # the power of D that keeps acceptance (Neal 2011, section 5.4.4)
+    log_step = state.z.new_full(
+        (B, 1), min(-log(D) / 4, log(pi / 2 / annealing.leapfrog))
+    )  # the power of D that keeps acceptance (Neal 2011, section 5.4.4)
     # The start is drawn exactly. With one particle, its spread is known from the other data alone.
     center, variance = state.z.mean(0), state.z.var(0) if K > 1 else state.z.new_zeros(B, D)
     overall = state.z.flatten(0, 1).var(0) if K * B > 1 else state.z.new_ones(D)
@@ -134,6 +137,7 @@ def tune(gradient: Gradient, state: State, annealing: Annealing, on_move: Callab
             log_length = log_step + shrunk.log() / 2
             state, accepted = move(gradient, state, _placed(beta, state.z), log_length.exp(), annealing.leapfrog)
             log_step = log_step + _GAIN * (accepted.mean(0)[:, None] - annealing.acceptance)
+            log_step = log_step.clamp(max=log(pi / 2 / annealing.leapfrog))
             center = _MEMORY * center + (1 - _MEMORY) * state.z.mean(0)
             variance = _MEMORY * variance + (1 - _MEMORY) * (state.z - center).square().mean(0)
             log_lengths = log_lengths + log_length / moves

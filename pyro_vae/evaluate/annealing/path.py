@@ -36,7 +36,8 @@ class Annealing:
         schedule: "linear" has equal steps of β. "sigmoidal" has small steps at both ends, where the densities change most:
             β_k = (σ(δ (2k/T - 1)) - σ(-δ)) / (σ(δ) - σ(-δ)) with δ = 4 (Wu et al. 2017).
         start: p₀, which is the prior p(t) or the guide q(t|x,φ).
-        acceptance: the rate at which moves are to be accepted. The preliminary run seeks the length of the steps for it.
+        acceptance: the rate at which moves are to be accepted. The preliminary run seeks the length of the steps for it; more
+            are accepted where L steps of this length would lead the chains back to where they came from.
 
     Raises:
         ValueError: a number is out of its range.
