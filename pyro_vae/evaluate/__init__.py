@@ -19,9 +19,9 @@ module                what it computes
 
 from pyro_vae.evaluate.bound import DivergedError, Terms, evaluate_bound
 from pyro_vae.evaluate.exported import export, export_decoder, export_encoder
-from pyro_vae.evaluate.inference_gaps import Gaps, gaps, generalization_gap
 from pyro_vae.evaluate.gradients import GROUPS, SIDES, Draws, Moments, draw_gradients, moments
 from pyro_vae.evaluate.importance_sampling import bits_per_dim, log_px
+from pyro_vae.evaluate.inference_gaps import Gaps, gaps, generalization_gap
 from pyro_vae.evaluate.latent_use import active_units, variance_of_means
 from pyro_vae.evaluate.latents import Posterior, interpolate, posterior
 from pyro_vae.evaluate.predictions import decode, encode, posterior_predictive, reconstruct, sample
