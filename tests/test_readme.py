@@ -87,7 +87,12 @@ def test_the_options_of_every_command_exist(words, script, tmp_path):
             with (tmp_path / f"{FILES[found[2]]}.py").open("a") as file:
                 file.write(example)
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
-    script_of = {"train": "train", "compare-estimators": "compare_estimators", "compare-parts": "compare_parts"}
+    script_of = {
+        "train": "train",
+        "evaluate": "evaluate",
+        "compare-estimators": "compare_estimators",
+        "compare-parts": "compare_parts",
+    }
     name = script_of.get(words[0], "autoencoder_vs_vae")
     code, _, err = script(name, *words[1:], *([] if "--help" in words else ["--print_config"]))
     assert (code, err) == (0, "")

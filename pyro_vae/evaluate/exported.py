@@ -181,7 +181,8 @@ def _exported(
     Raises:
         ValueError: it cannot be exported, or gives something else for another number of data.
     """
-    program = _Batched(module, one).eval()
+    program = _Batched(module, one)
+    program.training = False  # of this module alone: those inside are put back to their own modes
     device = inputs[0].device
     sizes = tuple({0: Dim("n")} for _ in inputs)
     try:

@@ -123,9 +123,9 @@ class Gaps:
             )
         if few := int((self.effective < _EFFECTIVE).sum()):
             found.append(
-                f"For {few} of {N} data, less than {_EFFECTIVE:.0%} of the weights that log p(x) is computed from are effective: it, "
-                f"and the approximation gap, may be too small, and their errors too. Give log_px from annealed importance sampling, "
-                f"or raise K."
+                f"For {few} of {N} data, less than {_EFFECTIVE:.0%} of the weights that log p(x) is computed from are "
+                f"effective: it, and the approximation gap, may be too small, and their errors too. Give log_px from annealed importance "
+                f"sampling, or raise K."
             )
         below = self.approximation < -4 * self.approximation_error.nan_to_num(nan=torch.inf) - _TOLERANCE
         if bool(below.any()):

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from pyro_vae.data import Columns, DataLike, Split, columns_for
 from pyro_vae.data.splits import x_of
+from pyro_vae.evaluate.bound import EVALUATED
 from pyro_vae.kinds import takes
 from pyro_vae.missing import check_seen
 from pyro_vae.parts import Dims
 from pyro_vae.scopes import evaluating, telling_memory
-from pyro_vae.traces import Programs, draw_latents, inputs_of, observed
+from pyro_vae.traces import Programs, draw_latents, inputs_of, observed, run_guide
 
 
 @takes
@@ -123,10 +124,13 @@ def posterior_predictive(
     found: list[Tensor] = []
     with telling_memory(draws=draws, batch_size=batch_size), evaluating(programs, columns.x.device, seed, "images"):
         for batch in columns.batches(batch_size):
-            each = [
-                _first_observed(programs, batch, draw_latents(programs.guide, *batch)).sample() for _ in range(draws)
-            ]
-            found.append(torch.stack(each))
+            most = max(1, EVALUATED // (len(batch[0]) * columns.x[0].numel()))
+            each = []
+            for start in range(0, draws, most):
+                run = run_guide(programs.guide, *batch, K=min(most, draws - start))
+                latents = {name: value for name, (value, _) in run.items()}
+                each.append(_first_observed(programs, batch, latents).sample())
+            found.append(torch.cat(each))
     drawn = torch.cat(found, 1)
     check_seen(drawn, columns.x)
     return drawn

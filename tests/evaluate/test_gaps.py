@@ -1,4 +1,4 @@
-"""The approximation, amortization and generalization gap against closed forms, and what is said where they cannot be trusted."""
+"""The approximation, amortization and generalization gap against closed forms, and notices where they are not to be trusted."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from pyro_vae.priors import StandardNormal, VampPrior
 
 RESIDUE = 2e-3
 """What a refinement may leave, in nats. Its draws have errors beside it."""
-ENOUGH = {"copies": 30, "steps": 100, "rounds": 6}
-FEW = {"copies": 10, "steps": 30, "rounds": 3, "draws": 200, "K": 200}
+ENOUGH = {"copies": 20, "steps": 60, "rounds": 6}
+FEW = {"copies": 10, "steps": 15, "rounds": 2, "draws": 200, "K": 200}
 BAD = ["random", "prior", "narrow", "wide", "shifted", "correlations dropped"]
 
 
@@ -128,7 +128,7 @@ def test_few_effective_weights_are_told():
     """Where the posterior is far from diagonal, the variance of a diagonal q's weights is infinite."""
     oracle = LinearGaussian.random(4, 8)
     oracle.correlate(by=0.6)
-    found = ev.gaps(oracle.vae, oracle.data(4), **ENOUGH)
+    found = ev.gaps(oracle.vae, oracle.data(4), copies=10, steps=60, rounds=2)
     assert (found.effective < 0.1).any()
     assert any("of the weights that log p(x) is computed from are effective" in each for each in found.notices())
 
@@ -204,7 +204,7 @@ def test_a_discrete_latent_is_refined_by_the_score_function():
     assert near(found.bound, elbo, found.bound_error)
     assert near(found.approximation, torch.zeros(6), found.approximation_error)
     assert near(found.amortization, log_px - elbo, found.amortization_error)
-    with pytest.raises(NoFamilyError, match="'z' is .*: choose family='own'"):
+    with pytest.raises(NoFamilyError, match=r"'z' is .*: choose family='own'"):
         ev.gaps(programs, x, family="diagonal")
 
 
@@ -251,9 +251,7 @@ MODELS = {
 
 
 def parts(model, guide=DiagonalNormal, dims=DIMS):
-    return model(
-        dims, *(partial(lambda cls, sizes: build(cls, sizes), cls) for cls in (StandardNormal, guide, Bernoulli))
-    )
+    return model(dims, *(partial(build, cls) for cls in (StandardNormal, guide, Bernoulli)))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -262,7 +260,7 @@ def test_every_kind_of_model_has_gaps(name):
     data = Split(x, torch.arange(6) % 3) if name == "labels" else x
     before = {key: value.clone() for key, value in model.state_dict().items()}
     options = FEW | ({"copies": 5, "steps": 5} if name == "refined" else {})
-    for family in ("own", "diagonal", "full_rank"):
+    for family in ("own", "diagonal", "full_rank") if name in ("two layers", "labels") else ("own",):
         found = ev.gaps(model, data, family=family, **options)
         assert found.log_px.isfinite().all()
         assert (found.amortization >= -N_SE * found.amortization_error).all()
@@ -309,7 +307,7 @@ def test_refusals():
                 )
 
     with pytest.raises(
-        NoFamilyError, match="'t', MixtureSameFamily has no plain parameters .*choose family='diagonal'"
+        NoFamilyError, match=r"'t', MixtureSameFamily has no plain parameters .*choose family='diagonal'"
     ):
         ev.gaps(Opaque(), x, **FEW)
     assert ev.gaps(Opaque(), x, family="diagonal", **FEW).replaced.any()

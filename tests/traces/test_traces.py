@@ -11,7 +11,7 @@ from pyro import poutine
 from torch import nn
 from torch.distributions import Distribution
 
-from pyro_vae.traces import draw_latents, library_path, observed, parameters, particles, simulate
+from pyro_vae.traces import crossed, draw_latents, library_path, observed, parameters, particles, simulate, singles
 
 X = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
 
@@ -278,3 +278,31 @@ def test_latents_as_vectors():
     assert draws.values["t"].shape == (5, 4, 6, 2, 3)
     expected = draws.values["t"].movedim(2, 1).reshape(5, 6, 24)
     assert torch.equal(draws.vectors("t"), expected)
+
+def test_crossed_is_the_density_of_every_draw_for_every_datum():
+    """Two latents, of which the second depends on the first and on x, with the data left of another plate."""
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-2), pyro.plate("pair", 2, dim=-1):
+            a = pyro.sample("a", dist.Normal(x, 1.0))
+            pyro.sample("b", dist.Normal(torch.stack([a + x, a * x], -1), 0.5).to_event(1))
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-2), pyro.plate("pair", 2, dim=-1):
+            a = pyro.sample("a", dist.Normal(0.0, 2.0))
+            pyro.sample("b", dist.Normal(torch.stack([a, a], -1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(a, 1.0), obs=x)
+
+    x, K = torch.randn(3, 2), 4
+    draws = particles(model, guide, x, K=K, max_plate_nesting=2)
+    latents = singles(draws)
+    assert {name: value.shape for name, value in latents.items()} == {"a": (12, 1, 2), "b": (12, 1, 2, 2)}
+    found = crossed(guide, latents, x, max_plate_nesting=2)
+    a, b = (draws.values[name].flatten(0, 1)[:, None] for name in ("a", "b"))  # (K B, 1, 2), (K B, 1, 2, 2)
+    torch.testing.assert_close(found["a"], dist.Normal(x, 1.0).log_prob(a).sum(-1))
+    exact = dist.Normal(torch.stack([a + x, a * x], -1), 0.5).log_prob(b).sum((-1, -2))
+    torch.testing.assert_close(found["b"], exact)
+    own = found["a"].unflatten(0, (K, 3)).diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(own, draws.guide["a"])
+    of_model = crossed(model, latents, x, max_plate_nesting=2)
+    torch.testing.assert_close(of_model["a"], draws.model["a"].reshape(12, 1).expand(12, 3))
