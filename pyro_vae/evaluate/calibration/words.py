@@ -108,7 +108,7 @@ def _of_joint(found: Calibration) -> Iterator[str]:
             covered += _percent(found.coverage(found.interval_level(_CENTRAL)))
             yield {
                 1: f"Regions of highest density of q(t|x) hold the truth too rarely: {covered}. q(t|x) is overconfident.",
-                -1: f"Regions of highest density of q(t|x) hold the truth too often: {covered}. q(t|x) is too wide.",
+                -1: f"Regions of highest density of q(t|x) hold the truth too often: {covered}. q(t|x) is conservative.",
                 0: f"Regions of highest density of q(t|x) do not hold the truth as often as their levels say: {covered}.",
             }[up]
         elif name == "TARP":
