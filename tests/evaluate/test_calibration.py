@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from itertools import product
 from math import log
 
@@ -14,14 +13,13 @@ from scipy import stats
 
 from pyro_vae.data import columns_for
 from pyro_vae.evaluate import calibrate
+from pyro_vae.evaluate.calibration import collection
 from pyro_vae.evaluate.calibration.bands import band, counts_below, holm, null, p_value
-from pyro_vae.evaluate.calibration.calibrate import References, Run, chosen
+from pyro_vae.evaluate.calibration.collection import References, Run, chosen
 from pyro_vae.evaluate.calibration.ranks import JOINT, Particles, products, rank, ranks_of, rounded
 from pyro_vae.evaluate.calibration.simulation import drawn_from
 from pyro_vae.scopes import seeded
 
-calibrate_module = import_module("pyro_vae.evaluate.calibration.calibrate")
-"""The module, whose name in its package is that of the function."""
 CPU = torch.device("cpu")
 SMALL = [(3, 2), (4, 3), (6, 2), (3, 5)]
 """n and L, with few enough vectors of ranks that all can be looked at."""
@@ -147,7 +145,7 @@ def test_the_posterior_itself_has_uniform_ranks(d, dtype):
 @pytest.mark.parametrize("size", [10**6, 20])
 def test_the_truth_is_scored_as_the_draws_are(size, monkeypatch):
     """At the posterior, log w is log p(x) for every t, in one chunk of particles and in several; the first t is the truth."""
-    monkeypatch.setattr(calibrate_module, "_SIZE", size)
+    monkeypatch.setattr(collection, "_SIZE", size)
     oracle = exact(2)
     columns = columns_for(oracle.vae, oracle.data(4))
     batch, truth = drawn_from(oracle.vae.model, columns, (0,))
