@@ -32,8 +32,8 @@ def notices(found: Calibration) -> list[str]:
         )
     if found.ess is not None and (few := float((found.ess < found.L).mean())) > ALPHA:
         told.append(
-            f"For {100 * few:.0f} % of the simulated data, the effective sample size of the {found.M:,} importance weights is below "
-            f"the {found.L:,} draws that are taken by them. There, the draws lie between q(t|x) and the posterior, so that "
+            f"For {100 * few:.0f} % of the simulated data, the effective sample size of the {found.M:,} importance weights is "
+            f"below the {found.L:,} draws that are taken by them. There, the draws lie between q(t|x) and the posterior, so that "
             f"these ranks are not those of fully corrected draws: take a larger M or another guide."
         )
     return told
@@ -70,7 +70,8 @@ def _of_latents(found: Calibration) -> Iterator[str]:
 
     def inside(name: str) -> str:
         level = found.interval_level(_CENTRAL)
-        return f"its central {100 * level:.0f} % interval holds the true {name} for {_percent(found.interval_coverage(name, _CENTRAL))}"
+        held = _percent(found.interval_coverage(name, _CENTRAL))
+        return f"its central {100 * level:.0f} % interval holds the true {name} for {held}"
 
     def above(name: str) -> str:
         return f"the true {name} is above the median of the draws for {_above(found, name)}"
