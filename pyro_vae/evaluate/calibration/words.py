@@ -33,8 +33,8 @@ def notices(found: Calibration) -> list[str]:
     if found.ess is not None and (few := float((found.ess < found.L).mean())) > ALPHA:
         told.append(
             f"For {100 * few:.0f} % of the simulated data, the effective sample size of the {found.M:,} importance weights is "
-            f"below the {found.L:,} draws that are taken by them. There, the draws lie between q(t|x) and the posterior, so that "
-            f"these ranks are not those of fully corrected draws: take a larger M or another guide."
+            f"below the {found.L:,} draws that are taken by them. There, the draws lie between q(t|x) and the posterior, so "
+            f"that these ranks are not those of fully corrected draws: take a larger M or another guide."
         )
     return told
 
