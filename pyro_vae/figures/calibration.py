@@ -30,8 +30,8 @@ _OF_ALL = ("log p(x|t)", "log p(t)", "log w")
 def calibration(curves: Sequence[RankCurve], title: str = "") -> Figure:
     """Draws the ECDFs of ranks of a calibration, each with the band that it stays in if q(t|x) is the posterior.
 
-    The ECDFs of single latents, and of log p(x|t), log p(t) and log w, are drawn as differences from the level, where a curve
-    that rises first and falls later belongs to a q that is too narrow in its lower half, and a curve that stays above 0 to
+    The ECDFs of single latents, and of log p(x|t), log p(t) and log w, are drawn as differences from the level. There, a curve
+    that is above 0 at low levels and below 0 at high ones belongs to a q that is too narrow, and a curve that stays above 0 to
     truths that lie below the draws. Coverage and TARP are drawn against the level. Bands hold for all curves of the figure at
     once, with 95 %. A curve that leaves its band is not calibrated; once there is one, Holm's procedure may say so of others
     too.

@@ -11,10 +11,13 @@ import torch
 from oracles import LinearGaussian
 from scipy import stats
 
+from pyro_vae.data import columns_for
 from pyro_vae.evaluate import calibrate
+from pyro_vae.evaluate.calibration import collection
 from pyro_vae.evaluate.calibration.bands import band, counts_below, holm, null, p_value
-from pyro_vae.evaluate.calibration.calibrate import References, chosen
+from pyro_vae.evaluate.calibration.collection import References, Run, chosen
 from pyro_vae.evaluate.calibration.ranks import JOINT, Particles, products, rank, ranks_of, rounded
+from pyro_vae.evaluate.calibration.simulation import drawn_from
 from pyro_vae.scopes import seeded
 
 CPU = torch.device("cpu")
@@ -137,6 +140,25 @@ def test_the_posterior_itself_has_uniform_ranks(d, dtype):
         assert stats.chisquare(counts).pvalue > 1e-4
     assert found.calibrated
     assert found.notices() == []
+
+
+@pytest.mark.parametrize("size", [10**6, 20])
+def test_the_truth_is_scored_as_the_draws_are(size, monkeypatch):
+    """At the posterior, log w is log p(x) for every t, in one chunk of particles and in several; the first t is the truth."""
+    monkeypatch.setattr(collection, "_SIZE", size)
+    oracle = exact(2)
+    columns = columns_for(oracle.vae, oracle.data(4))
+    batch, truth = drawn_from(oracle.vae.model, columns, (0,))
+    assert not torch.equal(batch[0], columns.x)
+    with torch.no_grad():
+        found = Run(oracle.vae, 8, 1).drawn(batch, truth, 7)
+        exactly = oracle.log_px(batch[0]).expand(7, 4)
+        log_q = oracle.posterior(batch[0]).log_prob(found.t)
+    assert torch.equal(found.t[0], truth["t"])
+    assert len(found.t[:, 0, 0].unique()) == 7
+    torch.testing.assert_close(found.log_w, exactly)
+    torch.testing.assert_close(found.log_q, log_q)
+    torch.testing.assert_close(found.log_prior, torch.distributions.Normal(0.0, 1.0).log_prob(found.t).sum(-1))
 
 
 def test_false_alarms():

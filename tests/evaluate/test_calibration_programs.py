@@ -17,7 +17,7 @@ from scipy import stats
 from pyro_vae import VAE, Dims
 from pyro_vae.data import Split, columns_for
 from pyro_vae.evaluate import calibrate
-from pyro_vae.evaluate.calibration.calibrate import collect
+from pyro_vae.evaluate.calibration.collection import collect
 from pyro_vae.evaluate.calibration.simulation import drawn_from, rows
 from pyro_vae.guides import DiagonalNormal
 from pyro_vae.likelihoods import Bernoulli, Normal

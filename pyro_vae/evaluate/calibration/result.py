@@ -184,8 +184,8 @@ class Calibration:
         wide = max(map(len, self.names))
         title = f"{self.n} simulated data, {self.L} draws each" + (f" of {self.M} by their weights" if self.M else "")
         rows = [
-            f"{name:<{wide}}  p = {p:<8.2g} adjusted {adjusted:<8.2g}{'not calibrated' if adjusted <= ALPHA else ''}".rstrip()
-            for name, p, adjusted in zip(self.names, self.p, self.adjusted, strict=True)
+            f"{name:<{wide}}  p = {_shown(p):<9} adjusted {_shown(adjusted):<9} {'not calibrated' if wrong else ''}".rstrip()
+            for name, p, adjusted, wrong in zip(self.names, self.p, self.adjusted, self.flagged, strict=True)
         ]
         return "\n".join([title, *rows])
 
@@ -203,3 +203,8 @@ class Calibration:
         """How many ranks at each end are outside of a central interval; at least one, so that its level is below 1."""
         whole = self._multiple(level)
         return min(max(1, round((self.L + 1 - whole) / 2)), self.L // 2)
+
+
+def _shown(p: float) -> str:
+    """A p-value in at most eight letters."""
+    return f"{p:.2g}" if p >= 1e-99 else "< 1e-99"

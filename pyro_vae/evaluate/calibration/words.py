@@ -32,9 +32,9 @@ def notices(found: Calibration) -> list[str]:
         )
     if found.ess is not None and (few := float((found.ess < found.L).mean())) > ALPHA:
         told.append(
-            f"For {few:.0%} of the simulated data, the effective sample size of the {found.M:,} importance weights is below "
-            f"the {found.L:,} draws that are taken by them. There, the draws lie between q(t|x) and the posterior, so that "
-            f"these ranks are not those of fully corrected draws: take a larger M or another guide."
+            f"For {100 * few:.0f} % of the simulated data, the effective sample size of the {found.M:,} importance weights is "
+            f"below the {found.L:,} draws that are taken by them. There, the draws lie between q(t|x) and the posterior, so "
+            f"that these ranks are not those of fully corrected draws: take a larger M or another guide."
         )
     return told
 
@@ -70,7 +70,8 @@ def _of_latents(found: Calibration) -> Iterator[str]:
 
     def inside(name: str) -> str:
         level = found.interval_level(_CENTRAL)
-        return f"its central {level:.0%} interval holds the true {name} for {_percent(found.interval_coverage(name, _CENTRAL))}"
+        held = _percent(found.interval_coverage(name, _CENTRAL))
+        return f"its central {100 * level:.0f} % interval holds the true {name} for {held}"
 
     def above(name: str) -> str:
         return f"the true {name} is above the median of the draws for {_above(found, name)}"
@@ -104,11 +105,11 @@ def _of_joint(found: Calibration) -> Iterator[str]:
         up, _ = shape(_ranks(found, name), found.L, len(JOINT))
         above = _above(found, name)
         if name == "coverage":
-            covered = f"those of {found.interval_level(_CENTRAL):.0%} hold it for "
-            covered += _percent(found.coverage(found.interval_level(_CENTRAL)))
+            level = found.interval_level(_CENTRAL)
+            covered = f"those of {100 * level:.0f} % hold it for {_percent(found.coverage(level))}"
             yield {
                 1: f"Regions of highest density of q(t|x) hold the truth too rarely: {covered}. q(t|x) is overconfident.",
-                -1: f"Regions of highest density of q(t|x) hold the truth too often: {covered}. q(t|x) is too wide.",
+                -1: f"Regions of highest density of q(t|x) hold the truth too often: {covered}. q(t|x) is conservative.",
                 0: f"Regions of highest density of q(t|x) do not hold the truth as often as their levels say: {covered}.",
             }[up]
         elif name == "TARP":
@@ -136,7 +137,7 @@ def _of_x(found: Calibration) -> Iterator[str]:
     share = found.share_of_x
     if found.flagged[j] and shape(found.ranks[:, j], found.L, len(JOINT))[0] > 0 and not (share >= _IGNORED).any():
         known = share[~np.isnan(share)]
-        most = f"{known.max():.1%}" if len(known) else "nothing"
+        most = f"{100 * known.max():.1f} %" if len(known) else "nothing"
         yield f"q(t|x) ignores x: of the variance of its draws, at most {most} goes with x, and the posterior depends on x."
 
 
