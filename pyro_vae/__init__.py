@@ -1,7 +1,7 @@
 """Variational autoencoders as probabilistic programs in Pyro."""
 
 from pyro_vae._version import version as __version__
-from pyro_vae.arviz import to_arviz, to_elpd
+from pyro_vae.arviz import pit_to_arviz, to_arviz, to_elpd
 from pyro_vae.estimators import Estimator
 from pyro_vae.models import VAE, Model, ModelSpec
 from pyro_vae.parts import Dims, Guide, Likelihood, Network, Prior
@@ -22,6 +22,7 @@ __all__ = [
     "__version__",
     "fit",
     "load",
+    "pit_to_arviz",
     "save",
     "to_arviz",
     "to_elpd",

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_vae._version import version
 from pyro_vae.data import DataLike, Split, columns_for
+from pyro_vae.evaluate.calibration import Calibration
 from pyro_vae.evaluate.evidence import Evidence, Weights
 from pyro_vae.evaluate.pareto import arviz, smoothed
 from pyro_vae.evaluate.predictions import checked_labels
@@ -163,6 +164,35 @@ def to_elpd(evidence: Evidence) -> Any:
     return ELPDData(**numbers, elpd_i=pointwise, pareto_k=tails)
 
 
+@takes
+def pit_to_arviz(calibration: Calibration) -> Any:
+    """Returns the ranks of a calibration as probability integral transforms, for ``az.plot_ecdf_pit`` of ArviZ 1.x.
+
+    They stand in the group ``prior_sbc``, with the dimension ``sample`` for the simulated data: the rank among L draws plus a
+    uniform number, over L + 1. If q(t|x) is the posterior they are uniform. The plot is
+    ``az.plot_ecdf_pit(found, group="prior_sbc", sample_dims=["sample"])``.
+
+    Args:
+        calibration: what `pyro_vae.evaluate.calibrate` found.
+    """
+    n, J = calibration.ranks.shape
+    noise = np.random.default_rng(calibration.seed).random((n, J))
+    pit = (calibration.ranks + noise) / (calibration.L + 1)
+    columns: dict[str, list[np.ndarray]] = {}
+    for name, values in zip(calibration.names, pit.T, strict=True):
+        columns.setdefault(name.partition("[")[0] if name in calibration.latents else name, []).append(values)
+    groups = {"prior_sbc": {name: np.stack(each, 1) if len(each) > 1 else each[0] for name, each in columns.items()}}
+    dims = {
+        name: ["sample", f"{name}_latent"] if value.ndim > 1 else ["sample"]
+        for name, value in groups["prior_sbc"].items()
+    }
+    coords = {"sample": np.arange(n)} | {
+        dims[name][1]: np.arange(value.shape[1]) for name, value in groups["prior_sbc"].items() if value.ndim > 1
+    }
+    attrs = {"inference_library": "pyro_vae", "L": calibration.L, "seed": calibration.seed, "sample_dims": ["sample"]}
+    return _as_arviz(groups, dims, coords, attrs)
+
+
 _DATUM = {"posterior": 1, "posterior_predictive": 1, "log_likelihood": 1, "sample_stats": -1, "observed_data": 0}
 """Which dimension of each group's arrays is that of data, before there is one of chains."""
 
@@ -236,7 +266,11 @@ def _as_arviz(
         variables = {}
         for name, value in values.items():
             own = (
-                dims[name][1:] if group.startswith("prior") else ["datum"] if group == "log_likelihood" else dims[name]
+                dims[name][1:]
+                if group in ("prior", "prior_predictive")
+                else ["datum"]
+                if group == "log_likelihood"
+                else dims[name]
             )
             drawn = value.ndim > len(own)
             variables[name] = (["chain", "draw", *own], value[None]) if drawn else (own, value)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from oracles import LinearGaussian
 
-from pyro_vae.arviz import to_arviz, to_elpd
+from pyro_vae.arviz import pit_to_arviz, to_arviz, to_elpd
 from pyro_vae.data import Split
-from pyro_vae.evaluate import evidence
+from pyro_vae.evaluate import calibrate, evidence
 from pyro_vae.evaluate.pareto import arviz, smoothed
 from pyro_vae.view import View
 
@@ -214,3 +214,13 @@ def test_it_is_reproducible_and_leaves_the_random_state(oracle):
     np.testing.assert_array_equal(one["posterior"]["t"].values, other["posterior"]["t"].values)
     np.testing.assert_array_equal(one["prior"]["t"].values, other["prior"]["t"].values)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_ranks_as_probability_integral_transforms(oracle):
+    found = calibrate(oracle.vae, oracle.data(2), 60, 19)
+    values = pit_to_arviz(found)["prior_sbc"]
+    assert values["t"].dims == ("sample", "t_latent")
+    assert values["log w"].dims == ("sample",)
+    np.testing.assert_array_equal(np.floor(values["t"].values[:, 1] * 20), found.ranks[:, 1])
+    if NEW:
+        az.plot_ecdf_pit(pit_to_arviz(found), group="prior_sbc", var_names=["t"], sample_dims=["sample"])

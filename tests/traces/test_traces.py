@@ -279,6 +279,7 @@ def test_latents_as_vectors():
     expected = draws.values["t"].movedim(2, 1).reshape(5, 6, 24)
     assert torch.equal(draws.vectors("t"), expected)
 
+
 def test_crossed_is_the_density_of_every_draw_for_every_datum():
     """Two latents, of which the second depends on the first and on x, with the data left of another plate."""
 
