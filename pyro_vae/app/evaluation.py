@@ -22,7 +22,7 @@ import torch
 import yaml
 from rich.table import Table
 
-from pyro_vae.app.comparisons.errors import MISSING, TAIL, Over, compared, particles_told, trust
+from pyro_vae.app.comparisons.errors import MISSING, TAIL, Over, compared, particles_told, trust, undecided
 from pyro_vae.app.comparisons.folder import ComparisonFolder, data_digest
 from pyro_vae.app.comparisons.names import class_and_options, labels
 from pyro_vae.app.console import StopRequest, failing_clearly, pick_device, screen
@@ -256,6 +256,8 @@ def _compare(
         f"±: 95 % intervals over the test {over.noun} (Student's t), of a difference paired by datum. Left out: the spread "
         f"over trainings, since each row is one (compare-parts and compare-estimators train with several seeds)."
     )
+    for line in undecided(kept, over):
+        console.print(line)
     console.print(particles_told((values[name]["log_px"] for name in rows), over.noun))
 
 

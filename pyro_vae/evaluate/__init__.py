@@ -42,6 +42,8 @@ from pyro_vae.evaluate.statistics import (
     interval,
     interval_of_median,
     mean,
+    needed,
+    probability_first,
 )
 from pyro_vae.evaluate.surgery import Surgery, elbo_surgery
 
@@ -91,8 +93,10 @@ __all__ = [
     "log_px",
     "mean",
     "moments",
+    "needed",
     "posterior",
     "posterior_predictive",
+    "probability_first",
     "reconstruct",
     "sample",
     "variance_of_means",

@@ -93,12 +93,13 @@ class Interval(NamedTuple):
 UNRESOLVED = Interval(nan, nan, nan)
 
 
-def student_reach(freedom: float) -> float:
+def student_reach(freedom: float, together: int = 1) -> float:
     """Returns how many standard errors a 95 % interval reaches to either side.
 
-    The distribution is Student's, with these degrees of freedom.
+    The distribution is Student's, with these degrees of freedom. Several intervals ``together`` hold their values at once with
+    95 % (Bonferroni).
     """
-    return float(stdtrit(freedom, 0.975)) if freedom > 0 else nan
+    return float(stdtrit(freedom, 1 - 0.025 / together)) if freedom > 0 else nan
 
 
 @takes
@@ -126,12 +127,16 @@ class Crossed(NamedTuple):
 
 
 @takes
-def crossed(values: np.ndarray) -> Crossed:
+def crossed(values: np.ndarray, together: int = 1) -> Crossed:
     """Returns the mean of values (S, N), one for each of S seeds and N data, with its errors over each and over both.
 
     With effects of the seed, of the datum and a residual, all random, the mean squares MS of the two-way table give the
     variance (MS_seeds + MS_data - MS_residual) / (S N) of the mean. Satterthwaite's degrees of freedom belong to it
     (Satterthwaite 1946). The interval is never taken to be narrower than that over seeds or over data alone.
+
+    Args:
+        values: the values.
+        together: how many such intervals over both are to hold their values at once, with 95 % (see `student_reach`).
     """
     values = np.asarray(values, dtype=np.float64)
     S, N = values.shape
@@ -143,8 +148,63 @@ def crossed(values: np.ndarray) -> Crossed:
     of_residual = (residual**2).sum() / ((S - 1) * (N - 1))
     total = max(0.0, of_seeds + of_data - of_residual)
     scatter = of_seeds**2 / (S - 1) + of_data**2 / (N - 1) + of_residual**2 / ((S - 1) * (N - 1))
-    reach = student_reach(total**2 / scatter) * sqrt(total / (S * N)) if total > 0 else 0.0
-    return Crossed(seeds, data, max(reach, seeds.reach, data.reach))
+    reach = student_reach(total**2 / scatter, together) * sqrt(total / (S * N)) if total > 0 else 0.0
+    alone = [student_reach(each.n - 1, together) * each.error for each in (seeds, data)]
+    return Crossed(seeds, data, max(reach, *alone))
+
+
+@takes
+def needed(differences: np.ndarray, together: int = 1) -> tuple[int | None, int | None]:
+    """Returns how many seeds, on the same data, and how many data, at the same seeds, would decide a mean difference's sign.
+
+    They are the least numbers whose interval does not hold 0, if the mean and the variances stay what they are here. Each is
+    None where 1,000 seeds, or 1,000,000 data, are not enough, and that of seeds also where there is one.
+
+    Args:
+        differences: differences (S, N), one for each of S seeds and N data.
+        together: how many intervals are to hold their values at once (see `student_reach`).
+    """
+    differences = np.asarray(differences, dtype=np.float64)
+    S, N = differences.shape
+    residual = (
+        differences - differences.mean(1, keepdims=True) - differences.mean(0, keepdims=True) + differences.mean()
+    )
+    of_residual = (residual**2).sum() / max(1, (S - 1) * (N - 1))
+    of_seeds = max(0.0, differences.mean(1).var(ddof=1) - of_residual / N) if S > 1 else nan
+    of_data = max(0.0, differences.mean(0).var(ddof=1) - of_residual / S) if N > 1 else nan
+
+    def decided(seeds: int, data: int) -> bool:
+        over_seeds = student_reach(seeds - 1, together) ** 2 * (of_seeds + of_residual / data) / seeds if S > 1 else 0.0
+        over_data = student_reach(data - 1, together) ** 2 * of_data / data
+        return bool(over_seeds + over_data < differences.mean() ** 2)
+
+    more_seeds = next((n for n in range(S + 1, 1001) if decided(n, N)), None) if S > 1 else None
+    grid = np.unique(np.geomspace(N + 1, 1e6, 400).astype(int)) if N < 1e6 else []
+    return more_seeds, next((int(n) for n in grid if decided(S, int(n))), None)
+
+
+@takes
+def probability_first(values: np.ndarray, draws: int = 4000, seed: int = 0) -> np.ndarray:
+    """Returns the probability that each of C models has the largest mean (C,), by the Bayesian bootstrap (Rubin 1981).
+
+    Seeds and data both get random weights, the same for all models, so that what they share cancels. With few seeds it is
+    rough.
+
+    Args:
+        values: values (C, S, N) of C models, S seeds and N data.
+        draws: the number of draws.
+        seed: the seed of the draws.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    C, S, N = values.shape
+    rng = np.random.default_rng(seed)
+    first = np.zeros(C)
+    for some in np.array_split(np.arange(draws), max(1, draws * N // 2**22)):
+        of_seeds = rng.dirichlet(np.ones(S), len(some))
+        of_data = rng.dirichlet(np.ones(N), len(some))
+        means = np.einsum("rs,csr->rc", of_seeds, values @ of_data.T)
+        first += np.bincount(means.argmax(1), minlength=C)
+    return first / draws
 
 
 @takes

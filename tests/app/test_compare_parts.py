@@ -17,7 +17,7 @@ from scipy import stats
 from pyro_vae import load
 from pyro_vae.app.comparisons.errors import Over, compared
 from pyro_vae.data import Split
-from pyro_vae.evaluate import active_units, variance_of_means
+from pyro_vae.evaluate import active_units, crossed, variance_of_means
 
 MINE = """
 import pyro.distributions as dist, torch
@@ -115,13 +115,21 @@ def test_with_several_seeds_errors_are_over_seeds_and_the_paired_ones_stand_besi
     one, other = log_px(tmp_path, "StandardNormal", "mine.Wide")
     first, second = table(tmp_path)
     assert [first["log p(x)"], second["log p(x)"]] == [text(one.mean(1)), text(other.mean(1))]
-    assert second["to the first"] == text((other - one).mean(1), "+")
-    assert second["paired over data"] == text((other - one).mean(0), "+")
+    gap = other - one
+    reach = crossed(gap).over_both
+    assert second["to the first"] == f"{gap.mean():+.2f} ± {reach:.2f}"
+    assert (float(second["to the first low"]), float(second["to the first high"])) == pytest.approx(
+        (gap.mean() - reach, gap.mean() + reach)
+    )
+    assert second["paired over data"] == text(gap.mean(0), "+")
     low, high = stats.ttest_rel(other.mean(1), one.mean(1)).confidence_interval(0.95)
-    assert (float(second["to the first low"]), float(second["to the first high"])) == pytest.approx((low, high))
+    assert float(second["to the first over seeds low"]) == pytest.approx(low)
+    assert float(second["to the first over seeds high"]) == pytest.approx(high)
+    assert sum(float(row["first"].removesuffix(" %")) for row in (first, second)) == pytest.approx(100, abs=1)
     told = " ".join(out.split())
     assert "± 95 % over 3 seeds" in told
     assert "95 % intervals over the seeds 3, 1, 2 (Student's t)" in told
+    assert "with an interval for other seeds and other images (two-way analysis of variance)" in told
     assert "Left out of the ± of log p(x): the spread over images" in told
 
 

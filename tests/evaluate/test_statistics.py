@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 import pyro_vae.evaluate as ev
+from pyro_vae.evaluate.statistics import student_reach
 
 VALUES = np.random.default_rng(0).normal(-100, 3, (4, 30)) + np.random.default_rng(1).normal(0, 2, (4, 1))
 """Values of 4 seeds and 30 data."""
@@ -84,3 +85,46 @@ def test_the_interval_of_a_median_is_that_of_the_sign_test(n):
     value, low, high = ev.interval_of_median(values)
     assert value == np.median(values)
     assert (low, high) == pytest.approx(tuple(expected), nan_ok=True)
+
+
+def test_several_intervals_hold_at_once():
+    """Bonferroni: of three means of independent data, at least 95 % of 1,000 repetitions hold all three."""
+    assert student_reach(5, 3) == pytest.approx(stats.t.ppf(1 - 0.05 / 6, 5))
+    single, three = ev.crossed(VALUES), ev.crossed(VALUES, together=3)
+    assert three.over_both > single.over_both
+    assert three.over_seeds == single.over_seeds
+    rng = np.random.default_rng(4)
+    hits = 0
+    for _ in range(1000):
+        values = rng.normal(0, 1, (3, 4, 1)) + rng.normal(0, 2, (3, 1, 20)) + rng.normal(0, 1, (3, 4, 20))
+        hits += all(abs(each.mean()) <= ev.crossed(each, together=3).over_both for each in values)
+    assert hits / 1000 > 0.95 - 4 * (0.95 * 0.05 / 1000) ** 0.5
+
+
+def test_the_number_of_seeds_that_would_decide_is_where_the_interval_leaves_0():
+    """Without spread over data it is the least n with t(n - 1) s / √n below the mean, of the one-sample t test."""
+    values = np.array([1.0, -0.5, 2.0, 0.3])[:, None] + np.zeros((1, 5))
+    seeds, data = ev.needed(values)
+    s, mean = values[:, 0].std(ddof=1), values.mean()
+    expected = next(n for n in range(5, 999) if stats.t.ppf(0.975, n - 1) * s / n**0.5 < mean)
+    assert seeds == expected
+    assert data is None  # more data do not change what seeds leave open
+    over_data = np.random.default_rng(5).normal(0.1, 1, (1, 100))
+    seeds, data = ev.needed(over_data)
+    assert seeds is None
+    s, mean = over_data.std(ddof=1), over_data.mean()
+    expected = next(n for n in range(101, 10**6) if stats.t.ppf(0.975, n - 1) * s / n**0.5 < abs(mean))
+    assert data == pytest.approx(expected, rel=0.05)
+    assert ev.needed(np.zeros((2, 3)) + np.array([[1e-9], [-1e-9]])) == (None, None)
+
+
+def test_the_probability_to_be_first():
+    """Of two models whose difference over data is normal, it is Φ(mean / standard error) within 0.03; of equals a half."""
+    rng = np.random.default_rng(6)
+    base = rng.normal(0, 5, (1, 200))
+    gap = rng.normal(0.1, 1, (1, 200))
+    found = ev.probability_first(np.stack([base, base + gap]))
+    assert found.sum() == pytest.approx(1)
+    assert found[1] == pytest.approx(stats.norm.cdf(gap.mean() / (gap.std(ddof=1) / 200**0.5)), abs=0.03)
+    seeds = np.array([1.0, -1.0])[:, None] + np.zeros((2, 50))
+    assert ev.probability_first(np.stack([seeds, np.zeros((2, 50))]))[0] == pytest.approx(0.5, abs=0.03)

@@ -1,23 +1,24 @@
 """Test log p(x) of several trained models, with its errors over seeds and over data, and its differences to the first.
 
-In every table ± is half the width of a 95 % interval: over seeds where there are several, and over data otherwise. The
-difference paired by datum stands beside that over seeds, in a column of its own.
+In every table ± is half the width of a 95 % interval: over seeds where there are several, and over data otherwise. Differences
+are paired by seed and by datum; their intervals are for other seeds and other data, and hold all at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isnan
+from math import isfinite, isnan, nan
 from typing import Any
 
 import numpy as np
 
-from pyro_vae.evaluate import TRUSTED, Mean, crossed
+from pyro_vae.evaluate import TRUSTED, Crossed, Mean, crossed, needed, probability_first
+from pyro_vae.evaluate.statistics import student_reach
 
 Values = Mapping[int, np.ndarray]
 """log p(x) (N,) of the same N test data by seed."""
-RESULT, GAP, PAIRED = "log p(x)", "to the first", "paired over data"
+RESULT, GAP, PAIRED, FIRST = "log p(x)", "to the first", "paired over data", "first"
 
 
 @dataclass(frozen=True)
@@ -49,55 +50,117 @@ class Over:
     @property
     def columns(self) -> list[str]:
         """The columns of the result."""
-        return [RESULT, GAP, PAIRED] if self.several else [RESULT, GAP]
+        return [RESULT, GAP, PAIRED, FIRST] if self.several else [RESULT, GAP, FIRST]
 
     @property
     def told(self) -> str:
         """What each ± is, and what is left out of it, below a table."""
-        particles = "The noise of the particles is part of each."
+        first = (
+            f"{FIRST}: the probability that the row has the largest mean, by weights drawn for {{}} (Bayesian bootstrap). The "
+            f"noise of the particles is part of all."
+        )
         if not self.several:
             return (
-                f"±: 95 % intervals over the {self.data} test {self.noun} (Student's t), of a difference paired by datum. Left "
-                f"out: the spread over seeds, since there is one, {self.seeds[0]} (--seeds gives several). {particles}"
+                f"±: 95 % intervals over the {self.data} test {self.noun} (Student's t); those of differences are paired by "
+                f"datum, and hold all at once (Bonferroni). Left out: the spread over seeds, since there is one, "
+                f"{self.seeds[0]} (--seeds gives several). {first.format(self.noun)}"
             )
         listed = ", ".join(map(str, self.seeds))
         return (
-            f"±: 95 % intervals over the seeds {listed} (Student's t), of a difference seed by seed. {PAIRED}: the same "
-            f"difference, with its interval over the {self.data} test {self.noun}, paired by datum, as means over seeds. "
-            f"{particles}"
+            f"±: 95 % intervals over the seeds {listed} (Student's t). {GAP}: the difference seed by seed and datum by datum, "
+            f"with an interval for other seeds and other {self.noun} (two-way analysis of variance); all of them hold at once "
+            f"(Bonferroni). {PAIRED}: the same difference for these seeds, with its interval over the {self.data} test "
+            f"{self.noun} alone. {first.format(f'seeds and {self.noun}')}"
         )
 
 
 def compared(found: Mapping[Any, Values], over: Over) -> list[dict[str, Any]]:
     """The columns of the result for each model: text with ±, and numbers with the ends of intervals for the CSV file.
 
-    Differences are to the first model, over the seeds that both have.
+    Differences are to the first model, over the seeds that both have. Their intervals hold all at once.
     """
-    first, rows = next(iter(found.values())), []
-    for values in found.values():
+    rows, gaps = [], _gaps(found)
+    first = _probability_first(found)
+    for name, values in found.items():
         row: dict[str, Any] = {}
         result = crossed(np.stack(list(values.values())))
         row[RESULT] = _text(result.over_seeds, result.over_data, over)
-        row[GAP], row[PAIRED] = ("first", "") if values is first else ("no seed in common", "")
-        common, gap = [seed for seed in values if seed in first], None
-        if common and values is not first:
-            gap = crossed(np.stack([values[seed] - first[seed] for seed in common]))
-            row[GAP] = _text(gap.over_seeds, gap.over_data, over, sign=True)
-            row[PAIRED] = gap.over_data.text(sign=True) if over.several else ""
+        of_first, gap = values is next(iter(found.values())), gaps.get(name)
+        row[GAP], row[PAIRED] = ("first", "") if of_first else ("no seed in common", "")
+        reach = nan
+        if gap is not None:
+            both = crossed(gap, together=len(gaps))
+            mean, reach = both.over_seeds.mean, _reach(both, over, len(gaps))
+            row[GAP] = f"{mean:+.2f} ± {reach:.2f}" if isfinite(reach) else both.over_seeds.text(sign=True)
+            row[PAIRED] = both.over_data.text(sign=True) if over.several else ""
+        row[FIRST] = "" if first is None else f"{100 * first[name]:.0f} %"
         row["seeds"] = len(values)
         row |= _numbers(RESULT, result.over_seeds if over.several else result.over_data)
         row |= {f"{RESULT} ± over seeds": known(result.over_seeds.reach)}
         row |= {f"{RESULT} ± over data": known(result.over_data.reach)}
         row |= {f"{RESULT} ± over both": known(result.over_both)}
-        row |= _numbers(GAP, None if gap is None else gap.over_seeds if over.several else gap.over_data)
-        row |= _numbers(PAIRED, None if gap is None else gap.over_data)
+        row |= _interval(GAP, None if gap is None else mean, reach)
+        row |= _numbers(f"{GAP} over seeds", None if gap is None else both.over_seeds)
+        row |= _numbers(PAIRED, None if gap is None else both.over_data)
         rows.append(row)
     return rows
 
 
-def told(found: Mapping[Any, Values], over: Over) -> list[str]:
-    """The lines below a table: what each ± is, and what is left out of it."""
-    return [over.told, _over_data(found, over)] if over.several else [over.told]
+def _gaps(found: Mapping[Any, Values]) -> dict[Any, np.ndarray]:
+    """The differences (S, N) of each other model to the first, over the seeds that both have, where there are any."""
+    (_, first), *others = found.items()
+    common = {name: [seed for seed in values if seed in first] for name, values in others}
+    return {
+        name: np.stack([values[seed] - first[seed] for seed in common[name]]) for name, values in others if common[name]
+    }
+
+
+def _reach(gap: Crossed, over: Over, together: int) -> float:
+    """Half the width of a difference's interval: for other seeds and data, or for other data where there is one seed."""
+    if over.several:
+        return gap.over_both
+    return student_reach(gap.over_data.n - 1, together) * gap.over_data.error
+
+
+def _probability_first(found: Mapping[Any, Values]) -> dict[Any, float] | None:
+    """The probability of each model to be the best, over the seeds that all have; None where there are none, or one model."""
+    seeds = [seed for seed in next(iter(found.values())) if all(seed in values for values in found.values())]
+    if len(found) < 2 or not seeds:
+        return None
+    values = np.stack([[of_seed[seed] for seed in seeds] for of_seed in found.values()])
+    return dict(zip(found, probability_first(values).tolist(), strict=True)) if np.isfinite(values).all() else None
+
+
+def told(found: Mapping[Any, Values], over: Over, shown: Callable[[Any], str] = str) -> list[str]:
+    """The lines below a table: what each ± is, what is left out of it, and what would decide what is not decided.
+
+    Args:
+        found: log p(x) of each model.
+        over: what the spread is over.
+        shown: what a model is called.
+    """
+    lines = [over.told, _over_data(found, over)] if over.several else [over.told]
+    return [*lines, *undecided(found, over, shown)]
+
+
+def undecided(found: Mapping[Any, Values], over: Over, shown: Callable[[Any], str] = str) -> list[str]:
+    """A line that says of the differences that are not decided how many more seeds or data would decide them, if any."""
+    gaps, parts = _gaps(found), []
+    for name, gap in gaps.items():
+        reach = _reach(crossed(gap, together=len(gaps)), over, len(gaps))
+        if not isfinite(reach) or abs(gap.mean()) > reach:
+            continue
+        seeds, data = needed(gap, together=len(gaps))
+        numbers = {"seeds": seeds, f"test {over.noun}": data}
+        ways = [f"{number:,} {what}" for what, number in numbers.items() if number is not None]
+        parts.append(f"{shown(name)}: {' or '.join(ways) if ways else 'not even 1,000 seeds or 1,000,000 test data'}")
+    if not parts:
+        return []
+    here = f"{len(over.seeds)} seed{'s' if over.several else ''} and {over.data} test {over.noun}"
+    return [
+        f"Differences to the first that {here} do not decide, and about how many would, if they stay as they are: "
+        f"{'; '.join(parts)}."
+    ]
 
 
 MISSING, TAIL = "missing", "heavy"
@@ -158,6 +221,12 @@ def _over_data(found: Mapping[Any, Values], over: Over) -> str:
 
 def _text(over_seeds: Mean, over_data: Mean, over: Over, sign: bool = False) -> str:
     return (over_seeds if over.several else over_data).text(sign=sign)
+
+
+def _interval(name: str, value: float | None, reach: float) -> dict[str, Any]:
+    if value is None:
+        return _numbers(name, None)
+    return {f"{name} (number)": value, f"{name} low": known(value - reach), f"{name} high": known(value + reach)}
 
 
 def _numbers(name: str, found: Mean | None) -> dict[str, Any]:

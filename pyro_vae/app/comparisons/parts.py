@@ -185,7 +185,7 @@ def report(cells: ComparisonFolder, done: Cells, named: Sequence[Sequence[str]],
         rows.append(row | result | of_particles)
     columns = list(rows[0])[: list(rows[0]).index("parameters") + 1]
     console.print(cells.table("parts", f"Test log p(x), nats per datum, ± 95 % {over.what}: {title}", columns, rows))
-    for line in told(found, over):
+    for line in told(found, over, lambda names: ", ".join(_telling(names, named))):
         console.print(line)
     console.print(particles_told((cell["evidence"] for each in done.values() for cell in each.values()), over.noun))
     console.print(

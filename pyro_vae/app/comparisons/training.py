@@ -156,7 +156,7 @@ def report_training(cells: ComparisonFolder, done: Cells, what: str, over: Over)
     columns = ["estimator", "K", *over.columns, MISSING, TAIL, "seeds", "seconds", "ms per step"]
     title = f"Test log p(x), nats per datum, ± 95 % {over.what}: {what}"
     console.print(cells.table("training", title, columns, rows, keys=2))
-    for line in told(found, over):
+    for line in told(found, over, lambda key: f"{key[0]}, K = {key[1]}"):
         console.print(line)
     console.print(particles_told((cell["evidence"] for of_key in done.values() for cell in of_key.values()), over.noun))
     several = ", means over seeds" if over.several else ""
