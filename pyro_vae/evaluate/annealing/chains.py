@@ -26,6 +26,8 @@ _MEMORY = 0.9
 """The weight of the past, at each move, in the running variance of the coordinates."""
 _OTHERS = 4
 """How many particles the variance over all data counts for, beside the K particles of a datum."""
+_VARIANCES = (1e-30, 1e30)
+"""The range of variances: those of a latent that a mask leaves out grow without end, since nothing holds its chains."""
 _JITTER = 0.2
 """Steps are lengthened or shortened at random by up to this share, so that no orbit closes (Neal 2011, section 5.4.2.2)."""
 
@@ -97,7 +99,7 @@ def move(
         at, slope = gradient(z, beta)
         momentum = momentum + length / 2 * slope
     change = before - energy(at, momentum)
-    accepted = torch.rand_like(change).log() < change  # false where it is NaN
+    accepted = (torch.rand_like(change).log() < change) & z.isfinite().all(-1)  # false where the density is NaN
     return State(z, at).where(accepted, state), change.clamp(max=0).exp().nan_to_num(0.0)
 
 
@@ -133,8 +135,9 @@ def tune(gradient: Gradient, state: State, annealing: Annealing, on_move: Callab
     for part in betas:
         log_lengths = state.z.new_zeros(B, D)
         for beta in part:
-            shrunk = (K * variance + _OTHERS * variance.mean(0)) / (K + _OTHERS)
-            log_length = log_step + shrunk.log() / 2
+            log_variance = variance.clamp(*_VARIANCES).log()
+            shrunk = (K * log_variance + _OTHERS * log_variance.mean(0)) / (K + _OTHERS)
+            log_length = log_step + shrunk / 2
             state, accepted = move(gradient, state, _placed(beta, state.z), log_length.exp(), annealing.leapfrog)
             log_step = log_step + _GAIN * (accepted.mean(0)[:, None] - annealing.acceptance)
             log_step = log_step.clamp(max=log(pi / 2 / annealing.leapfrog))
