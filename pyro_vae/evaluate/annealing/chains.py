@@ -125,13 +125,14 @@ def tune(gradient: Gradient, state: State, annealing: Annealing, on_move: Callab
     K, B, D = state.z.shape
     stages, moves = [], moves_of_preliminary(annealing.temperatures) // _STAGES
     betas = annealing.betas(_STAGES * moves)[1:].split(moves)
-    log_step = state.z.new_full(
-        (B, 1), min(-log(D) / 4, log(pi / 2 / annealing.leapfrog))
-    )  # the power of D that keeps acceptance (Neal 2011, section 5.4.4)
-    # The start is drawn exactly. With one particle, its spread is known from the other data alone.
-    center, variance = state.z.mean(0), state.z.var(0) if K > 1 else state.z.new_zeros(B, D)
-    overall = state.z.flatten(0, 1).var(0) if K * B > 1 else state.z.new_ones(D)
-    variance = (K * variance + _OTHERS * overall) / (K + _OTHERS) if K > 1 else overall.expand(B, D)
+    most = log(pi / 2 / annealing.leapfrog)
+    # This power of D keeps the acceptance rate as D grows (Neal 2011, section 5.4.4).
+    log_step = state.z.new_full((B, 1), min(-log(D) / 4, most))
+    if K > 1:
+        center, variance = state.z.mean(0), state.z.var(0)
+    else:  # of one particle, the spread is known from the other data alone
+        center = state.z[0]
+        variance = center.var(0).expand(B, D) if B > 1 else torch.ones_like(center)
     for part in betas:
         log_lengths = state.z.new_zeros(B, D)
         for beta in part:
@@ -139,8 +140,7 @@ def tune(gradient: Gradient, state: State, annealing: Annealing, on_move: Callab
             shrunk = (K * log_variance + _OTHERS * log_variance.mean(0)) / (K + _OTHERS)
             log_length = log_step + shrunk / 2
             state, accepted = move(gradient, state, _placed(beta, state.z), log_length.exp(), annealing.leapfrog)
-            log_step = log_step + _GAIN * (accepted.mean(0)[:, None] - annealing.acceptance)
-            log_step = log_step.clamp(max=log(pi / 2 / annealing.leapfrog))
+            log_step = (log_step + _GAIN * (accepted.mean(0)[:, None] - annealing.acceptance)).clamp(max=most)
             center = _MEMORY * center + (1 - _MEMORY) * state.z.mean(0)
             variance = _MEMORY * variance + (1 - _MEMORY) * (state.z - center).square().mean(0)
             log_lengths = log_lengths + log_length / moves
