@@ -22,6 +22,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.params.param_store import _MODULE_NAMESPACE_DIVIDER
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
@@ -396,9 +397,8 @@ def observed(
         *args: the arguments that the model is called with.
         values: values of latents by site. The other latents are drawn from the prior.
     """
-    with library_path():
-        program = poutine.condition(poutine.uncondition(model), data=dict(values or {}))
-        trace = poutine.trace(program).get_trace(*args)
+    with library_path(), poutine.condition(data=dict(values or {})), _Unconditioned():
+        trace = poutine.trace(model).get_trace(*args)
     sites = _sample_sites(trace)
     if unknown := set(values or {}) - sites.keys():
         raise ValueError(f"the model has no latents {sorted(unknown)}; its sites are {sorted(sites)}")
@@ -416,6 +416,14 @@ def described(model: Program, latents: Mapping[str, Tensor], *args: Any) -> dict
     with library_path():
         trace = poutine.trace(poutine.condition(model, data=dict(latents))).get_trace(*args)
     return {name: site["fn"] for name, site in _sample_sites(trace).items() if name not in latents}
+
+
+class _Unconditioned(UnconditionMessenger):
+    """Draws what a model observes, but for deterministic values, which Pyro counts as observed."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["infer"].get("_deterministic"):
+            super()._pyro_sample(msg)
 
 
 def layers(distribution: Any) -> list[Any]:
@@ -801,7 +809,8 @@ def simulate_arguments(
     """
     with library_path(), torch.no_grad():
         given = _sample_sites(poutine.trace(model).get_trace(*args))
-        trace = poutine.trace(poutine.uncondition(model)).get_trace(*args)
+        with _Unconditioned():
+            trace = poutine.trace(model).get_trace(*args)
         drawn, places = _sample_sites(trace), dict[str, int]()
         for name, site in given.items():
             if site["is_observed"]:

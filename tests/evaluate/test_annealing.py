@@ -257,6 +257,23 @@ def test_missing_values_are_left_out():
     torch.testing.assert_close(both.width, torch.zeros(6).double(), rtol=0, atol=1e-6)  # the guide is the posterior
 
 
+def test_data_that_a_mask_leaves_out():
+    """Their log p(x) is 0, and their chains, which nothing holds, do not disturb those of others."""
+
+    def model(x):
+        with pyro.plate("data", len(x)), poutine.mask(mask=x > 0):
+            t = pyro.sample("t", dist.Normal(torch.zeros((), dtype=x.dtype), 1.0))
+            pyro.sample("x", dist.Normal(t, 1.0), obs=x)
+
+    x = torch.tensor([-1.0, 2.0, -0.5, 1.0], dtype=torch.float64)
+    programs = SimpleNamespace(model=model, guide=poutine.block(model, hide=["x"]))
+    exact = torch.where(x > 0, torch.distributions.Normal(0.0, sqrt(2)).log_prob(x), 0.0)
+    found = ais(programs, x, K=64, annealing=Annealing(30, 2))
+    assert ((found.log_px - exact).abs() <= N_SE * found.error).all()
+    assert (found.error < 0.1).all()
+    assert (found.log_px[x < 0] == 0).all()
+
+
 def test_what_the_weights_say():
     """The error, the effective sample size and the spread from their definitions."""
     from pyro_vae.evaluate.annealing.bounds import _summary
@@ -315,6 +332,8 @@ def test_wrong_arguments_are_refused():
             run(oracle.vae, oracle.data(2), 0)
         with pytest.raises(ValueError, match="batch_size: expected at least 1"):
             run(oracle.vae, oracle.data(2), batch_size=0)
+        with pytest.raises(ValueError, match="expected at least one datum"):
+            run(oracle.vae, oracle.data(0))
     with pytest.raises(ValueError, match="missing values"):
         ais(oracle.vae, with_gaps(oracle.data(5)), annealing=Annealing(2, 1, start="prior"))
 

@@ -14,7 +14,7 @@ from torch.distributions import constraints
 from pyro_vae import models
 from pyro_vae.likelihoods import Bernoulli
 from pyro_vae.priors import StandardNormal
-from pyro_vae.traces import Unconstrained, inputs_of, library_path, particles, simulate
+from pyro_vae.traces import Unconstrained, inputs_of, library_path, observed, particles, simulate
 
 X = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -221,3 +221,18 @@ def test_gaps_of_the_data_are_gaps_of_what_is_drawn():
     _, (drawn,) = simulate(model, x, inputs=("x",))
     assert torch.equal(drawn.isnan(), x.isnan())
     assert x.isnan().any()
+
+
+def test_deterministic_values_are_not_drawn():
+    """Pyro counts them as observed, so that to draw what is observed would give them another shape."""
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            t = pyro.sample("t", dist.Normal(torch.zeros((), dtype=x.dtype), 1.0))
+            s = pyro.deterministic("s", 2 * t)
+            pyro.sample("x", dist.Normal(s, 1.0), obs=x)
+
+    latents, (drawn,) = simulate(model, X[:, 0], inputs=("x",))
+    assert list(latents) == ["t"]
+    assert drawn.shape == (6,)
+    assert observed(model, X[:, 0])["x"].batch_shape == (6,)

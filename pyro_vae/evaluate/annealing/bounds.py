@@ -146,7 +146,10 @@ def _columns(programs: Programs, data: DataLike, K: int, batch_size: int) -> Col
     for name, size in (("K", K), ("batch_size", batch_size)):
         if size < 1:
             raise ValueError(f"{name}: expected at least 1, got {size}")
-    return columns_for(programs, data)
+    columns = columns_for(programs, data)
+    if not len(columns):
+        raise ValueError("data: expected at least one datum, got none")
+    return columns
 
 
 def _nothing(_at: Weighted) -> None:

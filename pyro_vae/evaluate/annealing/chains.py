@@ -26,6 +26,8 @@ _MEMORY = 0.9
 """The weight of the past, at each move, in the running variance of the coordinates."""
 _OTHERS = 4
 """How many particles the variance over all data counts for, beside the K particles of a datum."""
+_VARIANCES = (1e-30, 1e30)
+"""The range of variances: those of a latent that a mask leaves out grow without end, since nothing holds its chains."""
 _JITTER = 0.2
 """Steps are lengthened or shortened at random by up to this share, so that no orbit closes (Neal 2011, section 5.4.2.2)."""
 
@@ -97,7 +99,7 @@ def move(
         at, slope = gradient(z, beta)
         momentum = momentum + length / 2 * slope
     change = before - energy(at, momentum)
-    accepted = torch.rand_like(change).log() < change  # false where it is NaN
+    accepted = (torch.rand_like(change).log() < change) & z.isfinite().all(-1)  # false where the density is NaN
     return State(z, at).where(accepted, state), change.clamp(max=0).exp().nan_to_num(0.0)
 
 
@@ -123,21 +125,22 @@ def tune(gradient: Gradient, state: State, annealing: Annealing, on_move: Callab
     K, B, D = state.z.shape
     stages, moves = [], moves_of_preliminary(annealing.temperatures) // _STAGES
     betas = annealing.betas(_STAGES * moves)[1:].split(moves)
-    log_step = state.z.new_full(
-        (B, 1), min(-log(D) / 4, log(pi / 2 / annealing.leapfrog))
-    )  # the power of D that keeps acceptance (Neal 2011, section 5.4.4)
-    # The start is drawn exactly. With one particle, its spread is known from the other data alone.
-    center, variance = state.z.mean(0), state.z.var(0) if K > 1 else state.z.new_zeros(B, D)
-    overall = state.z.flatten(0, 1).var(0) if K * B > 1 else state.z.new_ones(D)
-    variance = (K * variance + _OTHERS * overall) / (K + _OTHERS) if K > 1 else overall.expand(B, D)
+    most = log(pi / 2 / annealing.leapfrog)
+    # This power of D keeps the acceptance rate as D grows (Neal 2011, section 5.4.4).
+    log_step = state.z.new_full((B, 1), min(-log(D) / 4, most))
+    if K > 1:
+        center, variance = state.z.mean(0), state.z.var(0)
+    else:  # of one particle, the spread is known from the other data alone
+        center = state.z[0]
+        variance = center.var(0).expand(B, D) if B > 1 else torch.ones_like(center)
     for part in betas:
         log_lengths = state.z.new_zeros(B, D)
         for beta in part:
-            shrunk = (K * variance + _OTHERS * variance.mean(0)) / (K + _OTHERS)
-            log_length = log_step + shrunk.log() / 2
+            log_variance = variance.clamp(*_VARIANCES).log()
+            shrunk = (K * log_variance + _OTHERS * log_variance.mean(0)) / (K + _OTHERS)
+            log_length = log_step + shrunk / 2
             state, accepted = move(gradient, state, _placed(beta, state.z), log_length.exp(), annealing.leapfrog)
-            log_step = log_step + _GAIN * (accepted.mean(0)[:, None] - annealing.acceptance)
-            log_step = log_step.clamp(max=log(pi / 2 / annealing.leapfrog))
+            log_step = (log_step + _GAIN * (accepted.mean(0)[:, None] - annealing.acceptance)).clamp(max=most)
             center = _MEMORY * center + (1 - _MEMORY) * state.z.mean(0)
             variance = _MEMORY * variance + (1 - _MEMORY) * (state.z - center).square().mean(0)
             log_lengths = log_lengths + log_length / moves
