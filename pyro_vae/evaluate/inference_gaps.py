@@ -124,8 +124,8 @@ class Gaps:
         if few := int((self.effective < _EFFECTIVE).sum()):
             found.append(
                 f"For {few} of {N} data, less than {_EFFECTIVE:.0%} of the weights that log p(x) is computed from are "
-                f"effective: it, and the approximation gap, may be too small, and their errors too. Give log_px from annealed importance "
-                f"sampling, or raise K."
+                f"effective: it, and the approximation gap, may be too small, and their errors too. Give log_px from annealed "
+                f"importance sampling, or raise K."
             )
         below = self.approximation < -4 * self.approximation_error.nan_to_num(nan=torch.inf) - _TOLERANCE
         if bool(below.any()):
