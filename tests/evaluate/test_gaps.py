@@ -117,6 +117,27 @@ def test_a_worse_member_never_replaces_the_amortized_q(monkeypatch):
         assert (found.amortization == 0).all()
 
 
+def test_what_was_gained_before_is_kept(monkeypatch):
+    """The second round leads far away."""
+    oracle, climb, rounds = oracle_of("shifted", 2, 5), _Search._climb, []
+
+    def stumble(self, found, batch):
+        rounds.append(len(rounds))
+        climb(self, found, batch)
+        if len(rounds) == 2:
+            with torch.no_grad():
+                for leaf in found.leaves:
+                    leaf.add_(20.0)
+
+    monkeypatch.setattr(_Search, "_climb", stumble)
+    x = oracle.data(3)
+    found = ev.gaps(oracle.vae, x, **ENOUGH)
+    assert len(rounds) == 2
+    assert found.replaced.all()
+    exact = oracle.log_px(x) - oracle.elbo(x) - oracle.approximation_gap()
+    assert near(found.amortization, exact, found.amortization_error)
+
+
 def test_it_is_told_where_a_refinement_has_not_converged():
     oracle = oracle_of("random", 4, 8)
     found = ev.gaps(oracle.vae, oracle.data(4), copies=10, steps=5, rounds=2)
