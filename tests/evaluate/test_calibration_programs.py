@@ -94,6 +94,18 @@ def chain(x):
         pyro.sample("x", dist.Normal(b, 1.0), obs=x)
 
 
+def coverage(x):
+    """A latent whose name is that of a joint quantity."""
+    with pyro.plate("data", len(x)):
+        t = pyro.sample("coverage", dist.Normal(torch.zeros(()), 1.0))
+        pyro.sample("x", dist.Normal(t, 1.0), obs=x)
+
+
+def coverage_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("coverage", dist.Normal(x / 2, 0.5**0.5))
+
+
 def chain_guide(x):
     with pyro.plate("data", len(x)):
         b = pyro.sample("b", dist.Normal(2 * x / 3, (2 / 3) ** 0.5))
@@ -148,6 +160,7 @@ def series_guide(x):
 PAIRS = {
     "discrete": (Pair(discrete, discrete_guide), X, ("k",), 1),
     "latents in another order": (Pair(chain, chain_guide), X[:, 0], ("b", "a"), 1),
+    "a latent named coverage": (Pair(coverage, coverage_guide), X[:, 0], ("coverage (latent)",), 1),
     "labels": (Pair(labeled, labeled_guide, "x", "y"), Split(X[:, 0], torch.arange(9) % 2), ("t",), 1),
     "observed labels": (Pair(of_both, labeled_guide, "x", "y"), Split(X[:, 0], torch.arange(9) % 2), ("t",), 1),
     "parts of x": (Pair(parts_of_x, parts_of_x_guide), X, ("t",), 1),

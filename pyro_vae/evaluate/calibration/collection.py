@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from pyro_vae.data import Columns
-from pyro_vae.evaluate.calibration.ranks import Particles, products, ranks_of
+from pyro_vae.evaluate.calibration.ranks import JOINT, Particles, products, ranks_of
 from pyro_vae.evaluate.calibration.simulation import Drawn, drawn_from, rows
 from pyro_vae.scopes import evaluating, telling_memory
 from pyro_vae.traces import Programs, library_path, particles
@@ -192,8 +192,10 @@ def _pairs(t: Float64[Tensor, "K b d"]) -> Float64[Tensor, "4 e e"]:
 
 
 def _numbered(site: str, d: int) -> list[str]:
-    """Returns the names of the numbers of a latent, counted from 1."""
-    return [site] if d == 1 else [f"{site}[{j + 1}]" for j in range(d)]
+    """Returns the names of the numbers of a latent, counted from 1; none is that of a joint quantity."""
+    if d == 1:
+        return [f"{site} (latent)" if site in JOINT else site]
+    return [f"{site}[{j + 1}]" for j in range(d)]
 
 
 def _check(found: Particles, batch: tuple[Tensor, ...]) -> None:

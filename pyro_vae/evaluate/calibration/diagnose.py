@@ -48,7 +48,8 @@ def calibrate(
     chances in proportion to p(x,t) / q(t|x). So what is left shows how far importance weights can mend q. Draws that are taken
     with replacement would hold copies of each other wherever few weights are large, and copies are not independent draws; and
     smoothed weights would still be taken so. The price: where few weights are large, the L draws lie between q and the
-    posterior (Rubin 1987; Gelman et al. 2014, section 10.4), which `Calibration.ess` tells.
+    posterior (Rubin 1987; Gelman et al. 2014, section 10.4). `Calibration.ess` should be 10 L or more, and a notice says where
+    it is not.
 
     Memory grows with n × (d + L), and not with n × L × d.
 

@@ -14,6 +14,8 @@ from pyro_vae.evaluate.statistics import Mean, mean
 
 _IGNORED = 0.01
 """Below this share of the variance of its draws, a guide's dependence on x is not worth the name (Burda et al. 2016)."""
+_ENOUGH = 10
+"""How many effective draws each one that is taken needs: its chance to be taken is then off by about L / (2 ESS) = 5 %."""
 _NAMED = 5
 """How many latents are named one by one."""
 _CENTRAL = 0.9
@@ -30,11 +32,11 @@ def notices(found: Calibration) -> list[str]:
             "What to do: train the guide for longer or with a larger network, or choose another guide; calibrate(..., M=...) "
             + ("shows what importance weights mend." if found.M is None else "with a larger M may mend more.")
         )
-    if found.ess is not None and (few := float((found.ess < found.L).mean())) > ALPHA:
+    if found.ess is not None and (few := float((found.ess < _ENOUGH * found.L).mean())) > ALPHA:
         told.append(
             f"For {100 * few:.0f} % of the simulated data, the effective sample size of the {found.M:,} importance weights is "
-            f"below the {found.L:,} draws that are taken by them. There, the draws lie between q(t|x) and the posterior, so "
-            f"that these ranks are not those of fully corrected draws: take a larger M or another guide."
+            f"below {_ENOUGH} for each of the {found.L:,} draws that are taken by them. There, the draws lie between q(t|x) "
+            f"and the posterior, and a part of what is left is due to that: take a larger M, fewer draws, or another guide."
         )
     return told
 
