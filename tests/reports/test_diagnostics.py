@@ -12,6 +12,7 @@ from torch.distributions import constraints
 
 from pyro_vae import TrainingPlan
 from pyro_vae.data import Split, Splits
+from pyro_vae.estimators import ScoreFunction
 from pyro_vae.models import Conditional, Ladder, ModelSpec, TwoLayer
 from pyro_vae.reports import AIS, Bracket, Calibration, Gaps, LogLikelihood, Surgery, TestBound, Trained
 
@@ -45,7 +46,7 @@ def trained(kind):
     split = Split(x, labels)
     splits = Splits(split, split, split, constraints.real)
     if kind == "discrete":
-        return Trained(Discrete(), splits, TrainingPlan(), [], 30, 12)
+        return Trained(Discrete(), splits, TrainingPlan(estimator=ScoreFunction(K=2)), [], 30, 12)
     model = {"VAE": None, "TwoLayer": TwoLayer, "Ladder": Ladder, "Conditional": Conditional}[kind]
     spec = ModelSpec(latent=2) if model is None else ModelSpec(latent=2, model=model)
     return Trained(spec.build(splits, 0), splits, TrainingPlan(), [], 30, 12)
