@@ -19,6 +19,7 @@ module                what it computes
 
 from pyro_vae.evaluate.bound import DivergedError, Terms, evaluate_bound
 from pyro_vae.evaluate.exported import export, export_decoder, export_encoder
+from pyro_vae.evaluate.families import NoFamilyError
 from pyro_vae.evaluate.gradients import GROUPS, SIDES, Draws, Moments, draw_gradients, moments
 from pyro_vae.evaluate.importance_sampling import bits_per_dim, log_px
 from pyro_vae.evaluate.inference_gaps import Gaps, gaps, generalization_gap
@@ -49,6 +50,7 @@ __all__ = [
     "Line",
     "Mean",
     "Moments",
+    "NoFamilyError",
     "Posterior",
     "Surgery",
     "Terms",
