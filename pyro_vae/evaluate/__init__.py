@@ -26,6 +26,7 @@ from pyro_vae.evaluate.bound import DivergedError, Terms, evaluate_bound
 from pyro_vae.evaluate.calibration import Calibration, RankCurve, calibrate
 from pyro_vae.evaluate.evidence import TRUSTED, Evidence
 from pyro_vae.evaluate.exported import export, export_decoder, export_encoder
+from pyro_vae.evaluate.families import NoFamilyError
 from pyro_vae.evaluate.gradients import GROUPS, SIDES, Draws, Moments, draw_gradients, moments
 from pyro_vae.evaluate.importance_sampling import bits_per_dim, evidence, log_px
 from pyro_vae.evaluate.inference_gaps import Gaps, gaps, generalization_gap
@@ -64,6 +65,7 @@ __all__ = [
     "Line",
     "Mean",
     "Moments",
+    "NoFamilyError",
     "Posterior",
     "RankCurve",
     "RateDistortion",

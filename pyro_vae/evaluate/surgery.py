@@ -112,8 +112,8 @@ class Surgery:
         """Returns the terms for other data of the same kind. Their errors come from the N data and the draws together.
 
         bound, reconstruction and kl, the KL term, are plain means. I(x;t) is between the expectations of information_low and
-        information_high, and KL(q(t)‖p(t)) between those of marginal_kl_low and marginal_kl_high. The bounds are not tight where
-        I(x;t) is above log N: then marginal_kl_low may be below 0, and says nothing.
+        information_high, and KL(q(t)‖p(t)) between those of marginal_kl_low and marginal_kl_high. The bounds are not tight
+        where I(x;t) is above log N: then marginal_kl_low may be below 0, and says nothing.
         """
         whole = self.information + self.marginal_kl
         return {
