@@ -18,7 +18,7 @@ from pyro_vae.data.numbers import Channels, as_data, as_labels, check_data, chec
 from pyro_vae.description import Described
 from pyro_vae.kinds import require, takes
 from pyro_vae.missing import has_missing, observed_mean, observed_values
-from pyro_vae.parts import Dims, Shape
+from pyro_vae.parts import Dims, Shape, floating
 from pyro_vae.traces import inputs_of
 from pyro_vae.view import View
 
@@ -126,10 +126,18 @@ class Splits(NamedTuple):
         return tuple(self.train.x.shape[1:])
 
     def dims(self, latent: int) -> Dims:
-        """The sizes that parts are built for, with the training data and their mean."""
-        x = self.train.x.cpu()
-        if x.is_floating_point():  # parts are made in PyTorch's default type
-            x = x.to(torch.promote_types(x.dtype, torch.get_default_dtype()))
+        """The sizes that parts are built for, with the training data and their mean.
+
+        Raises:
+            ValueError: a datum is a single number, without a shape.
+        """
+        if not self.x_shape:
+            raise ValueError(
+                f"x: expected data of shape (N, ...), got a single number for each of {len(self.train)} data: x[:, None] makes "
+                f"a column of them"
+            )
+        x = floating(self.train.x.cpu())
+        x = x.to(torch.promote_types(x.dtype, torch.get_default_dtype()))  # parts are made in PyTorch's default type
         missing = self.missing
         if self.standardize:
             units = _units(x)
@@ -301,7 +309,7 @@ def _units(x: Tensor) -> Tensor:
 @takes
 def support_of(x: Tensor) -> Constraint:
     """The narrowest of {0, 1}, whole numbers 0..max, [0, 1] and the real numbers that holds all observed values."""
-    x = observed_values(x)
+    x = observed_values(floating(x))
     low, high = x.min().item(), x.max().item()
     if low >= 0 and bool((x == x.round()).all()):
         return constraints.boolean if high <= 1 else constraints.integer_interval(0, int(high))
@@ -348,10 +356,11 @@ def _usable(split: Split, channels: Channels | None, view: View, name: str = "x"
 def _as_probabilities(split: Split, support: Constraint) -> Split:
     """Whole numbers 0..n divided by n; values in [0, 1] as they are."""
     upper = getattr(support, "upper_bound", 1)
-    low, high = split.x.min().item(), split.x.max().item()
+    x = floating(split.x)
+    low, high = x.min().item(), x.max().item()
     if low < 0 or (support is constraints.real and high > 1):
         raise ValueError(f"binarize: expected values in [0, 1] or counts, got values from {low:g} to {high:g}")
-    return replace(split, x=split.x / upper)
+    return replace(split, x=x / upper)
 
 
 def _binarized(split: Split) -> Split:

@@ -16,7 +16,7 @@ from pyro_vae.likelihoods.counts import Binomial, NegativeBinomial
 from pyro_vae.likelihoods.levels import DiscretizedLogistic
 from pyro_vae.likelihoods.real import Normal
 from pyro_vae.missing import has_missing, observed_mean, observed_values
-from pyro_vae.parts import Dims, Likelihood
+from pyro_vae.parts import Dims, Likelihood, floating
 from pyro_vae.view import View
 
 _BYTE = 255
@@ -58,6 +58,7 @@ def default_likelihood(
         standardized: whether parts see standardized data.
         view: how the data are shown, which tells whether they are images.
     """
+    x = None if x is None else floating(x)
     if support is constraints.boolean:
         return Choice(Bernoulli, "every value is 0 or 1")
     if isinstance(support, constraints.integer_interval):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.distributions import constraints
 
+from pyro_vae import fit
 from pyro_vae.data import Arrays, Split, View, make_splits, support_of
 from pyro_vae.evaluate import log_px
 from pyro_vae.likelihoods import default_likelihood
@@ -242,3 +243,25 @@ def test_a_learned_scale_begins_at_that_of_the_data():
     assert not splits.standardize
     likelihood = ModelSpec(latent=2).build(splits, 0).likelihood
     assert likelihood.log_scale.exp().item() == pytest.approx(255 / 12**0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("binarize", ["none", "fixed", "dynamic"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.int16, torch.bool], ids=str)
+@pytest.mark.parametrize("shape", [(5,), (1, 4, 4)], ids=str)
+def test_tensors_of_whole_numbers_are_trained_as_those_of_floats_are(shape, dtype, binarize):
+    x = torch.from_numpy(rng().integers(0, 9, (60, *shape))).to(dtype)
+    found = []
+    for each in (x, x.float()):
+        splits = make_splits(Split(each), valid=10, test=10, binarize=binarize)
+        model = ModelSpec(latent=2).build(splits, 0)
+        last = list(fit(model, splits, epochs=1, batch_size=20))[-1]
+        found.append((last.valid.bound, log_px(model, splits.test, 5)))
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])
+
+
+def test_single_numbers_are_told_to_be_no_data_of_parts():
+    for x in (torch.randn(50), torch.arange(50)):
+        splits = make_splits(Split(x), valid=5, test=5)  # which programs of one's own take
+        with pytest.raises(ValueError, match=r"x: expected data of shape \(N, ...\), .* x\[:, None\] makes a column"):
+            ModelSpec(latent=2).build(splits, 0)
