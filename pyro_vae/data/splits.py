@@ -250,7 +250,8 @@ def make_splits(
         split_seed: seed of the division.
         support: the values that a datum may take; by default the narrowest support that holds the data (see `support_of`).
         standardize: whether parts see each number of x with its training mean subtracted and divided by its standard deviation.
-            By default they do where x is made of real numbers and is no image. What is reported stays a density of x.
+            By default they do where x is made of real numbers, also of those in [0, 1], and is no image. What is reported stays
+            a density of x. A likelihood on [0, 1], such as Beta, describes x itself in any case.
         channels: where the channels of images and signals are: first, ``(N, C, H, W)``, or last, ``(N, H, W, C)``, which moves
             them to the front. With none, data without channels, ``(N, L)`` or ``(N, H, W)``, get one. By default they are
             first, and data that look as if they were last are refused.
@@ -276,11 +277,10 @@ def make_splits(
     support = support_of(data.x) if support is None else support
     train, held_out = (data, test) if isinstance(test, Split) else _hold_out(data, test, "test", split_seed)
     train, watched = _hold_out(train, valid, "valid", split_seed)
-    real = support is constraints.real and binarize == "none"
+    real = support in (constraints.real, constraints.unit_interval) and binarize == "none"
     if standardize and not real:
         raise ValueError(
-            "standardize: only real numbers are standardized, and these data are whole numbers, probabilities, or binarized: "
-            "leave it out"
+            "standardize: only real numbers are standardized, and these data are whole numbers or binarized: leave it out"
         )
     if binarize == "none":
         image = view.kind_of(tuple(data.x.shape[1:])) == "image"
