@@ -36,7 +36,7 @@ class ModelSpec:
         guide: The guide q(t|x,φ), with its network, the encoder.
         likelihood: The likelihood p(x|t,w), with its network, the decoder. The default is the one that fits the data,
             and is told: Bernoulli for 0 and 1, Binomial or NegativeBinomial for counts, DiscretizedLogistic for images of
-            levels 0..255, Normal with learned scales for real numbers.
+            levels, such as 0..255, Normal with learned scales for real numbers.
         model: A model of another kind than p(t) p(x|t,w): TwoLayer and Ladder have two stochastic layers, Conditional
             is a model of data given their labels. The default is the VAE of prior, guide and likelihood.
         latent: d, the dimension of the latent t.

@@ -8,7 +8,7 @@ from torch.distributions import constraints
 from pyro_vae import fit
 from pyro_vae.data import Arrays, Split, View, make_splits, support_of
 from pyro_vae.evaluate import log_px
-from pyro_vae.likelihoods import default_likelihood
+from pyro_vae.likelihoods import Binomial, default_likelihood
 from pyro_vae.models import ModelSpec
 
 
@@ -224,6 +224,62 @@ def test_the_default_likelihood_fits_the_data_and_says_why(x, name, reason):
     made = choice.likelihood
     assert getattr(made, "func", made).__name__ == name
     assert reason in choice.reason
+
+
+def blobs(largest, noise, N=400, side=12):
+    """Images of one bump each, in whole numbers 0..largest."""
+    g, at = np.random.default_rng(0), np.mgrid[:side, :side]
+    place, width = g.uniform(2, side - 3, (2, N, 1, 1)), g.uniform(1, 2.5, (N, 1, 1))
+    bump = np.exp(-((at[0] - place[0]) ** 2 + (at[1] - place[1]) ** 2) / 2 / width**2)
+    return np.round(np.clip(bump + noise * g.normal(size=bump.shape), 0, 1) * largest)[:, None]
+
+
+def spikes(largest):
+    """Over-dispersed counts."""
+    return np.random.default_rng(0).negative_binomial(0.3, 0.02, (400, 1, 8, 8)) % (largest + 1)
+
+
+def uniform(largest):
+    return np.random.default_rng(0).integers(0, largest + 1, (400, 1, 8, 8))
+
+
+LARGEST = [15, 31, 63, 100, 127, 128, 200, 255]
+IMAGES = {
+    "blobs": lambda n: blobs(n, 0.0),
+    "noisy": lambda n: blobs(n, 0.2),
+    "spikes": spikes,
+    "uniform": uniform,
+    "binomial": lambda n: np.random.default_rng(0).binomial(n, 0.3, (400, 1, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("largest", LARGEST)
+@pytest.mark.parametrize("name", IMAGES)
+def test_images_of_levels_and_counts_get_a_likelihood_that_is_wide_enough(name, largest):
+    x = torch.as_tensor(IMAGES[name](largest), dtype=torch.float32)
+    x[0, 0, 0, 0] = largest
+    choice = default_likelihood(support_of(x), x)
+    binomial = choice.likelihood.func is Binomial
+    if name == "binomial":
+        assert binomial is (largest < 128)
+    elif largest > 31 or name in ("spikes", "uniform"):
+        assert not binomial
+        assert f"levels 0..{largest if largest < 128 else 255}" in choice.reason
+
+
+def test_digits_stay_binomial(digits):
+    assert default_likelihood(digits.support, digits.train.x, view=digits.view).likelihood.func is Binomial
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["noisy", "spikes"])
+def test_images_of_levels_and_counts_are_scored_better_than_by_the_uniform_distribution(name):
+    for largest in (15, 63, 127):
+        x = torch.as_tensor(IMAGES[name](largest), dtype=torch.float32)
+        splits = make_splits(Split(x), valid=50, test=50)
+        model = ModelSpec(latent=4).build(splits, 0)
+        list(fit(model, splits, epochs=15, batch_size=50))
+        assert log_px(model, splits.test, 20).mean() / x[0].numel() > -np.log(largest + 1), largest
 
 
 @pytest.mark.parametrize("scale", [1e-20, 1e20])
