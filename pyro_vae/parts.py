@@ -112,6 +112,14 @@ class Dims:
         size = self.train_size if self.train is None else len(self.train)
         return replace(self, x_mean=None, train=None, x_units=None, train_size=size)
 
+    def in_units_of_x(self) -> Dims:
+        """Returns the sizes for a likelihood of x itself, also where other parts see standardized data.
+
+        A likelihood on [0, 1] needs this, since standardized data are not in [0, 1].
+        """
+        mean = self.x_mean if self.x_units is None else self.x_units[0].clone()
+        return replace(self, standardized=False, x_units=None, x_mean=mean) if self.standardized else self
+
     def without_values(self) -> Dims:
         """Returns the sizes while a saved model is loaded: the training data, if there were any, have a shape and no values."""
         sizes = self.without_data()

@@ -6,7 +6,7 @@ No other module handles Pyro's traces.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -24,7 +24,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor, nn
-from torch.distributions import biject_to, constraints
+from torch.distributions import biject_to, constraints, transform_to
 
 Program = Callable[..., Any]
 """A Pyro model or guide."""
@@ -290,7 +290,7 @@ class _At(Messenger):
 def _plate_of_particles(K: int, max_plate_nesting: int) -> Iterator[None]:
     """Runs programs with K particles, whose dimension is left of the programs' own plates."""
     try:
-        with pyro.plate(_PARTICLES, K, dim=-1 - max_plate_nesting):
+        with pyro.plate(_PARTICLES, K, dim=-1 - max_plate_nesting), filled_where_masked():
             yield
     except ValueError as error:
         if f'"{_PARTICLES}", collide' not in str(error):
@@ -336,6 +336,23 @@ class _First(Messenger):
             value = msg["value"].clone()
             value[0] = self.values[msg["name"]]
             msg["value"] = value
+
+
+class _Filled(Messenger):
+    """Fills in what a mask leaves out and nothing could score (see `filled_where_masked`)."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and isinstance(msg["value"], Tensor) and not isinstance(msg["fn"], _Subsample):
+            msg["value"] = Observation(msg["fn"], msg["value"], msg["mask"]).filled()
+
+
+def filled_where_masked() -> AbstractContextManager[Any]:
+    """Runs programs so that a missing value (NaN) under a mask gives no NaN in the gradient.
+
+    A mask sets the log-probability to 0, and its derivative is then 0 times that of the log-probability, which is NaN at
+    NaN. So a value that the distribution can score stands in for it. A NaN that is not masked stays.
+    """
+    return _Filled()
 
 
 class _ModuleParams(Messenger):
@@ -453,7 +470,23 @@ class Observation:
         """The masks of the site and of its distribution that are tensors, each with the batch shape that it stands for."""
         inner = [each for each in layers(self.distribution) if isinstance(each, MaskedDistribution)]
         found = [(self.mask, self.distribution.batch_shape)] + [(each._mask, each.batch_shape) for each in inner]
-        return [(torch.as_tensor(mask), shape) for mask, shape in found if mask is not None]
+        return [(torch.as_tensor(mask), shape) for mask, shape in found if mask is not None and mask is not True]
+
+    def filled(self) -> Tensor:
+        """Returns the observed value, with another one in place of each number that a mask leaves out and none could score.
+
+        These are NaN, infinite numbers, and those outside of the support, such as a -1 that stands for a missing count.
+        """
+        masks, inner = self.masks, layers(self.distribution)[-1]
+        if not masks or not self.value.is_floating_point():
+            return self.value
+        fits = inner.support.check(self.value)
+        gone = ~(fits.reshape(*fits.shape, *[1] * (self.value.dim() - fits.dim())) & self.value.isfinite())
+        rank = len(self.distribution.batch_shape) + len(self.distribution.event_shape)
+        for mask, shape in masks:
+            exists = mask.to(self.value.device).expand(shape)
+            gone = gone & ~exists.reshape(*shape, *[1] * (rank - len(shape)))
+        return torch.where(gone, _inside(inner, self.value), self.value)
 
     def scored(self, value: Tensor) -> Tensor:
         """Returns whether each number of a value at this site is in the support, or is masked and so not scored.
@@ -466,6 +499,24 @@ class Observation:
             exists = mask.to(scored.device).expand(shape)
             scored = scored | ~exists.reshape(*shape, *[1] * (scored.dim() - len(shape)))
         return scored
+
+
+def _inside(distribution: Any, like: Tensor) -> Tensor:
+    """Returns values that the distribution can score with a finite derivative: its mean, or others where that is none."""
+    support = distribution.support
+    if support.is_discrete:
+        return torch.as_tensor(getattr(support, "lower_bound", 0), dtype=like.dtype, device=like.device)
+    try:
+        other = transform_to(support)(like.new_zeros(())) if not support.event_dim else like.new_full((), 0.5)
+    except NotImplementedError:
+        other = like.new_full((), 0.5)
+    try:
+        mean: Tensor = distribution.mean.detach()
+    except (NotImplementedError, AttributeError):
+        return other
+    fits = support.check(mean)
+    fits = fits.reshape(*fits.shape, *[1] * (mean.dim() - fits.dim())) & mean.isfinite()
+    return torch.where(fits, mean, other)
 
 
 def observations(model: Program, *args: Any) -> dict[str, Observation]:
