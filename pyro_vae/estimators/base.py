@@ -68,6 +68,8 @@ class Estimator(pyro.infer.ELBO, ABC):
             ``rsample``.
         M: the number of groups of K particles. All M·K particles are drawn along one dimension.
         closed_form_kl: whether the KL is computed in closed form, and not estimated from the draws.
+        per_datum: whether `bound` has a value of its own for each datum. Where it has only that of a whole batch, no interval
+            over data can be told.
         state: tensors, by name, that `advance` updates after each step.
 
     Raises:
@@ -77,6 +79,7 @@ class Estimator(pyro.infer.ELBO, ABC):
     latents: Latents = "path"
     M: int = 1
     closed_form_kl: bool = False
+    per_datum: bool = True
     state: dict[str, Tensor]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -197,7 +197,7 @@ class Training(Iterator[Epoch]):
         """Takes the steps of one epoch, and evaluates on the validation data."""
         plan, done = self.plan, (epoch - 1) * self.steps
         start, lr, told = time.perf_counter(), float(self.optimizer.param_groups[0]["lr"]), 0.0
-        totals, kl_weight = Totals(self.names), plan.objective.weight(epoch)
+        totals, kl_weight = Totals(self.names, self.estimator), plan.objective.weight(epoch)
         with seeded(self.device, plan.seed, "epoch", epoch), library_path(), mode(self.programs, training=True):
             undisturbed = False
             for number, index in enumerate(plan.batches(self.train.order()), start=done):
