@@ -442,6 +442,19 @@ def leading_shape(value: Tensor, event_shape: Shape, what: str) -> Shape:
     return tuple(value.shape[:cut])
 
 
+def check_batch(x: Tensor, x_shape: Shape) -> None:
+    """Checks that data are a batch ``(N, *x_shape)``. One datum alone would be broadcast, and taken for several.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if x.shape[1:] == x_shape and x.dim() > len(x_shape):
+        return
+    sizes = ", ".join(map(str, x_shape))
+    one = " of one datum: give x[None]" if x.shape == x_shape else ""
+    raise ValueError(f"x: a batch of shape (N, {sizes}) is expected, got shape {tuple(x.shape)}{one}")
+
+
 def checked(distribution: Any, batch_shape: Shape, event_shape: Shape, part: nn.Module) -> Distribution:
     """Returns the distribution if its shapes are the promised ones.
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from pyro_vae.data import DataLike, columns_for
+from pyro_vae.data import Columns, DataLike, columns_for
 from pyro_vae.estimators import Estimate, Estimator
 from pyro_vae.evaluate.statistics import Mean, mean
 from pyro_vae.kinds import takes
@@ -108,7 +108,9 @@ class Totals:
             ValueError: the estimator has no value for each datum (see `pyro_vae.estimators.Estimator`).
         """
         if not self.estimator.per_datum:
-            raise ValueError(f"{self._name} has the bound of a whole batch, and none for each datum: use terms() or mean()")
+            raise ValueError(
+                f"{self._name} has the bound of a whole batch, and none for each datum: use terms() or mean()"
+            )
         return torch.cat(self._bounds)
 
     def mean(self) -> Mean:
@@ -164,8 +166,15 @@ def evaluate_bound(
         estimator: the estimator whose bound is computed.
         batch_size: the number of data at a time, which is larger where the data are small.
         seed: the seed of the random numbers.
+
+    Raises:
+        ValueError: the model cannot score the data.
     """
-    columns = columns_for(programs, data)
+    return bound_over(programs, columns_for(programs, data), estimator, batch_size, seed)
+
+
+def bound_over(programs: Programs, columns: Columns, estimator: Estimator, batch_size: int, seed: int) -> Totals:
+    """Returns what `evaluate_bound` returns, of columns that were checked before."""
     size = max(batch_size, EVALUATED // (estimator.M * estimator.K * prod(columns.x.shape[1:])))
     totals: Totals | None = None
     sizes = {"batch_size": batch_size, "K": estimator.M * estimator.K}

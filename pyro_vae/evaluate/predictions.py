@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data import Columns, DataLike, Split, columns_for
+from pyro_vae.data.checks import check_labels, check_shape
 from pyro_vae.data.splits import x_of
 from pyro_vae.kinds import takes
 from pyro_vae.missing import check_seen
@@ -28,7 +29,7 @@ def encode(programs: Programs, data: DataLike, seed: int = 0) -> dict[str, Tenso
         data: N data, on the device of the programs.
         seed: the seed of the draws.
     """
-    columns = _checked(programs, columns_for(programs, data))
+    columns = columns_for(programs, data)
     with evaluating(programs, columns.x.device, seed, "images"):
         latents = draw_latents(programs.guide, *columns.take(slice(None)))
     for t in latents.values():
@@ -42,7 +43,7 @@ def reconstruct(programs: Programs, data: DataLike, seed: int = 0) -> Tensor:
 
     It is the mean of the model's first observed site, and has the shape of x. Where x is missing (NaN), it is an imputation.
     """
-    columns = _checked(programs, columns_for(programs, data))
+    columns = columns_for(programs, data)
     with evaluating(programs, columns.x.device, seed, "images"):
         batch = columns.take(slice(None))
         mean = _mean(programs, batch, draw_latents(programs.guide, *batch))
@@ -91,14 +92,9 @@ def decode(programs: Programs, latents: Mapping[str, Tensor], like: DataLike, *,
 def _in_shape(programs: Programs, like: DataLike, n: int, y: Tensor | None) -> Columns:
     """Returns n zeros of the shape of the data, with labels if there are any."""
     x = x_of(like)
-    return _checked(programs, Split(torch.zeros_like(x[:1]).expand(n, *x.shape[1:]), y).columns(inputs_of(programs)))
-
-
-def _checked(programs: Programs, columns: Columns) -> Columns:
-    """Returns the columns if the model knows all of their labels, and raises ValueError otherwise."""
-    classes, y = getattr(programs, "classes", None), columns.y
-    if y is not None and classes and not y.is_meta and not bool(((y >= 0) & (y < classes)).all()):
-        raise ValueError(f"y: expected labels 0..{classes - 1}, got {y.min()} to {y.max()}")
+    check_shape(programs, x)
+    columns = Split(torch.zeros_like(x[:1]).expand(n, *x.shape[1:]), y).columns(inputs_of(programs))
+    check_labels(programs, columns)
     return columns
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.data import Splits, columns_for
-from pyro_vae.evaluate.bound import DivergedError, Totals, evaluate_bound, names_of
+from pyro_vae.data import Splits, columns_of
+from pyro_vae.evaluate.bound import DivergedError, Totals, bound_over, names_of
 from pyro_vae.kinds import takes
 from pyro_vae.precision import has_products
 from pyro_vae.scopes import mode, seeded, telling_memory, unmoved
@@ -81,7 +81,7 @@ class Training(Iterator[Epoch]):
         self, programs: Programs, data: Splits, plan: TrainingPlan, on_step: Callable[[Progress], None] | None
     ) -> None:
         self.programs, self.plan, self.on_step = programs, plan, on_step
-        self.train, self.valid = columns_for(programs, data.train), columns_for(programs, data.valid)
+        self.train, self.valid = columns_of(programs, data.train), columns_of(programs, data.valid)
         self.device, self.steps = self.train.x.device, plan.steps(len(self.train))
         self.estimator = deepcopy(plan.estimator)  # it may keep a state, and a run has its own
         self.estimator.to(self.device)
@@ -209,7 +209,7 @@ class Training(Iterator[Epoch]):
                     totals.check(f"in epoch {epoch}")
                     self.on_step(Progress(epoch, number + 1, plan.epochs * self.steps, totals.terms().bound))
         totals.check(f"in epoch {epoch}")
-        valid = evaluate_bound(self.programs, self.valid, self.estimator, plan.batch_size, plan.seed)
+        valid = bound_over(self.programs, self.valid, self.estimator, plan.batch_size, plan.seed)
         valid.check(f"on the validation data after epoch {epoch}")
         self.schedule.after_epoch(valid.terms())
         return Epoch(epoch, totals.terms(), valid.terms(), lr, time.perf_counter() - start)
