@@ -184,7 +184,8 @@ def report(run: Run, trained: Trained, metrics: Sequence[Metric], trained_for: f
     values: dict[str, Any] = {}
     rows: list[Row] = []
     notices: list[str] = []
-    with console.status("evaluating on the test data …"):
+    console.print(f"Evaluating on the test data, with up to {trained.test_particles} particles for each …")
+    with progress_bar(console):
         for metric in metrics:
             try:
                 measured = metric.measure(trained)

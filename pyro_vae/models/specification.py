@@ -41,6 +41,7 @@ class ModelSpec:
 
     Raises:
         WrongKindError: a field is of a wrong kind.
+        ValueError: the latent has no dimension.
     """
 
     prior: PriorFactory = StandardNormal
@@ -52,6 +53,8 @@ class ModelSpec:
     def __post_init__(self) -> None:
         """Checks the kinds of the fields."""
         require(vars(self), get_type_hints(ModelSpec), "ModelSpec")
+        if self.latent < 1:
+            raise ValueError(f"latent: expected a size of at least 1, got {self.latent}")
 
     def build(self, data: Splits, seed: int) -> Model:
         """Builds the model for these data, on the CPU, with first weights that depend on the seed alone.
