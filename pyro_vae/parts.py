@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.description import Described
-from pyro_vae.kinds import require, wrong_kind
+from pyro_vae.kinds import names_checked, require, wrong_kind
 from pyro_vae.missing import Marginal, filling_of
 
 Shape = tuple[int, ...]
@@ -37,6 +37,7 @@ Distribution = TorchDistributionMixin
 """Any distribution of `pyro.distributions`, which a prior, a guide or a likelihood returns."""
 
 
+@names_checked
 @dataclass(frozen=True, eq=False)
 class Dims:
     """The sizes, and the training data if there are any, which every part is given when it is built.

@@ -16,7 +16,7 @@ from torch.distributions.constraints import Constraint
 from pyro_vae.data.checks import check_columns
 from pyro_vae.data.columns import Columns
 from pyro_vae.description import Described
-from pyro_vae.kinds import WrongKindError, require, takes
+from pyro_vae.kinds import WrongKindError, names_checked, require, takes
 from pyro_vae.missing import has_missing, observed_mean, observed_values
 from pyro_vae.parts import Dims, Shape
 from pyro_vae.scopes import evaluating
@@ -33,6 +33,7 @@ _BINARIZE_SEED = 20160901
 """The seed of every binarization that is drawn once, so that all runs have the same test set."""
 
 
+@names_checked
 @dataclass(frozen=True, eq=False)
 class Split:
     """Data of one kind, on one device.

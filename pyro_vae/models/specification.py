@@ -11,7 +11,7 @@ import torch
 from pyro_vae.data import Splits
 from pyro_vae.description import called_by
 from pyro_vae.guides import DiagonalNormal
-from pyro_vae.kinds import require
+from pyro_vae.kinds import names_checked, require
 from pyro_vae.likelihoods import default_likelihood
 from pyro_vae.models.base import Model
 from pyro_vae.models.vae import VAE
@@ -25,6 +25,7 @@ LikelihoodFactory = Callable[[Dims], Likelihood]
 ModelFactory = Callable[[Dims, PriorFactory, GuideFactory, LikelihoodFactory], Model]
 
 
+@names_checked
 @dataclass(frozen=True)
 class ModelSpec:
     """The choice of the model that is trained, before its sizes are known.

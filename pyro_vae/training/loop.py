@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from copy import deepcopy
-from dataclasses import fields, replace
+from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from pyro_vae.data import Splits, columns_of
 from pyro_vae.evaluate.bound import DivergedError, Totals, bound_over, names_of
-from pyro_vae.kinds import takes
+from pyro_vae.kinds import check_names, takes
 from pyro_vae.precision import has_products
 from pyro_vae.scopes import mode, seeded, telling_memory, unmoved
 from pyro_vae.traces import Programs, library_path, parameters
@@ -65,8 +66,7 @@ def fit(
             or are outside the estimator's domain.
         DivergedError: the bound became NaN or infinite; the last good weights are put back first.
     """
-    if unknown := options.keys() - (known := {field.name for field in fields(TrainingPlan)}):
-        raise TypeError(f"fit: unknown options {sorted(unknown)}; a training plan has {', '.join(sorted(known))}")
+    check_names(options, signature(TrainingPlan), "fit")
     return Training(programs, data, replace(plan or TrainingPlan(), **options), on_step)
 
 

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from pyro_vae.compilation import Compile
 from pyro_vae.estimators import ELBO, Estimator, Objective
-from pyro_vae.kinds import require, shown
+from pyro_vae.kinds import names_checked, require, shown
 from pyro_vae.precision import Precision
 from pyro_vae.training.callbacks import Callback
 from pyro_vae.training.optimizers import OptimizerFactory, check_optimizer
 from pyro_vae.training.schedules import MovesBy, ScheduleFactory, check_schedule
 
 
+@names_checked
 @dataclass(frozen=True)
 class TrainingPlan:
     """How a model is trained.
