@@ -281,8 +281,12 @@ class Options:
             made[name] = kind(**{field: made.pop(field) for field in _names(kind) & made.keys()})
         return made
 
-    def with_data(self) -> tuple[dict[str, Any], Splits]:
-        """The function's arguments, and its data, loaded. Without a choice the likelihood is the one that fits the data."""
+    def with_data(self, check: Callable[[Mapping[str, Any]], None] | None = None) -> tuple[dict[str, Any], Splits]:
+        """The function's arguments, and its data, loaded. Without a choice the likelihood is the one that fits the data.
+
+        Args:
+            check: a further check of the arguments, before data are read.
+        """
         if "device" in self.values:
             pick_device(self.values["device"])  # before data are read
         for note in self.notes:
@@ -291,6 +295,8 @@ class Options:
         for each in made.values():
             if isinstance(each, TrainingPlan):
                 each.check()
+        if check:
+            check(made)
         splits = self._data(made).load()
         slot = "likelihoods" if "likelihoods" in self.values else "likelihood"
         if self.values[slot] is None and not self.run:

@@ -95,6 +95,8 @@ class Arrays(Data):
         Raises:
             ValueError: the file cannot be read, holds no finite numbers, or float32 would lose what its numbers say.
         """
+        if self.path.is_dir():
+            raise ValueError(f"{self.path} is a folder, and no file: name a file in it")
         if is_table(self.path):
             table = read_table(self.path, self.reading)
             array, given, names = table.x, table.labels, table.names

@@ -110,8 +110,8 @@ def _require(observation: Observation, value: Tensor, site: str, which: str) -> 
         message += " and the data are standardized: give make_splits, or --data, standardize=false"
     if base.support is constraints.boolean and bool((value >= 0).all()):
         message += (
-            ". Gray pixels have no probability under it: binarize the data (binarize: dynamic draws the pixels anew at "
-            "each use, fixed draws them once), or choose a likelihood for such values"
+            ". Gray pixels and counts have no probability under it: binarize the data (binarize: dynamic draws the pixels anew "
+            "at each use, fixed draws them once; --data.binarize on the command line), or choose a likelihood for such values"
         )
     raise ValueError(message)
 
