@@ -20,7 +20,6 @@ from pyro_vae.data import DataLike, Split, columns_for
 from pyro_vae.evaluate.calibration import Calibration
 from pyro_vae.evaluate.evidence import Evidence, Weights
 from pyro_vae.evaluate.pareto import arviz, smoothed
-from pyro_vae.evaluate.predictions import checked_labels
 from pyro_vae.kinds import takes
 from pyro_vae.missing import check_seen
 from pyro_vae.parts import Shape
@@ -97,7 +96,7 @@ def to_arviz(
         raise ValueError(
             f"draws: there are K = {K} particles of each datum, and without resampling no more draws; got {draws}"
         )
-    columns = checked_labels(programs, columns_for(programs, data))
+    columns = columns_for(programs, data)
     size = max(1, _TOGETHER // (K * prod(columns.x.shape[1:])))
     batches: list[Groups] = []
     with telling_memory(K=K, draws=draws), evaluating(programs, columns.x.device, seed, "arviz"), library_path():

@@ -19,7 +19,7 @@ from typing import Any, get_type_hints
 import numpy as np
 import torch
 
-from pyro_vae.kinds import require
+from pyro_vae.kinds import WrongKindError, check_names, require
 
 
 @dataclass(frozen=True)
@@ -66,18 +66,45 @@ def _remembering(init: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(init)
     def remember(self: Described, *args: Any, **kwargs: Any) -> None:
-        if "made_with" not in vars(self):
+        outermost = "made_with" not in vars(self)
+        if outermost:
             try:
                 given = parameters.bind(self, *args, **kwargs).arguments
             except TypeError:  # the call is wrong, and the constructor itself tells how
+                check_names(kwargs, parameters, type(self).__name__)
                 given = {}
             if init.__module__.partition(".")[0] == "pyro_vae":
                 hints.update(hints or get_type_hints(init))
                 require(given, hints, type(self).__name__)
             vars(self)["made_with"] = _options(type(self), init, given)
-        init(self, *args, **kwargs)
+        vars(self).setdefault(_BEGUN, set()).add(remember)
+        try:
+            init(self, *args, **kwargs)
+        except AttributeError as error:
+            if outermost:
+                _check_begun(self, error)
+            raise
+        if outermost:
+            _check_begun(self)
+            del vars(self)[_BEGUN]
 
     return remember
+
+
+_BEGUN = "_begun"
+"""The attribute that holds, while an object is made, which constructors were called."""
+
+
+def _check_begun(made: Described, error: Exception | None = None) -> None:
+    """Raises WrongKindError if a class did not call the constructor of the base class that it is derived from."""
+    begun, name = vars(made)[_BEGUN], type(made).__name__
+    for base in type(made).__mro__[1:]:
+        init = vars(base).get("__init__")
+        if issubclass(base, Described) and base is not Described and init and init not in begun:
+            needed = ", ".join(list(signature(init).parameters)[1:])
+            raise WrongKindError(
+                f"{name}: its __init__ must call that of {base.__name__}: begin it with super().__init__({needed})"
+            ) from error
 
 
 def _options(cls: type[Described], init: Callable[..., None], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import functools
 import inspect
 import os
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from math import inf
 from numbers import Integral, Real
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 LARGEST = {int: 2**53, float: torch.finfo(torch.float32).max}
 """The largest numbers that are taken: whole numbers that every float64 holds, and what float32 holds."""
 _SEQUENCES = (list, tuple, Sequence)
@@ -58,6 +60,8 @@ def takes(function: Callable[P, R]) -> Callable[P, R]:
         try:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError:
+            made = function.__qualname__.endswith(".__init__") and args
+            check_names(kwargs, signature, type(args[0]).__name__ if made else owner)
             return function(*args, **kwargs)  # which tells what is missing
         if not read:  # annotations may name what is defined later in its module
             hints = get_type_hints(function)
@@ -66,6 +70,48 @@ def takes(function: Callable[P, R]) -> Callable[P, R]:
         return function(*args, **kwargs)
 
     return checking
+
+
+def check_names(given: Iterable[str], signature: inspect.Signature, owner: str) -> None:
+    """Checks the names of arguments.
+
+    Args:
+        given: the names.
+        signature: what is called with them.
+        owner: what is called, for messages.
+
+    Raises:
+        TypeError: there is no such argument; the message has the one that may be meant, or all.
+    """
+    parameters = signature.parameters.values()
+    known = [each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    known = [name for name in known if name != "self"]
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{owner}: there is no argument {name!r}{meant(name, known)}")
+
+
+def meant(name: str, known: Sequence[str]) -> str:
+    """Which of the known names may be meant, or all of them, as the end of a message."""
+    same = [each for each in known if each.lower() == name.lower()]
+    near = same or [each for each in known if name and each.startswith(name)] or get_close_matches(name, known, n=2)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else f"; there are {', '.join(known)}"
+
+
+def names_checked(cls: type[T]) -> type[T]:
+    """Makes the constructor of a dataclass say which field may be meant by a name that is none."""
+    init = cls.__init__
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def checking(self: T, *args: Any, **kwargs: Any) -> None:
+        check_names(kwargs, signature, cls.__name__)
+        init(self, *args, **kwargs)
+
+    cls.__init__ = checking  # type: ignore[method-assign]
+    return cls
 
 
 def require(given: Mapping[str, Any], hints: Mapping[str, Any], owner: str) -> None:

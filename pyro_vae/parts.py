@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.description import Described
-from pyro_vae.kinds import require, wrong_kind
+from pyro_vae.kinds import names_checked, require, wrong_kind
 from pyro_vae.missing import Marginal, filling_of
 
 Shape = tuple[int, ...]
@@ -37,6 +37,7 @@ Distribution = TorchDistributionMixin
 """Any distribution of `pyro.distributions`, which a prior, a guide or a likelihood returns."""
 
 
+@names_checked
 @dataclass(frozen=True, eq=False)
 class Dims:
     """The sizes, and the training data if there are any, which every part is given when it is built.
@@ -448,6 +449,19 @@ def leading_shape(value: Tensor, event_shape: Shape, what: str) -> Shape:
         sizes = ", ".join(str(size) for size in event_shape)
         raise ValueError(f"{what}: expected shape (..., {sizes}), got {tuple(value.shape)}")
     return tuple(value.shape[:cut])
+
+
+def check_batch(x: Tensor, x_shape: Shape) -> None:
+    """Checks that data are a batch ``(N, *x_shape)``. One datum alone would be broadcast, and taken for several.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if x.shape[1:] == x_shape and x.dim() > len(x_shape):
+        return
+    sizes = ", ".join(map(str, x_shape))
+    one = " of one datum: give x[None]" if x.shape == x_shape else ""
+    raise ValueError(f"x: a batch of shape (N, {sizes}) is expected, got shape {tuple(x.shape)}{one}")
 
 
 def checked(distribution: Any, batch_shape: Shape, event_shape: Shape, part: nn.Module) -> Distribution:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from inspect import getclosurevars, unwrap
@@ -31,6 +31,29 @@ def seeded(device: torch.device, *key: int | str) -> Iterator[None]:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
+
+
+_listener: ContextVar[Callable[[str, int, int], None] | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def telling_progress(listener: Callable[[str, int, int], None]) -> Iterator[None]:
+    """Has the evaluations inside tell how far they are.
+
+    Args:
+        listener: a function that is called with what is evaluated, how much of it is done, and how much there is.
+    """
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def tell_progress(what: str, done: int, total: int) -> None:
+    """Tells whoever listens (see `telling_progress`) how far an evaluation is."""
+    if listener := _listener.get():
+        listener(what, done, total)
 
 
 _rebuilding: ContextVar[bool] = ContextVar("rebuilding", default=False)

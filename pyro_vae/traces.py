@@ -489,12 +489,14 @@ class Observation:
         return torch.where(gone, _inside(inner, self.value), self.value)
 
     def scored(self, value: Tensor) -> Tensor:
-        """Returns whether each number of a value at this site is in the support, or is masked and so not scored.
+        """Returns whether each number of a value at this site is finite and in the support, or is masked and so not scored.
 
         The result has the batch shape of the innermost distribution, which is the shape of the value unless its numbers
         belong together.
         """
         scored: Tensor = layers(self.distribution)[-1].support.check(value)
+        finite = ~value.isinf()  # the real numbers of PyTorch hold infinity
+        scored = scored & (finite.flatten(scored.dim()).all(-1) if value.dim() > scored.dim() else finite)
         for mask, shape in self.masks:
             exists = mask.to(scored.device).expand(shape)
             scored = scored | ~exists.reshape(*shape, *[1] * (scored.dim() - len(shape)))

@@ -12,6 +12,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -71,6 +72,8 @@ class Trust:
                 f"{path} is not allowed here: expected a class, not a file; --config alone reads a file"
             )
         if not self._is_named(path):
+            if missing := self._is_nowhere(names[0]):
+                raise UntrustedError(f"{path}: {missing}")
             raise UntrustedError(f"{path} is not allowed here: {self._allowed(path)}")
         found: Any = self._imported(path, names[0])
         for name in names[1:]:
@@ -165,6 +168,14 @@ class Trust:
         if own and root not in sys.modules and find_spec(root) is None:
             told += f", once it can be imported; now {_missing(root)}"
         return told
+
+    def _is_nowhere(self, root: str) -> str:
+        """What to say where there is no module of this name at all, as if it is misspelled; the empty text otherwise."""
+        if self.folder is None or (self.folder / root).exists() or root in sys.modules or find_spec(root) is not None:
+            return ""
+        near = get_close_matches(root, [each.stem for each in self.folder.glob("*.py")], n=2)
+        meant = f"; did you mean {' or '.join(near)}?" if near else ""
+        return f"there is no module {root} in the folder you stand in ({self.folder}){meant}"
 
     def _why_not(self, root: str) -> str:
         """Why a module of this name is not taken from the trusted folder."""

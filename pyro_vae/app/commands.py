@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
+from pyro_vae._version import version
 from pyro_vae.app import autoencoder, evaluation, train
 from pyro_vae.app.comparisons import estimators, parts
 from pyro_vae.app.options import choose, program
@@ -21,5 +22,8 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], None]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command that the first word names; the others are its options."""
     words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] == ["--version"]:
+        print(f"pyro_vae {version}")
+        return
     name, rest = choose(COMMANDS, words, "command", program())
     COMMANDS[name](rest, f"{program()} {name}")

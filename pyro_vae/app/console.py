@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -12,10 +13,10 @@ from typing import NoReturn
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from pyro_vae.scopes import NotEnoughMemoryError, is_out_of_memory
+from pyro_vae.scopes import NotEnoughMemoryError, is_out_of_memory, telling_progress
 
 
 def screen() -> Console:
@@ -41,6 +42,10 @@ def failing_clearly() -> Iterator[None]:
         fail(f"{told}. Fewer test data (test_images) and smaller networks need less memory too.")
     except (ValueError, OSError, ArithmeticError) as error:
         fail(re.split(r"\n\s*Trace Shapes:", str(error))[0])  # Pyro appends its trace to what a part raises
+
+
+_QUIET = 60.0
+"""After how many seconds an evaluation that goes on says so, where no bar is drawn."""
 
 
 class StopRequest:
@@ -113,7 +118,49 @@ class _Bound(ProgressColumn):
         return Text("" if live is None else f"bound {live:.2f} nats")
 
 
-def progress_bar(console: Console) -> Progress:
-    """A bar with a description, its live text and the time left. Off a terminal it draws nothing."""
+class _Evaluation:
+    """Shows how far a long evaluation is: a bar of its own, and off a terminal a line each minute.
+
+    Args:
+        console: the screen.
+        bar: the bars.
+    """
+
+    def __init__(self, console: Console, bar: Progress) -> None:
+        self.console, self.bar = console, bar
+        self.task: TaskID | None = None
+        self.began = self.told = 0.0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Is told where the evaluation stands."""
+        now = time.perf_counter()
+        if done == 0:
+            self._end()  # of one that an error ended
+            self.task, self.began, self.told = self.bar.add_task(f"evaluating {what}", total=total), now, now
+        if self.task is not None:
+            self.bar.update(self.task, completed=done)
+        if done >= total:
+            self._end()
+        elif not self.console.is_terminal and now - self.told >= _QUIET:
+            self.told, left = now, round((now - self.began) * (total - done) / done)
+            self.console.print(
+                f"Evaluating {what}: {100 * done / total:.0f} % done, about {left // 60}:{left % 60:02d} left "
+                f"(fewer test_particles or test_images take less)"
+            )
+
+    def _end(self) -> None:
+        if self.task is not None:
+            self.bar.remove_task(self.task)
+            self.task = None
+
+
+@contextmanager
+def progress_bar(console: Console) -> Iterator[Progress]:
+    """Bars with a description, live text and the time left, one of them for evaluations that are long.
+
+    Off a terminal they draw nothing, and a long evaluation prints a line each minute.
+    """
     columns = [TextColumn("{task.description}", markup=False), BarColumn(), _Bound(), TimeElapsedColumn(), _TimeLeft()]
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    with bar, telling_progress(_Evaluation(console, bar)):
+        yield bar

@@ -89,7 +89,8 @@ class Tree:
                 known = f" ({', '.join(slot.known())})" if slot.known() else ""
                 raise WrongOptionError(f"{given.at}{option}: expected {what}{known}, got null")
         elif slot.listed and not isinstance(given.value, list):
-            raise WrongOptionError(f"{given.at}{option}: expected a list, such as '[{given.text}]', got {given.text}")
+            inside = (given.text or "").strip("[] ")
+            raise WrongOptionError(f"{given.at}{option}: expected a list, such as '[{inside}]', got {given.text}")
         elif not slot.listed and given.name and "." not in given.name and given.name not in slot.known():
             raise WrongOptionError(self._no_class(given, given.place, slot))
         elif not slot.listed and given.name and "." in given.name:

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from inspect import signature
@@ -29,10 +29,12 @@ from pyro_vae.app.setting import Setting
 from pyro_vae.app.slots import slot_of
 from pyro_vae.app.words import check_files, data_of_run, place_of, run_of, told_data, words_for
 from pyro_vae.construction import make
-from pyro_vae.data import Splits
+from pyro_vae.data import Data, Splits
 from pyro_vae.description import describe, path_of
-from pyro_vae.likelihoods import default_likelihood
+from pyro_vae.likelihoods import Bernoulli, default_likelihood
 from pyro_vae.models import ModelSpec
+from pyro_vae.networks import MLP, NetworkFactory
+from pyro_vae.parts import Dims, Likelihood
 from pyro_vae.training import TrainingPlan
 from pyro_vae.trust import Trust, here
 
@@ -154,9 +156,12 @@ class Options:
         hidden = {*left_out, *FILLED_IN, *_specifications(self.function)}
         own = {name: (Parser.slots[name], default) for name, default in self._defaults(hidden).items()}
         elsewhere = {name for kind in SPECIFICATIONS for name in _names(kind)} - own.keys()
-        self.tree = Tree(own, elsewhere, self.trust)
         try:
-            self.tree.check(from_words(self.arguments))
+            self.given = from_words(self.arguments)
+            if "likelihood" in own and not any(each.place == ("likelihood",) and each.name for each in self.given):
+                own["likelihood"] = (Parser.slots["likelihood"], _of_the_data)
+            self.tree = Tree(own, elsewhere, self.trust)
+            self.tree.check(self.given)
         except WrongOptionError as error:
             fail(f"{error}\nFor all options: {self.parser.prog} --help", status=2)
 
@@ -189,7 +194,12 @@ class Options:
                 fail(f"run: {error}", status=2)
         # The parser knows no defaults here, and a class whose options are given must have those that it cannot do without.
         words, nulls = without_nulls(self.arguments)
-        given = self._given(described, [*(words_for("data", described["data"], self.trust) if run else []), *words])
+        words = [*(words_for("data", described["data"], self.trust) if run else []), *words]
+        # Options of the likelihood that the data will choose are read as those of some likelihood, and kept until then.
+        unknown = "likelihood" in plain and self.tree.called(("likelihood",)) is _of_the_data
+        stand_in = {"likelihood": {"class_path": path_of(Bernoulli)}} if unknown else {}
+        given = self._given(described | stand_in, words)
+        self.parser.set_defaults(dict.fromkeys(stand_in))
         print_config = bool(given.pop("print_config", False))
         for name, values in lists.items():
             given.setdefault(name, [_described(value) for value in values])
@@ -198,12 +208,20 @@ class Options:
             if self.trust.find(chosen["class_path"]) is self.trust.find(default["class_path"]):
                 # The default class keeps the other options of its default.
                 chosen["init_args"] = {**default.get("init_args", {}), **chosen.get("init_args", {})}
+        self.run = run
         if run:
-            kept = given["data"] == described["data"]
-            whose = f"those of {run}" if kept else f"those given here and not those of {run}"
+            self._check_no_model(run)
+            others = any(each.place[0] == "data" for each in self.given) and given["data"] != described["data"]
+            whose = f"those given here and not those of {run}" if others else f"those of {run}"
             self.notes.append(told_data(given["data"], whose))
         for place in nulls:
             self.tree.put_null(given, place)
+        self.of_likelihood = given.pop("likelihood", None) or {} if unknown else {}
+        if print_config and self.of_likelihood.get("init_args"):
+            fail(
+                "--likelihood.network: a file of options has it beside its class: name one by --likelihood CLASS",
+                status=2,
+            )
         try:
             for owner in self.owners:
                 _complete(owner, given, self.trust)
@@ -212,6 +230,22 @@ class Options:
             self.parser.error(str(error))
         del self.values["config"], self.values["print_config"]
         return print_config
+
+    def _check_no_model(self, run: str) -> None:
+        """Ends the program where the words of the command line choose a model, and a run brings its own.
+
+        A file may have all options, as --print_config writes them. A note says then that those of a model are not used.
+        """
+        chosen = [each for each in self.given if each.place[0] in _names(ModelSpec)]
+        if here := list(dict.fromkeys("--" + ".".join(each.place) for each in chosen if not each.file)):
+            fail(
+                f"{', '.join(here)}: the model is that of --run {run}, with parts and sizes of its own: leave out one or the "
+                f"other",
+                status=2,
+            )
+        if chosen:
+            named = ", ".join(dict.fromkeys(each.place[0] for each in chosen))
+            self.notes.append(f"Model: that of {run}. Not used: {named} of {chosen[0].file.rpartition(', line')[0]}")
 
     def _given(self, described: Mapping[str, dict[str, Any]], words: list[str]) -> dict[str, Any]:
         """Returns the options that are given. An option of a class that is not named is one of the default class."""
@@ -250,25 +284,54 @@ class Options:
             made[name] = kind(**{field: made.pop(field) for field in _names(kind) & made.keys()})
         return made
 
-    def with_data(self) -> tuple[dict[str, Any], Splits]:
-        """The function's arguments, and its data, loaded. Without a choice the likelihood is the one that fits the data."""
+    def with_data(self, check: Callable[[Mapping[str, Any]], None] | None = None) -> tuple[dict[str, Any], Splits]:
+        """The function's arguments, and its data, loaded. Without a choice the likelihood is the one that fits the data.
+
+        Args:
+            check: a further check of the arguments, before data are read.
+        """
         if "device" in self.values:
             pick_device(self.values["device"])  # before data are read
         for note in self.notes:
             print(note)
-        described = yaml.safe_load(self.as_yaml())["data"]
-        splits: Splits = make(described, Parser.slots["data"], "data", self.trust).load()
+        made = self.made()  # a number out of its range is told before data are read
+        for each in made.values():
+            if isinstance(each, TrainingPlan):
+                each.check()
+        if check:
+            check(made)
+        splits = self._data(made).load()
         slot = "likelihoods" if "likelihoods" in self.values else "likelihood"
-        if self.values[slot] is None:
+        if self.values[slot] is None and not self.run:
             fitting, reason = default_likelihood(splits.support, splits.train.x, splits.standardize, splits.view)
             chosen: Any = fitting if isinstance(fitting, partial) else partial(fitting)
             print(f"Likelihood: {chosen.func.__name__}, since {reason}. Another: --{slot} CLASS")
-            described = {"class_path": path_of(chosen.func), "init_args": chosen.keywords}
+            options = {**chosen.keywords, **self.of_likelihood.get("init_args", {})}
+            described = {"class_path": path_of(chosen.func), "init_args": options}
             likelihood = {slot: described if slot == "likelihood" else [described]}
+            if slot == "likelihood":
+                _complete(ModelSpec, likelihood, self.trust)
             with self._guarded():
                 self.values = self.parser.parse_object(likelihood, namespace=self.values)
             del self.values["config"], self.values["print_config"]
-        return self.made(), splits
+            given = yaml.safe_load(self.as_yaml())[slot]
+            likelihood = {slot: make(given, Parser.slots[slot], slot, self.trust)}
+            spec = next(name for name, each in made.items() if isinstance(each, ModelSpec))
+            made |= likelihood if slot in made else {spec: replace(made[spec], **likelihood)}
+        return made, splits
+
+    @staticmethod
+    def _data(made: Mapping[str, Any]) -> Data:
+        """The data set among the arguments that were made."""
+        return next(each.data for each in made.values() if isinstance(each, Setting))
+
+
+def _of_the_data(dims: Dims, network: NetworkFactory = MLP) -> Likelihood:
+    """Stands for the likelihood that the data choose, with the option that each of these likelihoods has."""
+    raise NotImplementedError(f"{dims}, {network}")
+
+
+_of_the_data.__name__ = "the likelihood that the data choose"
 
 
 def _described(default: Any) -> dict[str, Any]:

@@ -30,6 +30,16 @@ class Setting:
     device: str = "auto"
     out: Path | None = None
 
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            ValueError: there is to be no particle, or there are to be no test data.
+        """
+        for name in ("test_particles", "test_images"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+
     @property
     def name(self) -> str:
         """The name of the data set."""
@@ -52,14 +62,10 @@ class Setting:
             least: the smallest number of test data that can be judged on.
 
         Raises:
-            ValueError: there are to be fewer test data than that, or no particle.
+            ValueError: there are to be fewer test data than that.
         """
-        for name, value, smallest in (
-            ("test_particles", self.test_particles, 1),
-            ("test_images", self.test_images, least),
-        ):
-            if value < smallest:
-                raise ValueError(f"{name}: expected at least {smallest}, got {value}")
+        if self.test_images < least:
+            raise ValueError(f"test_images: expected at least {least}, got {self.test_images}")
         if len(splits.test) < least:
             raise ValueError(
                 f"test: the differences compared here need at least {least} test data for their errors, and there are "

@@ -32,6 +32,7 @@ class Slot(NamedTuple):
             each = below.pop()
             below += type.__subclasses__(each)
             named = not each.__name__.startswith("_") and not isabstract(each) and each is not self.base
+            named = named and not _takes_closure(each)
             if named and each.__module__.split(".")[0] in ("pyro_vae", "torch"):
                 found[each.__name__] = each
         return dict(sorted(found.items()))
@@ -65,6 +66,12 @@ def options_of(called: Callable[..., Any], filled_in: int = 0) -> dict[str, tupl
     with suppress(NameError, TypeError, AttributeError):  # an annotation that has no meaning at run time is none
         hints = get_type_hints(called.__init__ if isinstance(called, type) else called)  # type: ignore[misc]
     return {each.name: (hints.get(each.name), each.default) for each in parameters}
+
+
+def _takes_closure(kind: type) -> bool:
+    """Whether this is an optimizer that evaluates the loss itself, which training refuses."""
+    closure = signature(kind.step).parameters.get("closure") if issubclass(kind, torch.optim.Optimizer) else None
+    return closure is not None and closure.default is Parameter.empty
 
 
 def _is_ours(kind: type) -> bool:

@@ -105,7 +105,8 @@ def train(
             draw(run, trained, picture)
     except KeyboardInterrupt:
         interrupted = True
-    contents = f"configuration, metrics, weights, {run.folder / 'figures'}/*.png"
+    figures = f", {run.folder / 'figures'}/*.png" if drawn else ""
+    contents = f"configuration, metrics, weights{figures}"
     console.print(f"Run folder: {run.folder}   ({contents})", soft_wrap=True)
     if interrupted:
         raise SystemExit(130)
@@ -170,9 +171,14 @@ def line(record: Epoch, epochs: int) -> str:
     """An epoch in one line, under `HEADER`."""
     terms = record.valid
     return (
-        f"{record.epoch:>6}/{epochs:<6}{record.train.bound:>11.2f}{terms.bound:>11.2f}{terms.reconstruction:>16.2f}"
-        f"{terms.kl:>9.2f}{record.seconds:>9.1f}"
+        f"{record.epoch:>6}/{epochs:<6}{short(record.train.bound):>11}{short(terms.bound):>11}"
+        f"{short(terms.reconstruction):>16}{short(terms.kl):>9}{record.seconds:>9.1f}"
     )
+
+
+def short(value: float) -> str:
+    """A number with two decimals, or in a short form where it is so large that they say nothing."""
+    return f"{value:.2f}" if abs(value) < 1e6 else f"{value:.2e}"
 
 
 def report(run: Run, trained: Trained, metrics: Sequence[Metric], trained_for: float) -> None:
@@ -184,7 +190,8 @@ def report(run: Run, trained: Trained, metrics: Sequence[Metric], trained_for: f
     values: dict[str, Any] = {}
     rows: list[Row] = []
     notices: list[str] = []
-    with console.status("evaluating on the test data …"):
+    console.print(f"Evaluating on the test data, with up to {trained.test_particles} particles for each …")
+    with progress_bar(console):
         for metric in metrics:
             try:
                 measured = metric.measure(trained)

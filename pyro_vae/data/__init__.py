@@ -16,7 +16,17 @@ data set        data                                                 source
 from pyro_vae.data.arrays import Arrays
 from pyro_vae.data.columns import Columns
 from pyro_vae.data.digits import Digits
-from pyro_vae.data.splits import Binarize, Data, DataLike, Split, Splits, columns_for, make_splits, support_of
+from pyro_vae.data.splits import (
+    Binarize,
+    Data,
+    DataLike,
+    Split,
+    Splits,
+    columns_for,
+    columns_of,
+    make_splits,
+    support_of,
+)
 from pyro_vae.data.torchvision_sets import MNIST, FashionMNIST
 from pyro_vae.view import View
 
@@ -33,6 +43,7 @@ __all__ = [
     "Splits",
     "View",
     "columns_for",
+    "columns_of",
     "make_splits",
     "support_of",
 ]

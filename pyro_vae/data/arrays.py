@@ -12,13 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.data.csv_files import TEXTS, Reading
+from pyro_vae.data.csv_files import TEXTS, Reading, listed
 from pyro_vae.data.numbers import Channels, as_data, check_data, check_labels
 from pyro_vae.data.splits import Binarize, Data, Split, Splits, make_splits
 from pyro_vae.data.tables import PARQUETS, is_table, read_table
 from pyro_vae.view import LONGEST_ROW, Shown, View
 
 logger = logging.getLogger("pyro_vae")
+_HELD_OUT = 1000
+"""How many data are held out by default, each for validation and for the test, where as many are left for training."""
 
 
 @final
@@ -33,8 +35,8 @@ class Arrays(Data):
     Args:
         path: the file.
         binarize: dynamic and fixed take values in [0, 1] as probabilities of a pixel being 1; none keeps the values.
-        valid: number of data for validation.
-        test: number of data for the test.
+        valid: number of data for validation. The default is 1,000; of fewer than 3,000 data, a fifth of them.
+        test: number of data for the test, with the same default.
         split_seed: seed of the division into train, validation and test.
         standardize: whether networks and likelihoods see each number of x with its training mean subtracted and divided by its
             standard deviation. What is reported stays log p(x) of the data as they are. By default real numbers are
@@ -52,14 +54,16 @@ class Arrays(Data):
         separator: what stands between the cells of a CSV file, such as ";" or tab; by default its first lines tell it.
         decimal: the decimal point in a CSV file.
         header: whether the first row of a CSV file has the names of the columns; by default it tells it.
+        missing: texts that stand for a missing value in a table, such as '["-", "-999"]', beside the empty cell, NA, N/A, #N/A,
+            NaN, NULL, None and ?, which are read as missing in any case.
     """
 
     def __init__(
         self,
         path: Path,
         binarize: Binarize = "none",
-        valid: int = 1000,
-        test: int = 1000,
+        valid: int | None = None,
+        test: int | None = None,
         split_seed: int = 0,
         standardize: bool | None = None,
         channels: Channels | None = None,
@@ -71,10 +75,11 @@ class Arrays(Data):
         separator: str | None = None,
         decimal: Literal[".", ","] = ".",
         header: bool | None = None,
+        missing: Sequence[str] = (),
     ) -> None:
         self.path, self.binarize, self.valid, self.test, self.split_seed = Path(path), binarize, valid, test, split_seed
         self.standardize, self.channels, self.kind, self.ink = standardize, channels, kind, ink
-        self.reading = Reading(columns, tuple(leave_out), labels, separator, decimal, header)
+        self.reading = Reading(columns, tuple(leave_out), labels, separator, decimal, header, tuple(missing))
 
     def load(self) -> Splits:
         """Reads the file: x is ``(N, ...)``, in the default dtype.
@@ -83,6 +88,8 @@ class Arrays(Data):
             ValueError: the file cannot be read, holds no finite numbers, or the default dtype would lose what its
                 numbers say.
         """
+        if self.path.is_dir():
+            raise ValueError(f"{self.path} is a folder, and no file: name a file in it")
         if is_table(self.path):
             table = read_table(self.path, self.reading)
             array, given, names = table.x, table.labels, table.names
@@ -96,16 +103,34 @@ class Arrays(Data):
             logger.warning("%s: %d of %d data have no value, so that their log p(x) is 0", self.path, empty, len(x))
         labels, classes = (None, ()) if given is None else _labels(given, len(x), self.path)
         shown = names if x.ndim == 2 and (not names or table.named or len(names) <= LONGEST_ROW) else ()
+        data = Split(x, labels)
+        self._tell_binarized(data.x)
         return make_splits(
-            Split(x, labels),
-            valid=self.valid,
-            test=self.test,
+            data,
+            valid=_held_out(len(data)) if self.valid is None else self.valid,
+            test=_held_out(len(data)) if self.test is None else self.test,
             binarize=self.binarize,
             split_seed=self.split_seed,
             standardize=self.standardize,
             channels=self.channels,
             view=View(self.kind, shown, self.ink, classes),
         )
+
+    def _tell_binarized(self, x: Tensor) -> None:
+        """Says what whole numbers are divided by, where they are to be probabilities."""
+        if self.binarize != "none" and (largest := x.max().item()) > 1:
+            logger.warning(
+                "%s: binarize: its numbers, which go up to %g, are divided by %g, and a 1 is drawn with the result as its "
+                "probability. --data.binarize none keeps the numbers, for a likelihood of counts",
+                self.path,
+                largest,
+                largest,
+            )
+
+
+def _held_out(N: int) -> int:
+    """The number of data that are held out by default, each for validation and for the test."""
+    return _HELD_OUT if N >= 3 * _HELD_OUT else max(1, N // 5)
 
 
 def _labels(array: np.ndarray, N: int, path: Path) -> tuple[Tensor, tuple[str, ...]]:
@@ -136,7 +161,7 @@ def _read_numpy(path: Path, how: Reading) -> tuple[np.ndarray, np.ndarray | None
         )
     if replace(how, labels=None) != Reading():
         raise ValueError(
-            f"{path}: columns, leave_out, separator, decimal and header are options of tables, and this file is none"
+            f"{path}: columns, leave_out, separator, decimal, header and missing are options of tables, and this file is none"
         )
     try:
         with path.open("rb") as file:
@@ -151,6 +176,13 @@ def _read_numpy(path: Path, how: Reading) -> tuple[np.ndarray, np.ndarray | None
     labels = arrays.pop(how.labels or "labels", None) if len(arrays) > 1 or how.labels else None
     if "x" not in arrays and len(arrays) == 1:
         arrays = {"x": next(iter(arrays.values()))}
+    if left := sorted(arrays.keys() - {"x"}):
+        logger.warning(
+            "%s: of its arrays only x is read, and not %s. --data.labels %s takes one as labels",
+            path,
+            listed(left),
+            left[0],
+        )
     if "x" not in arrays:
         raise ValueError(f"{path}: expected an array named x, got {sorted(arrays)}")
     return arrays["x"], labels

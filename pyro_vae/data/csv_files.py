@@ -43,6 +43,7 @@ class Reading:
         separator: what stands between the cells of a text file; None tells it by its first lines.
         decimal: the decimal point.
         header: whether the first line names the columns; None tells it by what stands there.
+        missing: what stands for a missing value, beside `MISSING`.
     """
 
     columns: Sequence[str] | None = None
@@ -51,6 +52,12 @@ class Reading:
     separator: str | None = None
     decimal: Literal[".", ","] = "."
     header: bool | None = None
+    missing: Sequence[str] = ()
+
+    @property
+    def markers(self) -> list[str]:
+        """All texts that stand for a missing value in a column of numbers."""
+        return [*MISSING, *self.missing]
 
 
 def ending_of(path: Path) -> str:
@@ -70,7 +77,7 @@ def from_text(path: Path, how: Reading) -> tuple[pd.DataFrame, bool]:
         names = ["", *names]
     label = names.index(how.labels) if how.labels in names else names.index("labels") if "labels" in names else None
     # In a column of labels NA may be the name of a class.
-    missing: Any = {j: [""] if j == label else MISSING for j in range(width)}
+    missing: Any = {j: [""] if j == label else how.markers for j in range(width)}
     try:
         frame = pd.read_csv(
             io.StringIO(text),
@@ -215,7 +222,7 @@ def _names_columns(first: list[str], others: list[list[str]], path: Path, how: R
     numbers = [is_number(cell, how.decimal) for cell in first]
     if not any(numbers):
         return True
-    if all(number or cell in MISSING for number, cell in zip(numbers, first, strict=True)):
+    if all(number or cell in how.markers for number, cell in zip(numbers, first, strict=True)):
         logger.warning(
             "%s: its first row has numbers and is taken as data, whose columns have no names. --data.header true takes it as "
             "names",
@@ -223,8 +230,8 @@ def _names_columns(first: list[str], others: list[list[str]], path: Path, how: R
         )
         return False
     for j, number in enumerate(numbers):
-        cells = [row[j] for row in others if row[j] not in MISSING]
-        if not number and first[j] not in MISSING and cells and all(is_number(cell, how.decimal) for cell in cells):
+        cells = [row[j] for row in others if row[j] not in how.markers]
+        if not number and first[j] not in how.markers and cells and all(is_number(cell, how.decimal) for cell in cells):
             return True
     raise ValueError(
         f"{path}: its first row, {listed(first)}, may be names of columns or data: say which by --data.header true or "

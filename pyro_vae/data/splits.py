@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
+from pyro_vae.data.checks import check_columns
 from pyro_vae.data.columns import Columns
 from pyro_vae.data.numbers import Channels, as_data, as_labels, check_data, check_labels, check_whole, moved_channels
 from pyro_vae.description import Described
-from pyro_vae.kinds import require, takes
+from pyro_vae.kinds import names_checked, require, takes
 from pyro_vae.missing import has_missing, observed_mean, observed_values
 from pyro_vae.parts import Dims, Shape, floating
+from pyro_vae.scopes import evaluating
 from pyro_vae.traces import inputs_of
 from pyro_vae.view import View
 
@@ -32,6 +34,7 @@ _BINARIZE_SEED = 20160901
 """The seed of every binarization that is drawn once, so that all runs have the same test set."""
 
 
+@names_checked
 @dataclass(frozen=True, eq=False)
 class Split:
     """Data of one kind, on one device.
@@ -90,7 +93,10 @@ class Split:
             raise ValueError(f"inputs: expected names among {list(known)}, got {unknown}: data have no such column")
         tensors = [column for name in inputs if (column := known[name]) is not None]
         if len(tensors) < len(inputs):
-            raise ValueError("the model and the guide are given labels y with the data, and these data have none")
+            raise ValueError(
+                "the model and the guide are given labels y with the data, and these data have none: Split(x, labels), or of a "
+                "file --data.labels, give some"
+            )
         if "y" in inputs and self.labels is not None and len(self.labels) != len(self.x):
             raise ValueError(f"y: expected a label for each of {len(self.x)} data, got {len(self.labels)}")
         return Columns(tuple(tensors), tuple(inputs), self.dynamic)
@@ -189,6 +195,19 @@ def x_of(data: DataLike) -> Tensor:
 
 @takes
 def columns_for(programs: Any, data: DataLike) -> Columns:
+    """Data as these programs are called with them, checked: the entrance of every evaluation.
+
+    The model can then score all of them (see `pyro_vae.data.checks.check_columns`). Nothing moves, and no random number of
+    the caller is used. The arguments and errors are those of `columns_of`, and of the check.
+    """
+    columns = columns_of(programs, data)
+    with evaluating(programs, columns.x.device, "support"):
+        check_columns(programs, columns)
+    return columns
+
+
+@takes
+def columns_of(programs: Any, data: DataLike) -> Columns:
     """Data as these programs are called with them (see `pyro_vae.traces.Programs`).
 
     Args:
@@ -325,8 +344,8 @@ def _hold_out(split: Split, size: int, name: str, seed: int) -> tuple[Split, Spl
         )
     if not 1 <= size < len(split):
         raise ValueError(
-            f"{name}: expected between 1 and {len(split) - 1} of {len(split)} data, got {size}: valid and test say how many of "
-            f"the data are held out"
+            f"{name}: expected between 1 and {len(split) - 1} of {len(split)} data, got {size}: valid and test, on the command "
+            f"line --data.valid and --data.test, say how many of the data are held out"
         )
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
 

@@ -6,6 +6,7 @@ column that holds no numbers is refused by its name.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections import Counter
@@ -123,16 +124,19 @@ def _numbers(column: pd.Series[Any], name: str, path: Path, how: Reading) -> np.
 
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = column.astype(column.cat.categories.dtype)
-    is_number = pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column)
-    if is_number and not pd.api.types.is_complex_dtype(column):
-        return column.to_numpy(dtype=np.float64, na_value=np.nan)
+    numeric = pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column)
+    if numeric and not pd.api.types.is_complex_dtype(column):
+        numbers = column.to_numpy(dtype=np.float64, na_value=np.nan)
+        marked = [float(each) for each in how.missing if is_number(each, ".")]
+        return np.where(np.isin(numbers, marked), nan, numbers) if marked else numbers
     cells = column[column.notna()]
+    N = len(cells)
     what = f"values of type {column.dtype}"
     if pd.api.types.is_object_dtype(column) or pd.api.types.is_string_dtype(column):
-        numbers = [_number(cell, how.decimal) for cell in cells]
-        if None not in numbers:
-            return pd.Series(numbers, cells.index, np.float64).reindex(column.index).to_numpy()
-        cells = cells[[number is None for number in numbers]]
+        found = [_number(cell, how) for cell in cells]
+        if None not in found:
+            return pd.Series(found, cells.index, np.float64).reindex(column.index).to_numpy()
+        cells = cells[[number is None for number in found]]
         what = "texts" if isinstance(cells.iloc[0], str) else f"values of type {type(cells.iloc[0]).__name__}"
     example = str(cells.iloc[0]) if len(cells) else "none"
     advice = f'leave it out by --data.leave_out "[{name}]", or take it as labels by --data.labels "{name}"'
@@ -140,17 +144,25 @@ def _numbers(column: pd.Series[Any], name: str, path: Path, how: Reading) -> np.
         advice = "a decimal comma is read by --data.decimal ,"
     elif re.fullmatch(r"[-+]?\d{1,3}([ ,.'’]\d{3})+([.,]\d+)?", example):
         advice = "save numbers without a separator of thousands"
+    elif len(cells) < N:
+        markers = json.dumps(sorted({str(cell).strip() for cell in cells})[:5], ensure_ascii=False)
+        advice = f"if these stand for missing values, say so by --data.missing '{markers}'; otherwise {advice}"
+    if len(cells) < N:
+        raise ValueError(
+            f"{path}: column {name!r} holds numbers and, in {len(cells)} of {N} cells, {what} such as "
+            f"{_short(example)}: {advice}"
+        )
     raise ValueError(f"{path}: column {name!r} holds {what} and no numbers, such as {_short(example)}: {advice}")
 
 
-def _number(cell: Any, decimal: str) -> float | None:
+def _number(cell: Any, how: Reading) -> float | None:
     """A cell as a number, NaN where it is missing, and None where it is none."""
     if isinstance(cell, str):
         text = cell.strip()
-        if text in MISSING:
+        if text in how.markers:
             return nan
-        if is_number(text, decimal):
-            return float(text.replace(decimal, "."))
+        if is_number(text, how.decimal):
+            return float(text.replace(how.decimal, "."))
         return {"true": 1.0, "false": 0.0}.get(text.lower())
     return float(cell) if isinstance(cell, bool | int | float | Decimal | np.number) else None
 

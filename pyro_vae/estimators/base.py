@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import wraps
 from typing import Any, NamedTuple, TypeVar, final
 
 import pyro.infer
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from pyro_vae.estimators.divergence import closed_form_kl
 from pyro_vae.estimators.objective import Objective
-from pyro_vae.kinds import takes
+from pyro_vae.kinds import WrongKindError, takes
 from pyro_vae.traces import Latents, Particles, Program, particles
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -27,6 +28,20 @@ def overridable(method: Method) -> Method:
     """
     method.__overridable__ = True  # type: ignore[attr-defined]
     return method
+
+
+def _begun(init: Callable[..., None]) -> Callable[..., None]:
+    """Returns the constructor of an estimator, which then checks that it called that of `Estimator`."""
+
+    @wraps(init)
+    def checking(self: Estimator, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        if "K" not in vars(self):
+            raise WrongKindError(
+                f"{type(self).__name__}: its __init__ must call that of Estimator: begin it with super().__init__(K)"
+            )
+
+    return checking
 
 
 class Estimate(NamedTuple):
@@ -68,6 +83,8 @@ class Estimator(pyro.infer.ELBO, ABC):
             ``rsample``.
         M: the number of groups of K particles. All M·K particles are drawn along one dimension.
         closed_form_kl: whether the KL is computed in closed form, and not estimated from the draws.
+        per_datum: whether `bound` has a value of its own for each datum. Where it has only that of a whole batch, no interval
+            over data can be told.
         state: tensors, by name, that `advance` updates after each step.
 
     Raises:
@@ -77,6 +94,7 @@ class Estimator(pyro.infer.ELBO, ABC):
     latents: Latents = "path"
     M: int = 1
     closed_form_kl: bool = False
+    per_datum: bool = True
     state: dict[str, Tensor]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -84,6 +102,8 @@ class Estimator(pyro.infer.ELBO, ABC):
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls) and cls.__module__.partition(".")[0] == "pyro_vae":
             cls.__init__ = takes(cls.__init__)  # type: ignore[method-assign]
+        elif "__init__" in vars(cls):
+            cls.__init__ = _begun(cls.__init__)  # type: ignore[method-assign]
 
     @takes
     def __init__(self, K: int = 1, max_plate_nesting: int = 1) -> None:

@@ -10,7 +10,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_vae.estimators.divergence import closed_form_kl
-from pyro_vae.kinds import require
+from pyro_vae.kinds import names_checked, require
 from pyro_vae.parts import Guide
 from pyro_vae.traces import Particles, Program
 
@@ -18,6 +18,7 @@ WITH_MEANS = "DiagonalNormal, FullRankNormal, LowRankNormal, Householder, Mixtur
 """Guides whose distribution has a mean in closed form (`SemiAmortized` has one if its inner guide has one)."""
 
 
+@names_checked
 @dataclass(frozen=True)
 class Objective:
     """The weights of a bound's terms: log w becomes log p(x|t,w) + c (log p(t) - log q(t|x,φ)).

@@ -32,6 +32,7 @@ class Stock(Estimator):
     """
 
     latents = "fixed"
+    per_datum = False
 
     def __init__(
         self,

@@ -5,15 +5,16 @@ Its sums stay on the device until they are read.
 
 from __future__ import annotations
 
-from math import prod
+from math import nan, prod
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from pyro_vae.data import DataLike, columns_for
+from pyro_vae.data import Columns, DataLike, columns_for
 from pyro_vae.estimators import Estimate, Estimator
+from pyro_vae.evaluate.statistics import Mean, mean
 from pyro_vae.kinds import takes
 from pyro_vae.scopes import evaluating, telling_memory
 from pyro_vae.traces import Programs, library_path
@@ -78,11 +79,12 @@ class Totals:
 
     Args:
         names: the names of the entries of the rows that will be added.
+        estimator: the estimator whose bound is added.
     """
 
-    def __init__(self, names: list[str]) -> None:
+    def __init__(self, names: list[str], estimator: Estimator) -> None:
         self.count = self.steps = 0
-        self.names = names
+        self.names, self.estimator = names, estimator
         self._bounds: list[Tensor] = []
         self._pending: list[Tensor] = []
         self._total, self._failed = torch.zeros(0), torch.zeros(0)
@@ -100,8 +102,26 @@ class Totals:
         return Terms(bound, reconstruction, kl)
 
     def per_datum(self) -> Float[Tensor, " N"]:
-        """Returns the bound of each datum, in the order in which the data were added."""
+        """Returns the bound of each datum, in the order in which the data were added.
+
+        Raises:
+            ValueError: the estimator has no value for each datum (see `pyro_vae.estimators.Estimator`).
+        """
+        if not self.estimator.per_datum:
+            raise ValueError(
+                f"{self._name} has the bound of a whole batch, and none for each datum: use terms() or mean()"
+            )
         return torch.cat(self._bounds)
+
+    def mean(self) -> Mean:
+        """Returns the mean bound with its error over data, or with the reason why this error is not known."""
+        if self.estimator.per_datum:
+            return mean(self.per_datum())
+        return Mean(self.terms().bound, nan, self.count, f"{self._name} has no value for each datum")
+
+    @property
+    def _name(self) -> str:
+        return type(self.estimator).__name__
 
     def check(self, when: str) -> None:
         """Raises DivergedError, which names the step and the sites, if a sum became NaN or infinite."""
@@ -146,15 +166,22 @@ def evaluate_bound(
         estimator: the estimator whose bound is computed.
         batch_size: the number of data at a time, which is larger where the data are small.
         seed: the seed of the random numbers.
+
+    Raises:
+        ValueError: the model cannot score the data.
     """
-    columns = columns_for(programs, data)
+    return bound_over(programs, columns_for(programs, data), estimator, batch_size, seed)
+
+
+def bound_over(programs: Programs, columns: Columns, estimator: Estimator, batch_size: int, seed: int) -> Totals:
+    """Returns what `evaluate_bound` returns, of columns that were checked before."""
     size = max(batch_size, EVALUATED // (estimator.M * estimator.K * prod(columns.x.shape[1:])))
     totals: Totals | None = None
     sizes = {"batch_size": batch_size, "K": estimator.M * estimator.K}
     with telling_memory(**sizes), evaluating(programs, columns.x.device, seed, "bound"), library_path():
         for batch in columns.batches(size):
             estimate = estimator.estimate(programs.model, programs.guide, *batch)
-            totals = totals or Totals(names_of(estimate))
+            totals = totals or Totals(names_of(estimate), estimator)
             totals.add(sums(estimate))
     assert totals is not None  # data are never empty
     return totals

@@ -17,7 +17,7 @@ from pyro_vae.kinds import takes
 from pyro_vae.missing import check_seen
 from pyro_vae.parts import Shape
 from pyro_vae.precision import Precision, in_precision
-from pyro_vae.scopes import evaluating, telling_memory
+from pyro_vae.scopes import evaluating, tell_progress, telling_memory
 from pyro_vae.traces import Programs, library_path, particles
 
 _CHUNK = 2**20
@@ -76,27 +76,40 @@ def evidence(
     most = min(K, _TOGETHER * chunk)
     model, guide = (in_precision(program, precision) for program in (programs.model, programs.guide))
 
-    def log_weights(*batch: Tensor, k: int) -> list[Tensor]:
+    done = 0
+
+    def tell(new: int) -> None:
+        nonlocal done
+        done += new
+        tell_progress("log p(x)", done, N * K)
+
+    def log_weights(*batch: Tensor, k: int, tell: Callable[[int], None] | None = None) -> list[Tensor]:
         """Returns the log weights of k new particles (k, B), as the one tensor of a list."""
         drawn = []
         for start in range(0, k, chunk):
             draws = particles(model, guide, *batch, K=min(chunk, k - start), max_plate_nesting=max_plate_nesting)
             drawn.append(draws.log_w)
+            if tell:
+                tell(draws.log_w.numel())
         return [torch.cat(drawn)]
 
     found: list[Evidence] = []
     sizes = {"batch_size": batch_size, "K": K}
+    tell(0)
     with telling_memory(**sizes), evaluating(programs, device, seed, "log p(x)"), library_path():
-        full: Callable[..., list[Tensor]] = partial(log_weights, k=most)
+        full: Callable[..., list[Tensor]] | None = None
         if compile == "on" or (compile == "auto" and K * N * pixels >= _AUTO_WORK):
             key = most, chunk, max_plate_nesting, precision
-            full = kept(programs, full, columns.first(batch_size).tensors, key, "log p(x)")
+            full = kept(programs, partial(log_weights, k=most), columns.first(batch_size).tensors, key, "log p(x)")
         for batch in columns.batches(batch_size):
             B = len(batch[0])
             weights = Weights(K, batch[0])
             for start in range(0, K, most):
-                whole = K - start >= most and min(batch_size, N) == B
-                (log_w,) = full(*batch) if whole else log_weights(*batch, k=min(most, K - start))
+                if full and K - start >= most and min(batch_size, N) == B:
+                    (log_w,) = full(*batch)
+                    tell(most * B)
+                else:
+                    (log_w,) = log_weights(*batch, k=min(most, K - start), tell=tell)
                 weights.add(log_w)
             found.append(weights.found())
     joined = Evidence.join(found)

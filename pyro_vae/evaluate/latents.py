@@ -10,7 +10,7 @@ from torch.distributions import constraints
 
 from pyro_vae.data import Columns, DataLike, columns_for
 from pyro_vae.evaluate.bound import EVALUATED
-from pyro_vae.evaluate.predictions import checked_labels, decode
+from pyro_vae.evaluate.predictions import decode
 from pyro_vae.kinds import takes
 from pyro_vae.missing import check_seen
 from pyro_vae.scopes import evaluating, telling_memory
@@ -66,7 +66,7 @@ def posterior(
     """
     if draws < 2 or batch_size < 1:
         raise ValueError(f"draws and batch_size: expected at least 2 and 1, got {draws} and {batch_size}")
-    columns = checked_labels(programs, columns_for(programs, data))
+    columns = columns_for(programs, data)
     rows: list[dict[str, Posterior]] = []
     with telling_memory(draws=draws, batch_size=batch_size), evaluating(programs, columns.x.device, seed, "posterior"):
         size = max(1, min(batch_size, EVALUATED // draws))
@@ -152,7 +152,7 @@ def interpolate(
     """
     if steps < 2:
         raise ValueError(f"steps: expected at least 2, since both ends count, got {steps}")
-    ends = [checked_labels(programs, columns_for(programs, x)) for x in (x_a, x_b)]
+    ends = [columns_for(programs, x) for x in (x_a, x_b)]
     if ends[0].x.shape != ends[1].x.shape:
         raise ValueError(
             f"x_a and x_b: expected equal shapes, got {tuple(ends[0].x.shape)} and {tuple(ends[1].x.shape)}"

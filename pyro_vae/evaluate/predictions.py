@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data import Columns, DataLike, Split, columns_for
+from pyro_vae.data.checks import check_labels, check_shape
 from pyro_vae.data.splits import x_of
 from pyro_vae.evaluate.bound import EVALUATED
 from pyro_vae.kinds import takes
@@ -30,7 +31,7 @@ def encode(programs: Programs, data: DataLike, seed: int = 0) -> dict[str, Tenso
         data: N data, on the device of the programs.
         seed: the seed of the draws.
     """
-    columns = checked_labels(programs, columns_for(programs, data))
+    columns = columns_for(programs, data)
     with evaluating(programs, columns.x.device, seed, "images"):
         latents = draw_latents(programs.guide, *columns.take(slice(None)))
     for t in latents.values():
@@ -44,7 +45,7 @@ def reconstruct(programs: Programs, data: DataLike, seed: int = 0) -> Tensor:
 
     It is the mean of the model's first observed site, and has the shape of x. Where x is missing (NaN), it is an imputation.
     """
-    columns = checked_labels(programs, columns_for(programs, data))
+    columns = columns_for(programs, data)
     with evaluating(programs, columns.x.device, seed, "images"):
         batch = columns.take(slice(None))
         mean = _mean(programs, batch, draw_latents(programs.guide, *batch))
@@ -120,7 +121,7 @@ def posterior_predictive(
     """
     if draws < 1 or batch_size < 1:
         raise ValueError(f"draws and batch_size: expected at least 1, got {draws} and {batch_size}")
-    columns = checked_labels(programs, columns_for(programs, data))
+    columns = columns_for(programs, data)
     found: list[Tensor] = []
     with telling_memory(draws=draws, batch_size=batch_size), evaluating(programs, columns.x.device, seed, "images"):
         for batch in columns.batches(batch_size):
@@ -154,14 +155,10 @@ def example_of(programs: Any, like: DataLike | None) -> Tensor:
 def _in_shape(programs: Programs, like: DataLike | None, n: int, y: Tensor | None) -> Columns:
     """Returns n zeros of the shape of the data, with labels if there are any."""
     x = example_of(programs, like)
-    return checked_labels(programs, Split(x.expand(n, *x.shape[1:]), y).columns(inputs_of(programs)))
-
-
-def checked_labels(programs: Programs, columns: Columns) -> Columns:
-    """Returns the columns if the model knows all of their labels, and raises ValueError otherwise."""
-    classes, y = getattr(programs, "classes", None), columns.y
-    if y is not None and classes and not y.is_meta and not bool(((y >= 0) & (y < classes)).all()):
-        raise ValueError(f"y: expected labels 0..{classes - 1}, got {y.min()} to {y.max()}")
+    if like is not None:
+        check_shape(programs, x)
+    columns = Split(x.expand(n, *x.shape[1:]), y).columns(inputs_of(programs))
+    check_labels(programs, columns)
     return columns
 
 

@@ -20,12 +20,13 @@ from pyro_vae.kinds import takes
 class Mean(NamedTuple):
     """A mean over independent values with its standard error (the sample standard deviation over √n), and n.
 
-    The error is NaN where it cannot be computed: a single value has none.
+    The error is NaN where it cannot be computed: a single value has none. ``reason`` says why, where the values do not.
     """
 
     mean: float
     error: float
     n: int
+    reason: str | None = None
 
     @property
     def reach(self) -> float:
@@ -65,7 +66,8 @@ class Mean(NamedTuple):
         """Why there is no interval; None where there is one."""
         if isfinite(self.error):
             return None
-        return "no ±: a single value" if self.n < 2 else "no ±: a value is infinite or NaN"
+        found = "a single value" if self.n < 2 else "a value is infinite or NaN"
+        return f"no ±: {self.reason or found}"
 
 
 @takes

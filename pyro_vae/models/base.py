@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.description import Described
-from pyro_vae.parts import Dims, Guide, Likelihood, Prior, floating
+from pyro_vae.parts import Dims, Guide, Likelihood, Prior, Shape, check_batch, floating
 from pyro_vae.scopes import evaluating
 
 # Pyro's parameter store is global and finds modules by name. A second module under a used name silently never trains.
@@ -97,9 +97,16 @@ class ThreePartModel(Model):
         self.prior, self.posterior, self.likelihood = prior, guide, likelihood
 
 
-def scored(x: Tensor | None) -> Tensor | None:
-    """Returns data as a likelihood scores them, and None where they are to be drawn."""
-    return None if x is None else floating(x)
+def scored(x: Tensor | None, x_shape: Shape) -> Tensor | None:
+    """Returns data as a likelihood scores them, and None where they are to be drawn.
+
+    Raises:
+        ValueError: they are no batch of this shape.
+    """
+    if x is None:
+        return None
+    check_batch(x, x_shape)
+    return floating(x)
 
 
 def check_prior(model: ThreePartModel) -> None:

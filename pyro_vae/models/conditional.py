@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyro_vae.kinds import takes
 from pyro_vae.models.base import ThreePartModel, check_prior, scored
-from pyro_vae.parts import Dims, Guide, Likelihood, Prior, Units
+from pyro_vae.parts import Dims, Guide, Likelihood, Prior, Units, check_batch
 
 
 @final
@@ -46,7 +46,10 @@ class Conditional(ThreePartModel):
         likelihood: Callable[[Dims], Likelihood],
     ) -> None:
         if dims.classes is None:
-            raise ValueError("Conditional: needs data with a label for each datum, whole numbers from 0 on")
+            raise ValueError(
+                "Conditional: needs data with a label for each datum, whole numbers from 0 on; of a file --data.labels names "
+                "the column, or the array, that has them"
+            )
         if dims.train is not None and dims.classes > len(dims.train):
             raise ValueError(
                 f"Conditional: labels count classes from 0 on, and there would be {dims.classes} of them for {len(dims.train)} "
@@ -81,7 +84,7 @@ class Conditional(ThreePartModel):
             t = pyro.sample("t", self.prior())
             one_hot = (y[:, None] == torch.arange(self.classes, device=y.device)).to(t.dtype)
             given = torch.cat([t, one_hot.expand(*t.shape[:-1], -1)], -1)
-            sample: Tensor = pyro.sample("x", self.likelihood(given), obs=scored(x))
+            sample: Tensor = pyro.sample("x", self.likelihood(given), obs=scored(x, self.dims.x_shape))
         return sample
 
     @takes
@@ -99,6 +102,7 @@ class Conditional(ThreePartModel):
             ValueError: no labels are given.
         """
         y = _required(y)
+        check_batch(x, self.dims.x_shape)
         self.register("guide", self.posterior)
         self.register("embedding", self.embedding)
         seen = self.units.scaled(x)

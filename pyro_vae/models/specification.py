@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from pyro_vae.data import Splits
 from pyro_vae.description import called_by
 from pyro_vae.guides import DiagonalNormal
-from pyro_vae.kinds import require
+from pyro_vae.kinds import names_checked, require
 from pyro_vae.likelihoods import default_likelihood
 from pyro_vae.models.base import Model
 from pyro_vae.models.vae import VAE
@@ -27,6 +27,7 @@ LikelihoodFactory = Callable[[Dims], Likelihood]
 ModelFactory = Callable[[Dims, PriorFactory, GuideFactory, LikelihoodFactory], Model]
 
 
+@names_checked
 @dataclass(frozen=True)
 class ModelSpec:
     """The choice of the model that is trained, before its sizes are known.
@@ -43,6 +44,7 @@ class ModelSpec:
 
     Raises:
         WrongKindError: a field is of a wrong kind.
+        ValueError: the latent has no dimension.
     """
 
     prior: PriorFactory = StandardNormal
@@ -54,6 +56,8 @@ class ModelSpec:
     def __post_init__(self) -> None:
         """Checks the kinds of the fields."""
         require(vars(self), get_type_hints(ModelSpec), "ModelSpec")
+        if self.latent < 1:
+            raise ValueError(f"latent: expected a size of at least 1, got {self.latent}")
 
     def build(self, data: Splits, seed: int) -> Model:
         """Builds the model for these data, on the CPU, with first weights that depend on the seed alone.

@@ -15,7 +15,7 @@ from pyro_vae.guides import DiagonalNormal
 from pyro_vae.kinds import takes
 from pyro_vae.models.base import ThreePartModel, check_prior, scored
 from pyro_vae.networks import MLP, NetworkFactory
-from pyro_vae.parts import Dims, Distribution, Guide, Likelihood, Prior
+from pyro_vae.parts import Dims, Distribution, Guide, Likelihood, Prior, check_batch
 
 
 class _TwoLayers(ThreePartModel):
@@ -57,7 +57,7 @@ class _TwoLayers(ThreePartModel):
         with pyro.plate("data", n if x is None else len(x), dim=-1):
             t2 = pyro.sample("t2", self.prior())
             t = pyro.sample("t", self.down(t2))
-            sample: Tensor = pyro.sample("x", self.likelihood(t), obs=scored(x))
+            sample: Tensor = pyro.sample("x", self.likelihood(t), obs=scored(x, self.dims.x_shape))
         return sample
 
 
@@ -103,6 +103,7 @@ class TwoLayer(_TwoLayers):
         Returns:
             t and t2, of shapes ``(B, d)`` and ``(B, top)``, or of shapes ``(K, B, d)`` and ``(K, B, top)``.
         """
+        check_batch(x, self.dims.x_shape)
         self.register("guide", self.posterior)
         self.register("up", self.up)
         with pyro.plate("data", len(x), dim=-1):
@@ -164,6 +165,7 @@ class Ladder(_TwoLayers):
         Returns:
             t2 and t, of shapes ``(B, top)`` and ``(B, d)``, or of shapes ``(K, B, top)`` and ``(K, B, d)``.
         """
+        check_batch(x, self.dims.x_shape)
         self.register("guide", self.posterior)
         self.register("up", self.up)
         loc, scale = _moments(self.posterior(x))

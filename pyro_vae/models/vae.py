@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_vae.kinds import takes
 from pyro_vae.models.base import ThreePartModel, check_prior, scored
-from pyro_vae.parts import Guide, Likelihood, Parts, Prior
+from pyro_vae.parts import Guide, Likelihood, Parts, Prior, check_batch
 
 
 @final
@@ -55,7 +55,7 @@ class VAE(ThreePartModel):
         self.register("likelihood", self.likelihood)
         with pyro.plate("data", n if x is None else len(x), dim=-1):
             t = pyro.sample("t", self.prior())
-            sample: Tensor = pyro.sample("x", self.likelihood(t), obs=scored(x))
+            sample: Tensor = pyro.sample("x", self.likelihood(t), obs=scored(x, self.dims.x_shape))
         return sample
 
     @takes
@@ -70,6 +70,7 @@ class VAE(ThreePartModel):
         Returns:
             t, of shape ``(B, d)`` or ``(K, B, d)``.
         """
+        check_batch(x, self.dims.x_shape)
         self.register("guide", self.posterior)
         with pyro.plate("data", len(x), dim=-1):
             sample: Tensor = pyro.sample("t", self.posterior(x))

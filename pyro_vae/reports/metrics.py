@@ -22,7 +22,7 @@ class TestBound(Metric):
         """Evaluates the bound by the plan's estimator."""
         estimator = trained.plan.estimator
         totals = evaluate_bound(trained.model, trained.data.test, estimator, trained.plan.batch_size, seed=0)
-        terms, bound, everything = totals.terms(), mean(totals.per_datum()), f"all {len(trained.data.test)}"
+        terms, bound, everything = totals.terms(), totals.mean(), f"all {len(trained.data.test)}"
         rows = [Row(f"{type(estimator).__name__} bound (K = {estimator.K})", str(bound), everything)]
         elbo = f"{terms.reconstruction - terms.kl:.2f}"
         if elbo != f"{bound.mean:.2f}":  # then these terms are not that bound's

@@ -11,15 +11,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from copy import deepcopy
-from dataclasses import fields, replace
+from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.data import Splits, columns_for
-from pyro_vae.evaluate.bound import DivergedError, Totals, evaluate_bound, names_of
-from pyro_vae.kinds import takes
+from pyro_vae.data import Splits, columns_of
+from pyro_vae.evaluate.bound import DivergedError, Totals, bound_over, names_of
+from pyro_vae.kinds import check_names, takes
 from pyro_vae.precision import has_products
 from pyro_vae.scopes import mode, seeded, telling_memory, unmoved
 from pyro_vae.traces import Programs, library_path, parameters
@@ -65,8 +66,7 @@ def fit(
             or are outside the estimator's domain.
         DivergedError: the bound became NaN or infinite; the last good weights are put back first.
     """
-    if unknown := options.keys() - (known := {field.name for field in fields(TrainingPlan)}):
-        raise TypeError(f"fit: unknown options {sorted(unknown)}; a training plan has {', '.join(sorted(known))}")
+    check_names(options, signature(TrainingPlan), "fit")
     return Training(programs, data, replace(plan or TrainingPlan(), **options), on_step)
 
 
@@ -81,7 +81,7 @@ class Training(Iterator[Epoch]):
         self, programs: Programs, data: Splits, plan: TrainingPlan, on_step: Callable[[Progress], None] | None
     ) -> None:
         self.programs, self.plan, self.on_step = programs, plan, on_step
-        self.train, self.valid = columns_for(programs, data.train), columns_for(programs, data.valid)
+        self.train, self.valid = columns_of(programs, data.train), columns_of(programs, data.valid)
         self.device, self.steps = self.train.x.device, plan.steps(len(self.train))
         self.estimator = deepcopy(plan.estimator)  # it may keep a state, and a run has its own
         self.estimator.to(self.device)
@@ -197,7 +197,7 @@ class Training(Iterator[Epoch]):
         """Takes the steps of one epoch, and evaluates on the validation data."""
         plan, done = self.plan, (epoch - 1) * self.steps
         start, lr, told = time.perf_counter(), float(self.optimizer.param_groups[0]["lr"]), 0.0
-        totals, kl_weight = Totals(self.names), plan.objective.weight(epoch)
+        totals, kl_weight = Totals(self.names, self.estimator), plan.objective.weight(epoch)
         with seeded(self.device, plan.seed, "epoch", epoch), library_path(), mode(self.programs, training=True):
             undisturbed = False
             for number, index in enumerate(plan.batches(self.train.order()), start=done):
@@ -209,7 +209,7 @@ class Training(Iterator[Epoch]):
                     totals.check(f"in epoch {epoch}")
                     self.on_step(Progress(epoch, number + 1, plan.epochs * self.steps, totals.terms().bound))
         totals.check(f"in epoch {epoch}")
-        valid = evaluate_bound(self.programs, self.valid, self.estimator, plan.batch_size, plan.seed)
+        valid = bound_over(self.programs, self.valid, self.estimator, plan.batch_size, plan.seed)
         valid.check(f"on the validation data after epoch {epoch}")
         self.schedule.after_epoch(valid.terms())
         return Epoch(epoch, totals.terms(), valid.terms(), lr, time.perf_counter() - start)

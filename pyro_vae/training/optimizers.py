@@ -32,7 +32,7 @@ def make_optimizer(
         raise ValueError("model and guide use no parameters: nothing to train")
     if lr_phi is not None and not lr_phi >= 0:
         raise ValueError(f"lr_phi: expected a learning rate of at least 0, got {lr_phi}")
-    _try(factory)
+    check_optimizer(factory)
     groups: list[dict[str, Any]] = [{"params": list(w), "name": "w"}, {"params": list(phi), "name": "phi"}]
     if lr_phi is not None:
         groups[1]["lr"] = lr_phi
@@ -44,8 +44,8 @@ def make_optimizer(
     return optimizer
 
 
-def _try(factory: OptimizerFactory) -> None:
-    """Tries an optimizer on a parameter of its own.
+def check_optimizer(factory: OptimizerFactory) -> Optimizer:
+    """Tries an optimizer on a parameter of its own, and returns it.
 
     Raises:
         ValueError: its options are wrong, or it needs what training does not give.
@@ -62,6 +62,7 @@ def _try(factory: OptimizerFactory) -> None:
         if type(probe).__module__.startswith("torch."):  # one of a user may do more in a step than a step
             parameter.grad = torch.zeros(1, 1)
             probe.step()
+        return probe
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"optimizer: {error}") from error
 

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from pyro_vae.compilation import Compile
 from pyro_vae.estimators import ELBO, Estimator, Objective
-from pyro_vae.kinds import require, shown
+from pyro_vae.kinds import names_checked, require, shown
 from pyro_vae.precision import Precision
 from pyro_vae.training.callbacks import Callback
-from pyro_vae.training.optimizers import OptimizerFactory
-from pyro_vae.training.schedules import MovesBy, ScheduleFactory
+from pyro_vae.training.optimizers import OptimizerFactory, check_optimizer
+from pyro_vae.training.schedules import MovesBy, ScheduleFactory, check_schedule
 
 
+@names_checked
 @dataclass(frozen=True)
 class TrainingPlan:
     """How a model is trained.
@@ -79,8 +80,22 @@ class TrainingPlan:
             raise ValueError(
                 f"e_steps and m_steps: expected both 0 or both at least 1, got {self.e_steps} and {self.m_steps}"
             )
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}")
+        if self.lr_phi is not None and not self.lr_phi >= 0:
+            raise ValueError(f"lr_phi: expected a learning rate of at least 0, got {self.lr_phi}")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm: expected a norm above 0, got {self.clip_norm}")
+
+    def check(self) -> None:
+        """Checks the options of the optimizer and of the schedule, as far as that needs no data.
+
+        Raises:
+            ValueError: one is wrong.
+        """
+        optimizer = check_optimizer(self.optimizer)
+        if self.schedule is not None:
+            check_schedule(self.schedule, optimizer, self.schedule_by, self.epochs)
 
     def steps(self, size: int) -> int:
         """Number of steps in an epoch of this many training data.

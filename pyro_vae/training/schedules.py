@@ -88,6 +88,22 @@ class MovingSchedule:
             _move(self.scheduler)
 
 
+def check_schedule(factory: ScheduleFactory, optimizer: Optimizer, by: MovesBy, epochs: int) -> None:
+    """Tries a schedule that moves by the epoch on an optimizer of its own, and moves it once, where its class is PyTorch's.
+
+    One that moves by the step has to know the number of steps, and so the data.
+
+    Raises:
+        ValueError: its options are wrong.
+    """
+    if _moves_by(called_by(factory), by) == "step":
+        return
+    made = MovingSchedule(factory, optimizer, by, epochs, epochs)
+    if type(made.scheduler).__module__.startswith("torch."):  # one of a user may do more in a step than a step
+        optimizer.step()  # PyTorch warns of a schedule that moves before the optimizer does
+        made.after_epoch(Terms(0.0, 0.0, 0.0))
+
+
 def _move(scheduler: LRScheduler) -> None:
     try:
         scheduler.step()

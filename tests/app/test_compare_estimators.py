@@ -192,6 +192,14 @@ def test_gradients_of_a_run(compare, script, tmp_path):
     )
     assert (code, err) == (0, "")
     assert "DReG" in out
+    assert "Likelihood:" not in out  # the run has its own
+    code, _, err = compare("gradients", "--run", "run", "--latent", "4", "--prior", "VampPrior")
+    assert code == 2
+    assert "--latent, --prior: the model is that of --run run" in " ".join(err.split())
+    (tmp_path / "job.yaml").write_text("run: run\nlatent: 4\ndraws: 20\nparticles: [2]\nestimators: [DReG]\n")
+    code, out, _ = compare("gradients", "--config", "job.yaml")
+    assert code == 0
+    assert "Model: that of run. Not used: latent of job.yaml" in out
 
 
 def test_gradients_of_a_run_are_taken_on_the_data_of_the_run(compare, script, tmp_path):
@@ -205,7 +213,7 @@ def test_gradients_of_a_run_are_taken_on_the_data_of_the_run(compare, script, tm
     code, out, err = compare(*job, "--out", "g")
     assert (code, err) == (0, "")
     assert "Data: Arrays(path=mine.npz" in " ".join(out.split())
-    assert "those of run" in " ".join(out.split())
+    assert "), those of run" in " ".join(out.split())
     there, here = (yaml.safe_load((tmp_path / name / "config.yaml").read_text())["data"] for name in ("run", "g"))
     assert there == here
     assert here["init_args"]["split_seed"] == 3
@@ -217,6 +225,7 @@ def test_gradients_of_a_run_are_taken_on_the_data_of_the_run(compare, script, tm
     code, out, err = compare(*job, "--data.split_seed", "4", "--out", "i")
     assert (code, err) == (0, "")
     assert "split_seed=4" in out
+    assert "), those given here and not those of run" in " ".join(out.split())
     kept = yaml.safe_load((tmp_path / "i" / "config.yaml").read_text())["data"]["init_args"]
     assert kept == {**here["init_args"], "split_seed": 4}
     code, _, err = compare(*job, "--data", "Digits")

@@ -21,7 +21,7 @@ class Mine(Prior):
 LINES = {
     # options of the wrong level
     "train --guide.hidden [3]": "--guide.hidden: DiagonalNormal has no option hidden; did you mean --guide.network.hidden?",
-    "train --hidden [3]": "did you mean --guide.network.hidden?",
+    "train --hidden [3]": "did you mean --guide.network.hidden or --likelihood.network.hidden?",
     "train --K 5": "--K: there is no such option; did you mean --estimator.K?",
     "train --lr 3": "--lr: there is no such option; did you mean --optimizer.lr?",
     "train --learning_rate 3": "did you mean --optimizer.lr?",

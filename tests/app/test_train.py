@@ -232,10 +232,7 @@ WRONG = {
     ),
     "no file": (["--data", "Arrays", "--data.path", "none.npy"], "none.npy: there is no such file"),
     "config": (["--config", "none.yaml"], "none.yaml"),
-    "no class": (
-        ["--likelihood.network.hidden", "[3]"],
-        "name one with --likelihood CLASS (known: Bernoulli, Beta,",
-    ),
+    "no class": (["--schedule.gamma", "0.1"], "name one with --schedule CLASS (known: CyclicLR,"),
     "bad config": (["--config", "bad.yaml"], "Problems parsing config"),
     "missing option": (["--data", "Arrays"], "--data.path: Arrays needs this option"),
     "no part": (["--prior", "mine.NoPart"], "Expected 'mine.NoPart' to be a subclass of"),

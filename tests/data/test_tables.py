@@ -23,9 +23,9 @@ def rng():
 
 
 def read(path, text=None, **options):
-    """A table as it is read, of a text."""
+    """A table as it is read, of a text, or of the text before."""
+    path = path / options.pop("name", "t.csv") if path.is_dir() else path
     if text is not None:
-        path = path / options.pop("name", "t.csv")
         path.write_text(text, encoding="utf-8") if isinstance(text, str) else path.write_bytes(text)
     return read_table(path, Reading(**options))
 
@@ -75,7 +75,10 @@ def test_compressed(tmp_path, opened):
 def test_a_decimal_comma_is_read_if_it_is_asked_for(tmp_path):
     text = "a;b\n1,5;-2,0\n3,25;4000\n0;0,001\n"
     np.testing.assert_array_equal(read(tmp_path, text, decimal=",").x, ROWS)
-    with pytest.raises(ValueError, match=r"column 'a' holds texts .* such as '1,5'.*--data.decimal ,"):
+    with pytest.raises(
+        ValueError,
+        match=r"column 'a' holds numbers and, in 2 of 3 cells, texts such as '1,5': a decimal.*--data.decimal ,",
+    ):
         read(tmp_path, text)
     with pytest.raises(ValueError, match="thousands"):
         read(tmp_path, 'a;b\n1;"1,234.5"\n2;3\n')
@@ -350,3 +353,26 @@ def test_the_whole_way_on_the_command_line(script, tmp_path):
     code, _, err = script("train", *data[:4], *small)
     assert code == 1
     assert "column 'species' holds texts" in " ".join(err.split())
+
+
+MARKED = "a,b\n" + "\n".join(f"{i},{'-' if i % 10 == 0 else i / 2}" for i in range(300))
+
+
+def test_a_marker_among_numbers_is_counted_and_told_how_to_be_declared(tmp_path):
+    expected = (
+        r"column 'b' holds numbers and, in 30 of 300 cells, texts such as '-': if these stand for missing values, say so by "
+        r"--data.missing '\[\"-\"\]'; otherwise leave it out by --data.leave_out"
+    )
+    with pytest.raises(ValueError, match=expected):
+        read(tmp_path, MARKED)
+    table = read(tmp_path, missing=("-",))
+    np.testing.assert_array_equal(np.isnan(table.x).sum(0), [0, 30])
+    np.testing.assert_array_equal(table.x[1], [1, 0.5])
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_a_number_may_be_a_marker_too(tmp_path, name):
+    frame = pd.DataFrame({"a": [1.5, -999.0, 2.5], "b": [-999, 3, 4]})
+    frame.to_csv(tmp_path / name, index=False) if name.endswith("csv") else frame.to_parquet(tmp_path / name)
+    x = read_table(tmp_path / name, Reading(missing=("-999",))).x
+    np.testing.assert_array_equal(x, [[1.5, np.nan], [np.nan, 3], [2.5, 4]])

@@ -14,7 +14,7 @@ from oracles import affine
 from torch.distributions import MultivariateNormal
 
 from pyro_vae import VAE, Dims, fit, load
-from pyro_vae.data import Digits, Split, Splits, columns_for
+from pyro_vae.data import Digits, Split, Splits, columns_of
 from pyro_vae.estimators import ELBO, IWAE, Objective
 from pyro_vae.evaluate import active_units, draw_gradients, encode, log_px, reconstruct, sample
 from pyro_vae.guides import DiagonalNormal, PerDatum
@@ -155,13 +155,13 @@ def test_programs_declare_what_they_are_called_with():
     """No argument name is looked at: what is not declared is not given."""
     split = Split(BITS, Y)
     undeclared = SimpleNamespace(model=lambda x, y=None: None, guide=lambda x, y=None: None)
-    assert [len(columns_for(programs, split).take(slice(0, 2))) for programs in (undeclared, small())] == [1, 2]
+    assert [len(columns_of(programs, split).take(slice(0, 2))) for programs in (undeclared, small())] == [1, 2]
     turned = SimpleNamespace(inputs=("y", "x"))
-    assert torch.equal(columns_for(turned, split).take(slice(0, 2))[0], Y[:2])
+    assert torch.equal(columns_of(turned, split).take(slice(0, 2))[0], Y[:2])
     with pytest.raises(ValueError, match=r"expected names among \['x', 'y'\], got \['z'\]"):
-        columns_for(SimpleNamespace(inputs=("x", "z")), split)
+        columns_of(SimpleNamespace(inputs=("x", "z")), split)
     with pytest.raises(ValueError, match="y: expected a label for each of 6 data, got 5"):
-        columns_for(small(), Split(BITS, Y[:5]))
+        columns_of(small(), Split(BITS, Y[:5]))
 
 
 @pytest.mark.slow
@@ -249,4 +249,4 @@ def test_labels_that_are_no_classes():
 def test_a_plain_model_takes_no_labels():
     dims = Dims(2, (1, 4, 4))
     vae = VAE(StandardNormal(dims), DiagonalNormal(dims, NETWORK), Bernoulli(dims, NETWORK))
-    assert len(columns_for(vae, Split(BITS, Y)).take(slice(0, 2))) == 1
+    assert len(columns_of(vae, Split(BITS, Y)).take(slice(0, 2))) == 1

@@ -235,7 +235,7 @@ def test_tally_is_on_the_meta_device_too():
     vae = oracle.vae.to("meta")
     with library_path():
         estimate = ELBO().estimate(vae.model, vae.guide, torch.empty(4, 5, device="meta", dtype=torch.float64))
-    tally = Totals(names_of(estimate))
+    tally = Totals(names_of(estimate), ELBO())
     tally.add(sums(estimate))
     assert tally.count == 4
 

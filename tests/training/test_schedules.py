@@ -171,7 +171,7 @@ def test_a_phase_moves_one_side_alone(estimator):
 
 def test_an_unknown_option_names_those_that_there_are():
     oracle, data = oracle_and_splits()
-    with pytest.raises(TypeError, match=r"unknown options \['epoch'\]; a training plan has batch_size, callbacks"):
+    with pytest.raises(TypeError, match=r"fit: there is no argument 'epoch'; did you mean 'epochs'\?"):
         fit(oracle.vae, data, epoch=2)
 
 

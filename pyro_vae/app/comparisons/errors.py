@@ -212,7 +212,12 @@ def particles_told(evidence: Iterable[Mapping[str, Any]], noun: str) -> str:
 def _over_data(found: Mapping[Any, Values], over: Over) -> str:
     """What the ± of the first model would be over data, and over seeds and data."""
     result = crossed(np.stack(list(next(iter(found.values())).values())))
-    both = f", over both ± {result.over_both:.2f}" if np.isfinite(result.over_both) else ""
+    both = ""
+    if np.isfinite(result.over_both):
+        both = (
+            f", and for other seeds and other {over.noun} at once ± {result.over_both:.2f}, which is never taken to be "
+            f"narrower than either of the two"
+        )
     return (
         f"Left out of the ± of log p(x): the spread over {over.noun}, much the same for all rows. Of the first row it is "
         f"± {result.over_data.reach:.2f}{both}."

@@ -10,16 +10,17 @@ Finished cells are kept in a folder: the same command goes on where it was cut o
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from pyro_vae.app.comparisons.gradients import gradients
+from pyro_vae.app.comparisons.gradients import check_gradients, gradients
 from pyro_vae.app.comparisons.run import run_command
-from pyro_vae.app.comparisons.training import LEFT_OUT, training
+from pyro_vae.app.comparisons.training import LEFT_OUT, check_training, training
 from pyro_vae.app.options import choose, program
 
-JOBS: dict[str, tuple[Callable[..., None], frozenset[str]]] = {
-    "gradients": (gradients, frozenset({"test_particles", "test_images"})),
-    "training": (training, LEFT_OUT),
+JOBS: dict[str, tuple[Callable[..., None], frozenset[str], Callable[[Mapping[str, Any]], None]]] = {
+    "gradients": (gradients, frozenset({"test_particles", "test_images"}), check_gradients),
+    "training": (training, LEFT_OUT, check_training),
 }
 
 
@@ -27,6 +28,6 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> Non
     """Compares estimators: their gradients at a frozen state, or what training ends in."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     called = prog or program()
-    name, rest = choose({name: job for name, (job, _) in JOBS.items()}, words, "job", called)
-    job, left_out = JOBS[name]
-    run_command(job, rest, left_out, f"{called} {name}")
+    name, rest = choose({name: job for name, (job, *_) in JOBS.items()}, words, "job", called)
+    job, left_out, check = JOBS[name]
+    run_command(job, rest, left_out, f"{called} {name}", check)

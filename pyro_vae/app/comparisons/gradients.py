@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isfinite, nan
 from pathlib import Path
@@ -18,7 +18,7 @@ from pyro_vae.app.console import StopRequest, progress_bar, screen
 from pyro_vae.app.setting import Setting
 from pyro_vae.data import Columns, Splits, columns_for
 from pyro_vae.estimators import IWAE, STL, VIMCO, DReG
-from pyro_vae.evaluate import SIDES, Draws, Interval, Moments, draw_gradients, fit_line, moments
+from pyro_vae.evaluate import GROUPS, SIDES, Draws, Interval, Moments, draw_gradients, fit_line, moments
 from pyro_vae.models import Model, ModelSpec
 from pyro_vae.runs import load, tensor_digest
 from pyro_vae.scopes import seeded
@@ -67,7 +67,6 @@ def gradients(
     described = yaml.safe_load(config)
     names, (reference_name,) = labels(described["estimators"], "estimators"), labels([described["reference"]], "")
     _check_known(same_mean, names)
-    check_numbers(particles, "particles", 1)
     where = setting.place
     given = {"data": data_digest(splits)}
     splits = splits.to(where)
@@ -127,6 +126,13 @@ def gradients(
         f"{setting.name}, N = {draws} draws, batch of {batch}, seed {seed}",
     )
     console.print(f"Tables, figures and cells: {cells.folder}", soft_wrap=True)
+
+
+def check_gradients(made: Mapping[str, Any]) -> None:
+    """Checks the numbers among the arguments of `gradients`."""
+    check_numbers(made["particles"], "particles", 1)
+    if (draws := made["draws"]) < GROUPS or draws % GROUPS:
+        raise ValueError(f"draws: expected a multiple of {GROUPS}, since they come in {GROUPS} groups, got {draws}")
 
 
 def _first(programs: Model, splits: Splits, size: int, seed: int) -> Columns:

@@ -8,7 +8,7 @@ Each combination is a run folder. Finished ones are kept: the same command goes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -86,8 +86,6 @@ def compare_parts(
     """
     described = yaml.safe_load(config)
     named = [labels(described[f"{kind}s"], f"{kind}s") for kind in KINDS]
-    for option, numbers, least in (("seeds", seeds, 0), ("K", [K], 1)):
-        check_numbers(numbers, option, least)
     first, where = setting.test(splits, least=2), setting.place
     grid_options = {*(f"{kind}s" for kind in KINDS), "seeds"}
     cells = ComparisonFolder(setting.out, "parts", config, grid_options, {"data": data_digest(splits)})
@@ -144,6 +142,12 @@ def compare_parts(
     report(cells, done, named, what, over)
     draw(cells, done, named, first, splits, over)
     console.print(f"Tables, figures and cells, each a run folder: {cells.folder}", soft_wrap=True)
+
+
+def check_parts(made: Mapping[str, Any]) -> None:
+    """Checks the numbers among the arguments of `compare_parts`."""
+    check_numbers(made["seeds"], "seeds", 0)
+    check_numbers([made["K"]], "K", 1)
 
 
 def evaluated(vae: Any, estimator: Estimator, first: Split, K: int, compile: Compile) -> dict[str, Any]:
@@ -251,4 +255,4 @@ def _config_of(
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Compares parts: trains a model for each prior, guide, likelihood and estimator."""
-    run_command(compare_parts, arguments, LEFT_OUT, prog)
+    run_command(compare_parts, arguments, LEFT_OUT, prog, check_parts)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import Any
 
 from rich.console import Console
 
@@ -14,7 +15,11 @@ console = Console(highlight=False)
 
 
 def run_command(
-    command: Callable[..., None], arguments: Sequence[str] | None, left_out: Set[str], prog: str | None
+    command: Callable[..., None],
+    arguments: Sequence[str] | None,
+    left_out: Set[str],
+    prog: str | None,
+    check: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> None:
     """Reads the options of a comparison and runs it.
 
@@ -23,10 +28,11 @@ def run_command(
         arguments: the words of its command line; by default those of this process.
         left_out: fields of its specifications that are no options of it.
         prog: how the command is called, for messages.
+        check: a function that raises ValueError if an argument, by name, is out of its range, called before data are read.
     """
     options = Options(command, sys.argv[1:] if arguments is None else list(arguments), left_out, prog)
     with failing_clearly():
-        made, splits = options.with_data()
+        made, splits = options.with_data(check)
         try:
             command(**made, splits=splits, config=options.as_yaml())
         except KeyboardInterrupt:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from pyro_vae.app.console import StopRequest, progress_bar, screen
 from pyro_vae.app.setting import Setting
 from pyro_vae.data import Split, Splits
 from pyro_vae.estimators import ELBO, IWAE, DReG
-from pyro_vae.evaluate import DivergedError, evidence
+from pyro_vae.evaluate import DivergedError, evidence, mean
 from pyro_vae.models import Model, ModelSpec
 from pyro_vae.runs import Run
 from pyro_vae.training import Progress, Training, TrainingPlan, fit
@@ -64,9 +64,6 @@ def training(
     """
     described = yaml.safe_load(config)
     names = labels(described["estimators"], "estimators")
-    check_numbers(particles, "particles", 1)
-    check_numbers(seeds, "seeds", 0)
-    check_numbers([evaluate_every], "evaluate_every", 1)
     first, where = setting.test(splits, least=2), setting.place
     cells = ComparisonFolder(
         setting.out, "training", config, {"estimators", "particles", "seeds"}, {"data": data_digest(splits)}
@@ -108,7 +105,7 @@ def training(
                     skipped[f"{name} at K = {K}, seed {seed}"] = str(error).split("\n", 1)[0]
                     continue
                 cell = cells.put(found, *key, of=one)
-                reached = f"log p(x) = {cell['log_px'][-1]:.2f} nats after {cell['seconds'][-1]:.0f} s"
+                reached = f"log p(x) = {mean(np.array(cell['final']))} nats after {cell['seconds'][-1]:.0f} s"
                 console.print(f"{name}, K = {K}, seed {seed}: {reached}")
             bar.update(task, completed=before + work[i])
             done[name, K][seed] = cell
@@ -117,6 +114,13 @@ def training(
     over = Over(seeds, len(first), splits.view.noun(splits.x_shape), setting.test_particles)
     report_training(cells, done, f"{setting.name}, {len(first)} test {over.noun}", over)
     console.print(f"Tables, figures and cells, each with its run folder: {cells.folder}", soft_wrap=True)
+
+
+def check_training(made: Mapping[str, Any]) -> None:
+    """Checks the numbers among the arguments of `training`."""
+    check_numbers(made["particles"], "particles", 1)
+    check_numbers(made["seeds"], "seeds", 0)
+    check_numbers([made["evaluate_every"]], "evaluate_every", 1)
 
 
 def _follow(
