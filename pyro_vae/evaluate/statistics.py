@@ -181,8 +181,8 @@ def needed(differences: np.ndarray, together: int = 1) -> tuple[int | None, int 
         return bool(over_seeds + over_data < differences.mean() ** 2)
 
     more_seeds = next((n for n in range(S + 1, 1001) if decided(n, N)), None) if S > 1 else None
-    grid = np.unique(np.geomspace(N + 1, 1e6, 400).astype(int)) if N < 1e6 else []
-    return more_seeds, next((int(n) for n in grid if decided(S, int(n))), None)
+    grid = np.unique(np.geomspace(N + 1, max(N + 1, 1_000_000), 400).astype(int)).tolist()
+    return more_seeds, next((n for n in grid if decided(S, n)), None)
 
 
 @takes
