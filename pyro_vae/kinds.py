@@ -110,7 +110,7 @@ def names_checked(cls: type[T]) -> type[T]:
         check_names(kwargs, signature, cls.__name__)
         init(self, *args, **kwargs)
 
-    cls.__init__ = checking  # type: ignore[method-assign]
+    cls.__init__ = checking  # type: ignore[method-assign, assignment]
     return cls
 
 

@@ -175,7 +175,7 @@ class Unconstrained:
         numbers = z[..., place.numbers].reshape(*z.shape[:2], *place.shape)
         return numbers.movedim((0, 1), self._dims(place.event_dim))
 
-    def summed_per_datum(self, value: Tensor, K: int) -> Tensor:
+    def _per_datum(self, value: Tensor, K: int) -> Tensor:
         """Returns a tensor of a site's batch shape as (K, B); dimensions of one draw are summed too."""
         rank = 1 + self._nesting
         summed = value.flatten(rank).sum(-1) if value.dim() > rank else value
