@@ -179,7 +179,7 @@ def particles(
 
     def run(program: Program) -> poutine.Trace:
         with plate, filled_where_masked():
-            return poutine.trace(program).get_trace(*args, **kwargs)
+            return _traced(program, *args, **kwargs)
 
     cut = _Cut(latents) if latents != "path" else None
     try:
@@ -293,8 +293,8 @@ def parameters(
     guide's.
     """
     with library_path():
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        guide_trace = _traced(guide, *args, **kwargs)
+        model_trace = _traced(poutine.replay(model, trace=guide_trace), *args, **kwargs)
     phi = _parameters(guide_trace)
     taken = {id(value) for value in phi.values()}
     return {name: value for name, value in _parameters(model_trace).items() if id(value) not in taken}, phi
@@ -321,7 +321,7 @@ def observed(
     """
     with library_path():
         program = poutine.condition(poutine.uncondition(model), data=dict(values or {}))
-        trace = poutine.trace(program).get_trace(*args)
+        trace = _traced(program, *args)
     sites = _sample_sites(trace)
     if unknown := set(values or {}) - sites.keys():
         raise ValueError(f"the model has no latents {sorted(unknown)}; its sites are {sorted(sites)}")
@@ -407,7 +407,7 @@ def _inside(distribution: Any, like: Tensor) -> Tensor:
 def observations(model: Program, *args: Any) -> dict[str, Observation]:
     """Returns what the model observes when it is called with these arguments, by site. Latents are drawn from the prior."""
     with library_path():
-        trace = poutine.trace(model).get_trace(*args)
+        trace = _traced(model, *args)
     return {
         name: Observation(site["fn"], site["value"], site["mask"])
         for name, site in _sample_sites(trace).items()
@@ -418,7 +418,18 @@ def observations(model: Program, *args: Any) -> dict[str, Observation]:
 def draw_latents(guide: Program, *args: Any) -> dict[str, Tensor]:
     """Returns one draw from the guide, by site."""
     with library_path():
-        return {name: site["value"] for name, site in _sample_sites(poutine.trace(guide).get_trace(*args)).items()}
+        return {name: site["value"] for name, site in _sample_sites(_traced(guide, *args)).items()}
+
+
+def _traced(program: Program, *args: Any, **kwargs: Any) -> poutine.Trace:
+    """Returns the trace of a run. Errors are those of the program, without the shapes of all sites that Pyro adds to them."""
+    try:
+        return poutine.trace(program).get_trace(*args, **kwargs)
+    except (ValueError, RuntimeError) as error:
+        own: BaseException = error
+        while "Trace Shapes:" in str(own) and own.__cause__ is not None:
+            own = own.__cause__
+        raise own from own.__cause__
 
 
 def _parameters(trace: poutine.Trace) -> dict[str, Tensor]:

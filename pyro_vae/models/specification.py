@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from pyro_vae.data import Splits
 from pyro_vae.description import called_by
 from pyro_vae.guides import DiagonalNormal
-from pyro_vae.kinds import require
+from pyro_vae.kinds import require, settle
 from pyro_vae.likelihoods import default_likelihood
 from pyro_vae.models.base import Model
 from pyro_vae.models.vae import VAE
@@ -54,6 +54,7 @@ class ModelSpec:
     def __post_init__(self) -> None:
         """Checks the kinds of the fields."""
         require(vars(self), get_type_hints(ModelSpec), "ModelSpec")
+        settle(self)
 
     def build(self, data: Splits, seed: int) -> Model:
         """Builds the model for these data, on the CPU, with first weights that depend on the seed alone.

@@ -386,7 +386,9 @@ def test_the_smallest_rates_are_exact(log_rate):
             assert made(a).sample((9,)).isfinite().all()
 
 
-@pytest.mark.parametrize("log_shape", [-250.0, -100.0, -60.0, -5.0, 0.0, f32(np.log(1e5)), f32(np.log(1e7)), f32(np.log(1e10)), 60.0])
+@pytest.mark.parametrize(
+    "log_shape", [-250.0, -100.0, -60.0, -5.0, 0.0, f32(np.log(1e5)), f32(np.log(1e7)), f32(np.log(1e10)), 60.0]
+)
 def test_negative_binomial_is_exact(log_shape):
     rho = torch.tensor(log_shape, requires_grad=True)
     for log_mean in (-60.0, f32(np.log(50)), f32(np.log(1e6))):
