@@ -215,12 +215,14 @@ def columns_of(programs: Any, data: DataLike) -> Columns:
         data: a split; or x alone, a tensor or a NumPy array ``(N, *x_shape)``; or columns, which are taken as they are.
 
     Raises:
-        ValueError: the programs take labels, and there are none or not one for each datum; or the data have more digits than
-            the parameters, such as float64 and float32.
+        ValueError: there are no data; the programs take labels, and there are none or not one for each datum; or the data have
+            more digits than the parameters, such as float64 and float32.
         WrongKindError: these are no data.
     """
     if isinstance(data, Columns):
         return data
+    if not len(x_of(data)):
+        raise ValueError("data: expected at least one datum, got none")
     split = data if isinstance(data, Split) else Split(x_of(data))
     return replace(split, x=_in_type_of(programs, split.x)).columns(inputs_of(programs))
 

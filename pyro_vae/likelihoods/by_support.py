@@ -29,8 +29,8 @@ _SPREAD, _LEFT = 10.0, 3.0
 chosen for, before and after a linear decoder of 8 latents has explained what it can.
 
 A Binomial distribution has no scale of its own. Where the variance that is left is r times its own, it costs about
-(r - 1 - log r) / 2 nats a pixel, 0.45 at r = 3; and a decoder that explains little of a tenfold variance ends below the uniform distribution.
-The 0..16 of `pyro_vae.data.Digits` have 8.1 and 2.5.
+(r - 1 - log r) / 2 nats a pixel, 0.45 at r = 3; and a decoder that explains little of a tenfold variance ends below the uniform
+distribution. The 0..16 of `pyro_vae.data.Digits` have 8.1 and 2.5.
 """
 _EXPLAINED, _SEEN = 8, 500
 """The number of latents of that decoder, which is the default of a model, and of the images that are looked at."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import pi
+from math import inf, pi
 from typing import final
 
 import torch
@@ -152,7 +152,7 @@ class _Binomial(Elementwise):
 
 
 class _Poisson(Elementwise):
-    """Poisson(exp(a)), for rates from 0 to 1e34 (see `_LIMIT`).
+    """Poisson(exp(a)), for rates from 0 to 5e34 (see `_LIMIT`).
 
     Args:
         log_rate: a.
@@ -234,14 +234,12 @@ class _NegativeBinomial(Elementwise):
 
 _NO_COUNT = 1e-30
 """A count of 0 is compared with this number, because log 0 is infinite."""
-_ANY = torch.finfo(torch.float64).max
-"""No bound."""
 _LARGE_RATE = 1e9
 """From this rate on, PyTorch's sampler overflows on some devices, and a Gaussian differs by less than 1e-4 in its shape."""
 
 
 def _bounded_log(number: Tensor) -> Tensor:
-    return bounded(number.double(), -_ANY, _LIMIT)
+    return bounded(number.double(), -inf, _LIMIT)
 
 
 def _bounded_shape(number: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from pyro_vae.data import Splits
 from pyro_vae.description import called_by
 from pyro_vae.guides import DiagonalNormal
-from pyro_vae.kinds import names_checked, require
+from pyro_vae.kinds import names_checked, require, settle
 from pyro_vae.likelihoods import default_likelihood
 from pyro_vae.models.base import Model
 from pyro_vae.models.vae import VAE
@@ -56,6 +56,7 @@ class ModelSpec:
     def __post_init__(self) -> None:
         """Checks the kinds of the fields."""
         require(vars(self), get_type_hints(ModelSpec), "ModelSpec")
+        settle(self)
         if self.latent < 1:
             raise ValueError(f"latent: expected a size of at least 1, got {self.latent}")
 

@@ -12,7 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
-from pyro_vae.traces.programs import Program, layers, library_path
+from pyro_vae.traces.programs import Program, layers, library_path, traced
 from pyro_vae.traces.sites import Observation, log_prob_of, sample_sites
 
 
@@ -27,7 +27,7 @@ def observed(
         values: values of latents by site. The other latents are drawn from the prior.
     """
     with library_path(), poutine.condition(data=dict(values or {})), _Unconditioned():
-        trace = poutine.trace(model).get_trace(*args)
+        trace = traced(model, *args)
     sites = sample_sites(trace)
     if unknown := set(values or {}) - sites.keys():
         raise ValueError(f"the model has no latents {sorted(unknown)}; its sites are {sorted(sites)}")
@@ -43,7 +43,7 @@ def described(model: Program, latents: Mapping[str, Tensor], *args: Any) -> dict
         *args: the arguments that the model is called with. Where a site depends on another observed one, it is at these values.
     """
     with library_path():
-        trace = poutine.trace(poutine.condition(model, data=dict(latents))).get_trace(*args)
+        trace = traced(poutine.condition(model, data=dict(latents)), *args)
     return {name: site["fn"] for name, site in sample_sites(trace).items() if name not in latents}
 
 
@@ -58,7 +58,7 @@ class _Unconditioned(UnconditionMessenger):
 def observations(model: Program, *args: Any) -> dict[str, Observation]:
     """Returns what the model observes when it is called with these arguments, by site. Latents are drawn from the prior."""
     with library_path():
-        trace = poutine.trace(model).get_trace(*args)
+        trace = traced(model, *args)
     return {
         name: Observation(site["fn"], site["value"], site["mask"])
         for name, site in sample_sites(trace).items()
@@ -77,7 +77,7 @@ def simulate(model: Program, *args: Any) -> tuple[dict[str, Tensor], dict[str, T
         ValueError: the model has a factor, so that what it defines is more than what it draws.
     """
     with library_path():
-        trace = poutine.trace(poutine.uncondition(model)).get_trace(*args)
+        trace = traced(poutine.uncondition(model), *args)
     sites = sample_sites(trace)
     if factors := [name for name, site in sites.items() if any(isinstance(each, Unit) for each in layers(site["fn"]))]:
         raise ValueError(f"the model has the factors {factors}, so that no data can be drawn from it")
@@ -108,9 +108,9 @@ def simulate_arguments(
         ValueError: what the model observes is none of its arguments, or its distributions depend on what it observes.
     """
     with library_path(), torch.no_grad():
-        given = sample_sites(poutine.trace(model).get_trace(*args))
+        given = sample_sites(traced(model, *args))
         with _Unconditioned():
-            trace = poutine.trace(model).get_trace(*args)
+            trace = traced(model, *args)
         drawn, places = sample_sites(trace), dict[str, int]()
         for name, site in given.items():
             if site["is_observed"]:
@@ -128,7 +128,7 @@ def simulate_arguments(
             if args[place].is_floating_point():
                 whole[place] = whole[place].masked_fill(args[place].isnan(), torch.nan)
         latents = {name: site["value"] for name, site in drawn.items() if name not in places}
-        again = sample_sites(poutine.trace(poutine.condition(model, data=latents)).get_trace(*whole))
+        again = sample_sites(traced(poutine.condition(model, data=latents), *whole))
         for name in drawn:
             one, other = (log_prob_of(each[name], again[name]["value"]) for each in (drawn, again))
             if not one.is_meta and not torch.allclose(one, other, rtol=1e-3, atol=1e-2, equal_nan=True):

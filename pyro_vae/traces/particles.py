@@ -15,7 +15,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-from pyro_vae.traces.programs import Program, library_path
+from pyro_vae.traces.programs import Program, library_path, traced
 from pyro_vae.traces.sites import (
     PARTICLES,
     check_latents,
@@ -161,7 +161,7 @@ def particles(
 
     def run(program: Program) -> poutine.Trace:
         with plate_of_particles(K, max_plate_nesting):
-            return poutine.trace(program).get_trace(*args, **kwargs)
+            return traced(program, *args, **kwargs)
 
     cut = _Cut(latents) if latents != "path" else None
     placed = _First(first) if first else nullcontext()
@@ -234,7 +234,7 @@ def crossed(
     particle_dim, B = -1 - max_plate_nesting, len(args[0])
     M = len(next(iter(latents.values())))
     with pyro.plate(PARTICLES, M, dim=particle_dim):
-        sites = sample_sites(poutine.trace(_At(latents, B)(program)).get_trace(*args))
+        sites = sample_sites(traced(_At(latents, B)(program), *args))
     data_dim = data_dim_of(list(sites.values()))
     return {
         name: summed_per_datum(log_prob_of(sites[name], sites[name]["value"]), particle_dim, data_dim, (M, B))
@@ -301,7 +301,7 @@ class _First(Messenger):
 def draw_latents(guide: Program, *args: Any) -> dict[str, Tensor]:
     """Returns one draw from the guide, by site."""
     with library_path():
-        return {name: site["value"] for name, site in sample_sites(poutine.trace(guide).get_trace(*args)).items()}
+        return {name: site["value"] for name, site in sample_sites(traced(guide, *args)).items()}
 
 
 def run_guide(guide: Program, *args: Any, K: int = 1, max_plate_nesting: int = 1) -> dict[str, tuple[Tensor, Any]]:
@@ -310,5 +310,5 @@ def run_guide(guide: Program, *args: Any, K: int = 1, max_plate_nesting: int = 1
     The distribution of a site that depends on latents before it is that at their draws.
     """
     with library_path(), pyro.plate(PARTICLES, K, dim=-1 - max_plate_nesting):
-        sites = sample_sites(poutine.trace(guide).get_trace(*args))
+        sites = sample_sites(traced(guide, *args))
     return {name: (site["value"], site["fn"]) for name, site in sites.items()}

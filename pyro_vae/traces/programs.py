@@ -76,8 +76,8 @@ def parameters(
     guide's.
     """
     with library_path():
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        guide_trace = traced(guide, *args, **kwargs)
+        model_trace = traced(poutine.replay(model, trace=guide_trace), *args, **kwargs)
     phi = _parameters(guide_trace)
     taken = {id(value) for value in phi.values()}
     return {name: value for name, value in _parameters(model_trace).items() if id(value) not in taken}, phi
@@ -107,3 +107,14 @@ def _parameters(trace: poutine.Trace) -> dict[str, Tensor]:
     """
     values: dict[str, Any] = {name: site["value"] for name, site in trace.nodes.items() if site["type"] == "param"}
     return {name: value.unconstrained() if hasattr(value, "unconstrained") else value for name, value in values.items()}
+
+
+def traced(program: Program, *args: Any, **kwargs: Any) -> poutine.Trace:
+    """Returns the trace of a run. Errors are those of the program, without the shapes of all sites that Pyro adds to them."""
+    try:
+        return poutine.trace(program).get_trace(*args, **kwargs)
+    except (ValueError, RuntimeError) as error:
+        own: BaseException = error
+        while "Trace Shapes:" in str(own) and own.__cause__ is not None:
+            own = own.__cause__
+        raise own from own.__cause__

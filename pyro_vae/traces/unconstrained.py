@@ -17,7 +17,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
-from pyro_vae.traces.programs import Program, Site, layers, library_path
+from pyro_vae.traces.programs import Program, Site, layers, library_path, traced
 from pyro_vae.traces.sites import (
     check_latents,
     data_dim_of,
@@ -165,7 +165,7 @@ class Unconstrained:
         self, program: Program, K: int, messenger: Messenger | None = None, args: tuple[Any, ...] = ()
     ) -> poutine.Trace:
         with library_path(), plate_of_particles(K, self._nesting), messenger or nullcontext():
-            return poutine.trace(program).get_trace(*(args or self._args))
+            return traced(program, *(args or self._args))
 
     def _dims(self, event_dim: int) -> tuple[int, int]:
         """Returns the dimensions of the particles and of the data in numbers of this many event dimensions."""
