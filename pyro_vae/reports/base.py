@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_vae.data import Columns, Splits, columns_for
 from pyro_vae.kinds import require
-from pyro_vae.traces import Programs
+from pyro_vae.traces import Programs, inputs_of
 from pyro_vae.training import Epoch, TrainingPlan
 
 if TYPE_CHECKING:  # a second of import that only pictures need
@@ -50,6 +50,11 @@ class Trained:
         columns = columns_for(self.model, self.data.test)
         return columns if n is None else columns.first(n)
 
+    @property
+    def given(self) -> str:
+        """What the model is given beside the data, as it is written behind a bar: "y" for labels, or nothing."""
+        return given_to(self.model)
+
     def labels(self, n: int) -> Tensor | None:
         """The labels of the first n test data, if there are any, also for a model that is not given labels."""
         return None if self.data.test.labels is None else self.data.test.labels[:n]
@@ -60,6 +65,11 @@ class Trained:
         from pyro_vae.figures import look_of  # noqa: PLC0415  (matplotlib)
 
         return look_of(self.data)
+
+
+def given_to(model: Programs) -> str:
+    """What a model is given beside the data: "y" for labels, or nothing."""
+    return ",".join(name for name in inputs_of(model) if name != "x")
 
 
 class Row(NamedTuple):
