@@ -106,8 +106,8 @@ def train(
             draw(run, trained, picture)
     except KeyboardInterrupt:
         interrupted = True
-    figures = f", {run.folder / 'figures'}/*.png" if drawn else ""
-    contents = f"configuration, metrics, weights{figures}"
+    shown = f", {run.folder / 'figures'}/*.png" if drawn else ""
+    contents = f"configuration, metrics, weights{shown}"
     console.print(f"Run folder: {run.folder}   ({contents})", soft_wrap=True)
     if interrupted:
         raise SystemExit(130)
