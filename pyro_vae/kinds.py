@@ -105,15 +105,15 @@ def meant(name: str, known: Sequence[str]) -> str:
 
 def names_checked(cls: type[T]) -> type[T]:
     """Makes the constructor of a dataclass say which field may be meant by a name that is none."""
-    init = cls.__init__
+    init: Any = cls.__init__
     signature = inspect.signature(init)
 
     @functools.wraps(init)
-    def checking(self: T, *args: Any, **kwargs: Any) -> None:
+    def checking(self: Any, *args: Any, **kwargs: Any) -> None:
         check_names(kwargs, signature, cls.__name__)
         init(self, *args, **kwargs)
 
-    cls.__init__ = checking  # type: ignore[method-assign, assignment]
+    setattr(cls, "__init__", checking)  # noqa: B010  (mypy knows no other constructor of a class)
     return cls
 
 

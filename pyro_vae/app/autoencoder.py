@@ -115,7 +115,14 @@ def autoencoder(
         "t ~ q(t|x,φ) in any case. These two and the KL are without their errors; the spread over seeds is left out of all."
     )
     cells.figure(
-        "cases", figures.cases(columns, first.labels, look, f"{setting.name}, d = {spec.latent}, seed {plan.seed}")
+        "cases",
+        figures.cases(
+            columns,
+            first.labels,
+            look,
+            f"{setting.name}, d = {spec.latent}, seed {plan.seed}",
+            splits.view.label,
+        ),
     )
     console.print(f"Table, figure and run folders: {cells.folder}", soft_wrap=True)
 

@@ -40,6 +40,7 @@ from pyro_vae.reports import (
     Trained,
     Traversals,
 )
+from pyro_vae.reports.base import given_to
 from pyro_vae.runs import Run, load
 from pyro_vae.training import Epoch, Progress, Training, TrainingPlan, fit
 from pyro_vae.trust import here
@@ -105,8 +106,8 @@ def train(
             draw(run, trained, picture)
     except KeyboardInterrupt:
         interrupted = True
-    pictures = f", {run.folder / 'figures'}/*.png" if drawn else ""
-    contents = f"configuration, metrics, weights{pictures}"
+    shown = f", {run.folder / 'figures'}/*.png" if drawn else ""
+    contents = f"configuration, metrics, weights{shown}"
     console.print(f"Run folder: {run.folder}   ({contents})", soft_wrap=True)
     if interrupted:
         raise SystemExit(130)
@@ -138,17 +139,19 @@ def introduce(model: Model, data: str, splits: Splits, device: torch.device) -> 
     parts = [getattr(model, name) for name in ("prior", "posterior", "likelihood") if hasattr(model, name)]
     named = ", ".join(type(part).__name__ for part in parts)
     sizes = f"{len(splits.train)} train, {len(splits.valid)} validation, {len(splits.test)} test"
+    given = given_to(model)
+    bar, comma = (f"|{given}", f",{given}") if given else ("", "")
     console.print(f"{data}: {sizes}, each {'×'.join(map(str, splits.x_shape))}")
     if splits.missing:
         share = sum(int(split.x.isnan().sum()) for split in splits[:3]) / sum(split.x.numel() for split in splits[:3])
-        console.print(f"{100 * share:.2g} % of the values are missing: every log p(x) is that of the others.")
+        console.print(f"{100 * share:.2g} % of the values are missing: every log p(x{bar}) is that of the others.")
     console.print(
         f"{type(model).__name__}{': ' if named else ''}{named}; d = {model.dims.latent}, {count_parameters(model):,} "
         f"parameters, on {device}"
     )
     console.print(
-        "In nats per datum: the bound on log p(x) on training and validation data; reconstruction E log p(x|t) and KL, whose "
-        "difference is the ELBO, on the validation data.\n"
+        f"In nats per datum: the bound on log p(x{bar}) on training and validation data; reconstruction E log p(x|t{comma}) "
+        f"and KL, whose difference is the ELBO, on the validation data.\n"
     )
     console.print(HEADER, style="bold")
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_vae.figures.layout import new_figure
-from pyro_vae.figures.look import Look
+from pyro_vae.figures.layout import colors_of, legend_of_classes, new_figure
+from pyro_vae.figures.look import Look, literal
 from pyro_vae.figures.predictions import OF_KIND
 from pyro_vae.kinds import takes
 
@@ -26,11 +26,24 @@ class Case(NamedTuple):
 
 
 @takes
-def cases(columns: Mapping[str, Case], labels: Tensor | None, look: Look, title: str = "") -> Figure:
+def cases(
+    columns: Mapping[str, Case],
+    labels: Tensor | None,
+    look: Look,
+    title: str = "",
+    label: Callable[[float], str] = "{:g}".format,
+) -> Figure:
     """Draws cases side by side: reconstructions, samples, and latents of data over those of the prior.
 
     The latents of data are colored by label. If the latents have more than two dimensions, the two with the largest
     variance over data are shown.
+
+    Args:
+        columns: the pictures of each case.
+        labels: classes ``(N,)`` of the data in the latent space, or None.
+        look: how data are drawn.
+        title: the title of the figure.
+        label: what a label is called.
     """
     figure = new_figure(3 * len(columns) + 0.4, 8.2, title)
     axes = figure.subplots(3, len(columns), squeeze=False, height_ratios=[1, 1, 1.2])
@@ -43,12 +56,14 @@ def cases(columns: Mapping[str, Case], labels: Tensor | None, look: Look, title:
         plane = axes[2, j]
         first, second = used[0], used[-1]
         plane.scatter(t_prior[:, first], t_prior[:, second], s=4, color="0.8", linewidths=0, label="prior")
-        color = {} if labels is None else {"c": labels.cpu().numpy(), "cmap": "tab10"}
+        color = {} if labels is None else {"c": colors_of(labels)[0]}
         plane.scatter(t[:, first], t[:, second], s=5, alpha=0.8, linewidths=0, **color)
         labeled = {"xlabel": f"$t_{{{first + 1}}}$", "ylabel": f"$t_{{{second + 1}}}$"}
         plane.set(**labeled, aspect="equal", adjustable="datalim")
         plane.grid(alpha=0.3)
-    for row, label in enumerate(("x and its reconstruction", "samples, t ~ p(t)")):
-        axes[row, 0].set_ylabel(label)
+    if labels is not None:
+        legend_of_classes(figure, colors_of(labels)[1], lambda each: literal(label(each)))
+    for row, what in enumerate(("x and its reconstruction", "samples, t ~ p(t)")):
+        axes[row, 0].set_ylabel(what)
     axes[2, 0].legend(loc="upper left", fontsize=8, markerscale=3)
     return figure

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -16,14 +17,25 @@ from pyro_vae.training import Epoch
 
 
 @takes
-def learning_curves(records: Sequence[Epoch], title: str = "") -> Figure:
-    """Draws the bound, reconstruction and KL of training and validation data against the epoch, in nats per datum."""
+def learning_curves(records: Sequence[Epoch], title: str = "", given: str = "") -> Figure:
+    """Draws the bound, reconstruction and KL of training and validation data against the epoch, in nats per datum.
+
+    Args:
+        records: the records of the epochs.
+        title: the title of the figure.
+        given: what the model is given with x, such as "y" for labels, for what is written.
+    """
+    bar, comma = (f"|{given}", f",{given}") if given else ("", "")
     figure = new_figure(11, 3.4, title)
     epochs = [record.epoch for record in records]
     for axes, name, label in zip(
         figure.subplots(1, 3),
         ("bound", "reconstruction", "kl"),
-        ("bound on log p(x)", "reconstruction  E log p(x|t)", "KL  E log q(t|x) − log p(t)"),
+        (
+            f"bound on log p(x{bar})",
+            f"reconstruction  E log p(x|t{comma})",
+            f"KL  E log q(t|x{comma}) − log p(t)",
+        ),
         strict=True,
     ):
         curves = [[getattr(getattr(record, split), name) for record in records] for split in ("train", "valid")]
@@ -33,13 +45,33 @@ def learning_curves(records: Sequence[Epoch], title: str = "") -> Figure:
         axes.set(xlabel="epoch", ylabel="nats per datum", title=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
-        # The values of the first epochs are so far from the others that these could not be told apart on one scale.
-        if len(records) >= 10:
-            settled = np.concatenate([curve[len(curve) // 10 :] for curve in curves])
-            margin = 0.05 * (settled.max() - settled.min()) or 1.0
-            axes.set_ylim(settled.min() - margin, settled.max() + margin)
+        values = np.array(curves)
+        _within(axes, values[:, _start(values, np.array(epochs)) :])
     figure.axes[0].legend(loc="lower right")
     return figure
+
+
+_EXTREME = 3.0
+"""How many times wider the range of all values must be than that of the later ones for the first ones to be left outside."""
+
+
+def _start(values: np.ndarray, at: np.ndarray) -> int:
+    """Returns from which of the moments ``at`` on values (n, T) are shown, so that the later ones can be told apart.
+
+    It is the first one, unless the values of the first tenth are so far away that the others would look all the same.
+    """
+    first = int(np.searchsorted(at, at[0] + (at[-1] - at[0]) / 10, side="right"))
+    later = values[:, first:]
+    if later.shape[1] < 2 or np.ptp(values) <= _EXTREME * np.ptp(later):
+        return 0
+    return first
+
+
+def _within(axes: Axes, values: np.ndarray) -> None:
+    """Makes the vertical axis show these values."""
+    finite = values[np.isfinite(values)]
+    margin = 0.05 * np.ptp(finite) or 1.0
+    axes.set_ylim(finite.min() - margin, finite.max() + margin)
 
 
 class Curve(NamedTuple):
@@ -58,18 +90,23 @@ def convergence(curves: Mapping[str, Curve], title: str = "") -> Figure:
     """
     figure = new_figure(11, 4.2, title)
     panels = figure.subplots(1, 2, sharey=True)
+    shown: list[np.ndarray] = []
+    steps = next(iter(curves.values())).steps
+    start = _start(np.concatenate([curve.log_px for curve in curves.values()]), steps)
     for i, (name, curve) in enumerate(curves.items()):
         middle, low, high = np.array([interval(values) for values in curve.log_px.T]).T
+        shown += [each[start:] for each in (middle, low, high)]
         for axes, at in zip(panels, (curve.steps, curve.seconds.mean(0)), strict=True):
             axes.plot(at, middle, color=f"C{i}", marker=MARKERS[i % len(MARKERS)], ms=4, label=name)
             if len(curve.log_px) > 1:
                 axes.fill_between(at, low, high, color=f"C{i}", alpha=0.2, lw=0)
-    # The values of the first tenth of the steps are so low that the curves could not be told apart on one scale.
-    settled = np.concatenate([curve.log_px[:, curve.steps > curve.steps[-1] / 10].ravel() for curve in curves.values()])
-    margin = 0.05 * (settled.max() - settled.min()) or 1.0
-    panels[0].set_ylim(settled.min() - margin, settled.max() + margin)
-    for axes, label in zip(panels, ("steps", "seconds of training"), strict=True):
-        axes.set_xlabel(label)
+    _within(panels[0], np.concatenate(shown))
+    moments = [(curve.steps, curve.seconds.mean(0)) for curve in curves.values()]
+    for j, (axes, label) in enumerate(zip(panels, ("steps", "seconds of training"), strict=True)):
+        low, high = min(each[j][start] for each in moments), max(each[j][-1] for each in moments)
+        margin = 0.05 * (high - low) or 0.5
+        axes.set_xlim(low - margin, high + margin)
+        axes.set_xlabel(f"{label} (those before {low:.3g} lie far outside)" if start else label)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("test log p(x), nats per datum")
     panels[0].legend(loc="lower right")

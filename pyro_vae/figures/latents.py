@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 from torch import Tensor
 
-from pyro_vae.figures.layout import new_figure, panels_of, wrapped
+from pyro_vae.figures.layout import colors_of, legend_of_classes, new_figure, panels_of, wrapped
 from pyro_vae.figures.look import literal
 from pyro_vae.kinds import takes
 
@@ -89,12 +88,10 @@ def _scatter(axes: Axes, site: str, t: Tensor, labels: Tensor | None, name: Call
     if labels is None:
         axes.scatter(points[:, 0], points[:, 1], s=9, alpha=0.75, linewidths=0)
     else:
-        classes, member = np.unique(labels.cpu().numpy(), return_inverse=True)
-        palette = colormaps["tab10" if len(classes) <= 10 else "viridis"]
-        for k, value in enumerate(classes):
-            color = palette(k) if len(classes) <= 10 else palette(k / len(classes))
-            of_class = points[member == k]
-            label = literal(name(float(value)))
+        given = labels.cpu().numpy()
+        for value, color in colors_of(labels)[1].items():
+            of_class = points[given == value]
+            label = literal(name(value))
             axes.scatter(of_class[:, 0], of_class[:, 1], s=9, alpha=0.75, linewidths=0, color=color, label=label)
     axes.set(xlabel=names[0], ylabel=names[1])
     if points.shape[1] == 2:
@@ -112,19 +109,28 @@ class Cloud(NamedTuple):
 
 
 @takes
-def against_prior(clouds: Mapping[str, Cloud], labels: Tensor | None, title: str = "") -> Figure:
+def against_prior(
+    clouds: Mapping[str, Cloud],
+    labels: Tensor | None,
+    title: str = "",
+    name: Callable[[float], str] = "{:g}".format,
+) -> Figure:
     """Draws points of the aggregate posterior, colored by label, over the prior.
 
     The prior is drawn as its density where d = 2, and as draws in gray otherwise.
+
+    Args:
+        clouds: two coordinates of each model.
+        labels: classes ``(N,)``, or None.
+        title: the title of the figure.
+        name: what a label is called.
     """
     figure, panels = panels_of(len(clouds), title)
     colors: Any = "C0"
     if labels is not None:
-        classes, member = np.unique(labels.cpu().numpy(), return_inverse=True)
-        colors = colormaps["tab10" if len(classes) <= 10 else "viridis"](
-            member if len(classes) <= 10 else member / member.max()
-        )
-    for axes, (name, cloud) in zip(panels, clouds.items(), strict=False):
+        colors, by_class = colors_of(labels)
+        legend_of_classes(figure, by_class, lambda label: literal(name(label)))
+    for axes, (called, cloud) in zip(panels, clouds.items(), strict=False):
         points, draws = cloud.posterior.cpu().numpy(), cloud.prior.cpu().numpy()
         both = np.concatenate([points, draws])
         low, high = np.percentile(both, 0.5, axis=0), np.percentile(both, 99.5, axis=0)
@@ -138,7 +144,7 @@ def against_prior(clouds: Mapping[str, Cloud], labels: Tensor | None, title: str
                 log_p = cloud.density(at.reshape(-1, 2)).reshape(160, 160).cpu().numpy()
             axes.contourf(*ticks, np.exp(log_p - log_p.max()), levels=12, cmap="Greys", alpha=0.8)
         axes.scatter(*points.T, s=6, c=colors, linewidths=0, alpha=0.8)
-        axes.set_title(wrapped(name), fontsize=9)
+        axes.set_title(wrapped(called), fontsize=9)
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
         axes.set(xlabel=f"$t_{{{cloud.axes[0] + 1}}}$", ylabel=f"$t_{{{cloud.axes[1] + 1}}}$")
     return figure

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
+from torch import Tensor
 
 MARKERS = "osD^vP*X<>hp"
-_COLUMNS = 4
+COLUMNS = 4
+"""How many panels stand in a line."""
 _NARROWEST = 5.0
 """The width in inches that a title needs."""
 
@@ -33,7 +38,7 @@ def panels_of(n: int, title: str, width: float = 3.2, height: float = 3.4) -> tu
 
     The width and the height of a panel are in inches. Places that are left over are empty.
     """
-    columns = min(n, _COLUMNS)
+    columns = min(n, COLUMNS)
     lines = ceil(n / columns)
     figure = new_figure(max(width * columns + 0.4, _NARROWEST), height * lines + 0.4, title)
     panels = list(np.atleast_1d(figure.subplots(lines, columns)).ravel())
@@ -75,6 +80,38 @@ def legend(axes: Axes) -> None:
     """Adds a legend, unless nothing in the axes has a label."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)
+
+
+_PALETTE = [color for color in colormaps["tab10"].colors if len({*color}) > 1] + [(0.0, 0.0, 0.0)]  # type: ignore[attr-defined]
+"""Colors of up to ten classes. None is gray, as draws of the prior are."""
+_NAMED = 20
+"""How many classes a legend names."""
+
+
+def colors_of(labels: Tensor) -> tuple[np.ndarray, dict[float, Any]]:
+    """Returns the color of each label (N, 4), and the color of each class by its label."""
+    classes, member = np.unique(labels.cpu().numpy(), return_inverse=True)
+    few = len(classes) <= len(_PALETTE)
+    palette = np.array(
+        [to_rgba(_PALETTE[k]) if few else colormaps["viridis"](k / len(classes)) for k in range(len(classes))]
+    )
+    return palette[member], dict(zip(classes.tolist(), palette, strict=True))
+
+
+def legend_of_classes(figure: Figure, colors: Mapping[float, Any], name: Callable[[float], str]) -> None:
+    """Adds a legend of classes beside the panels, unless there are too many.
+
+    Args:
+        figure: the figure.
+        colors: the color of each class by its label.
+        name: what a label is called.
+    """
+    if len(colors) <= _NAMED:
+        handles = [
+            Line2D([], [], color=color, marker="o", ls="", ms=5, label=name(float(label)))
+            for label, color in colors.items()
+        ]
+        figure.legend(handles=handles, title="label", loc="outside right center", fontsize=8)
 
 
 def wrapped(name: str) -> str:

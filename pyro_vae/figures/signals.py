@@ -12,21 +12,24 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from torch import Tensor
 
 from pyro_vae.figures.layout import new_figure, panels_of, wrapped
 from pyro_vae.figures.look import MISSING, Look
 
+_BAR = 2.5
+"""The height of a color bar, in inches."""
 _CHANNELS = 10
 """How many channels are drawn: there are as many colors."""
 
 
 def reconstructions(x: Tensor, means: Tensor, look: Look, title: str) -> Figure:
     """Draws each datum and its reconstruction in one panel."""
-    figure, panels = _small_panels(len(x), look, title, x.shape[-1])
+    figure, panels = _small_panels(len(x), look, title, x, means)
     for axes, datum, mean in zip(panels, _channels(x), _channels(means), strict=False):
         _pair(axes, datum, mean)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+    _legend(figure, panels[0], _channels(x).shape[1])
     return figure
 
 
@@ -34,12 +37,13 @@ def samples(drawn: Tensor, look: Look, title: str, x: Tensor | None, names: Sequ
     """Draws up to 24 signals, each in a panel, or a panel for each group."""
     groups = _channels(drawn)[: None if names else 24]
     groups = groups.reshape(len(names) or len(groups), -1, *groups.shape[1:])
-    figure, panels = _small_panels(len(groups), look, title, drawn.shape[-1])
+    figure, panels = _small_panels(len(groups), look, title, drawn)
     for i, (axes, group) in enumerate(zip(panels, groups, strict=False)):
         for signal in group:
             _lines(axes, signal, lw=1.0, alpha=0.6 if names else 1.0)
         if names:
             axes.set_title(names[i], fontsize=9)
+    _legend(figure, panels[0], groups.shape[2])
     return figure
 
 
@@ -47,7 +51,7 @@ def plane(means: Tensor, ticks: Sequence[float], look: Look, title: str) -> Figu
     """Draws signals at up to seven times seven points of the latent plane."""
     n = len(ticks)
     shown = range(0, n, max(1, ceil((n - 1) / 6)))
-    figure, panels = _small_panels(len(shown) ** 2, look, title, means.shape[-1], len(shown), (1.2, 0.9))
+    figure, panels = _small_panels(len(shown) ** 2, look, title, means, across=len(shown), inches=(1.2, 0.9))
     signals = _channels(means)
     for k, axes in enumerate(panels):
         i, j = shown[k // len(shown)], shown[k % len(shown)]
@@ -59,6 +63,7 @@ def plane(means: Tensor, ticks: Sequence[float], look: Look, title: str) -> Figu
             axes.set_ylabel(f"{ticks[n - 1 - i]:.1f}", fontsize=8)
     figure.supxlabel("$t_1$", fontsize=9)
     figure.supylabel("$t_2$", fontsize=9)
+    _legend(figure, panels[0], signals.shape[1])
     return figure
 
 
@@ -68,13 +73,21 @@ def traversals(means: Tensor, names: Sequence[str], ticks: Sequence[float], look
     C, shades = signals.shape[1], colormaps["coolwarm"]
     scale = Normalize(ticks[0], ticks[-1])
     across = C if C > 1 else min(len(names), 3)
-    figure, panels = _small_panels(len(names) * C, look, title, means.shape[-1], across, (3.0, 1.7))
+    figure, panels = _small_panels(len(names) * C, look, title, means, across=across, inches=(3.0, 1.7))
     for k, axes in enumerate(panels):
         i, c = k // C, k % C
         for tick, signal in zip(ticks, signals[i * len(ticks) : (i + 1) * len(ticks)], strict=True):
             axes.plot(signal[c], color=shades(scale(tick)), lw=1.0)
         axes.set_title(names[i] if C == 1 else f"{names[i]}, channel {c + 1}", fontsize=9)
-    figure.colorbar(ScalarMappable(scale, shades), ax=panels, label="value of the latent", shrink=0.8)
+    shrink = min(0.8, _BAR / figure.get_figheight())
+    figure.colorbar(
+        ScalarMappable(scale, shades),
+        ax=panels,
+        label="value of the latent",
+        shrink=shrink,
+        aspect=15,
+        anchor=(0.0, 1.0),
+    )
     return figure
 
 
@@ -126,17 +139,30 @@ def _pair(axes: Axes, datum: np.ndarray, mean: np.ndarray) -> None:
         axes.plot(channel, ".", color=MISSING, ms=4)
 
 
+def _legend(figure: Figure, axes: Axes, channels: int) -> None:
+    """Adds a legend below the panels: what is drawn how, and the color of each channel, where there are several."""
+    handles, _ = axes.get_legend_handles_labels()
+    if channels > 1:
+        handles += [Line2D([], [], color=f"C{c}", label=f"channel {c + 1}") for c in range(channels)]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), fontsize=8)
+
+
 def _small_panels(
-    n: int, look: Look, title: str, length: int, across: int = 6, inches: tuple[float, float] = (1.9, 1.4)
+    n: int, look: Look, title: str, *drawn: Tensor, across: int = 6, inches: tuple[float, float] = (1.9, 1.4)
 ) -> tuple[Figure, list[Axes]]:
-    """Returns a figure of n panels with the same range, which is that of the data."""
+    """Returns a figure of n panels with the same range: that of the data, and of what is drawn, unless that is far beyond."""
     across = min(n, across)
     lines = ceil(n / across)
     figure = new_figure(max(inches[0] * across + 0.6, 4.5), inches[1] * lines + 0.8, title)
     panels = list(figure.subplots(lines, across, squeeze=False, sharex=True, sharey=True).ravel())
-    margin = 0.05 * (look.high - look.low)
+    width, length = look.high - look.low, drawn[0].shape[-1]
+    finite = np.concatenate([each[np.isfinite(each)] for each in map(_channels, drawn)])
+    low, high = (min(look.low, finite.min()), max(look.high, finite.max())) if len(finite) else (look.low, look.high)
+    low, high = max(low, look.low - width), min(high, look.high + width)
+    margin = 0.05 * (high - low)
     for axes in panels:
-        axes.set(xlim=(0, max(1, length - 1)), ylim=(look.low - margin, look.high + margin))
+        axes.set(xlim=(0, max(1, length - 1)), ylim=(low - margin, high + margin))
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.25, lw=0.4)
     for axes in panels[n:]:

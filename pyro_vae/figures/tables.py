@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from pyro_vae.figures.layout import panels_of
+from pyro_vae.figures.layout import COLUMNS, panels_of
 from pyro_vae.figures.look import MISSING, Look
 
 _PANELS = 24
@@ -35,7 +35,8 @@ def reconstructions(x: Tensor, means: Tensor, look: Look, title: str) -> Figure:
         if len(imputed):
             edge = axes.get_yaxis_transform()
             axes.plot(np.zeros(len(imputed)), imputed, "_", transform=edge, color=MISSING, ms=12, label=_IMPUTED)
-    figure.supxlabel("x", fontsize=9)
+    for axes in panels[-COLUMNS:]:  # at each, since one label for all would stand below the legend
+        axes.set_xlabel("x", fontsize=9)
     figure.supylabel("E[x′|t]", fontsize=9)
     labeled = [axes for axes in panels if axes.get_legend_handles_labels()[1]]
     if labeled:

@@ -61,12 +61,17 @@ class Trained:
     @property
     def log_px(self) -> str:
         """What log p(x) is called: of a model that is given labels, log p(x|y)."""
-        return "log p(x|y)" if "y" in inputs_of(self.model) else "log p(x)"
+        return f"log p(x|{self.given})" if self.given else "log p(x)"
 
     @property
     def noun(self) -> str:
         """What several data are called."""
         return self.data.view.noun(self.data.x_shape)
+
+    @property
+    def given(self) -> str:
+        """What the model is given beside the data, as it is written behind a bar: "y" for labels, or nothing."""
+        return given_to(self.model)
 
     def labels(self, n: int) -> Tensor | None:
         """The labels of the first n test data, if there are any, also for a model that is not given labels."""
@@ -78,6 +83,11 @@ class Trained:
         from pyro_vae.figures import look_of  # noqa: PLC0415  (matplotlib)
 
         return look_of(self.data)
+
+
+def given_to(model: Programs) -> str:
+    """What a model is given beside the data: "y" for labels, or nothing."""
+    return ",".join(name for name in inputs_of(model) if name != "x")
 
 
 class Row(NamedTuple):

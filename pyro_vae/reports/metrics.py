@@ -27,9 +27,10 @@ class TestBound(Metric):
         elbo = f"{terms.reconstruction - terms.kl:.2f}"
         if elbo != f"{bound.mean:.2f}":  # then these terms are not that bound's
             rows.append(Row("ELBO of the same draws", elbo, everything))
+        given = f",{trained.given}" if trained.given else ""
         rows += [
-            Row("  reconstruction  E log p(x|t)", f"{terms.reconstruction:.2f}", everything),
-            Row("  KL  E log q(t|x) − log p(t)", f"{terms.kl:.2f}", everything),
+            Row(f"  reconstruction  E log p(x|t{given})", f"{terms.reconstruction:.2f}", everything),
+            Row(f"  KL  E log q(t|x{given}) − log p(t)", f"{terms.kl:.2f}", everything),
         ]
         values = {"test": terms._asdict(), "test_bound": bound.as_dict()}
         return Measured(rows, values, each={"bound": totals.per_datum()})

@@ -26,7 +26,7 @@ class LearningCurves(Picture):
         """One figure."""
         from pyro_vae import figures  # noqa: PLC0415  (matplotlib)
 
-        return {"learning_curves": figures.learning_curves(trained.records)}
+        return {"learning_curves": figures.learning_curves(trained.records, given=trained.given)}
 
 
 @final

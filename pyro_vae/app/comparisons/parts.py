@@ -225,7 +225,7 @@ def draw(
     cells.figure("samples", figures.side_by_side(pictures, look, f"{what} at t ~ p(t); {of_one}", x=first.x))
     if all(cloud.prior.shape[1] == 2 for cloud in clouds.values()):
         title = f"test data, t ~ q(t|x,φ), on the prior in gray; {of_one}"
-        cells.figure("latents", figures.against_prior(clouds, first.labels, title))
+        cells.figure("latents", figures.against_prior(clouds, first.labels, title, splits.view.label))
     title = f"log p(x) and the ELBO of the same {over.data} test {look.noun}; bars: 95 % {over.what}"
     title += ", points: each seed" if over.several else ""
     cells.figure("log_px", figures.gaps(bars, title, over_seeds=over.several))
