@@ -142,7 +142,9 @@ def fits_class(value: Any, kind: type, inner: tuple[Any, ...]) -> bool:
         return isinstance(value, bool | np.bool_)
     if kind in (int, float):
         number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool | np.bool_)
-        return isinstance(value, torch.SymInt | torch.SymFloat) or (number and abs(value) <= LARGEST[kind])  # no NaN is
+        return isinstance(value, torch.SymInt | torch.SymFloat) or bool(
+            number and abs(value) <= LARGEST[kind]
+        )  # no NaN is
     if kind in (Path, os.PathLike):
         return isinstance(value, str | os.PathLike)
     if issubclass(kind, Mapping):

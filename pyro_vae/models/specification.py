@@ -53,8 +53,8 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         """Checks the kinds of the fields."""
-        require(vars(self), get_type_hints(ModelSpec), "ModelSpec")
         settle(self)
+        require(vars(self), get_type_hints(ModelSpec), "ModelSpec")
 
     def build(self, data: Splits, seed: int) -> Model:
         """Builds the model for these data, on the CPU, with first weights that depend on the seed alone.

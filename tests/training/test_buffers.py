@@ -145,7 +145,7 @@ def test_a_single_input_in_a_large_batch_is_not_blamed_on_the_batch():
     data = splits_of(20)
     guide = model_of("encoder").posterior
     dims = data.dims(guide.dims.latent)
-    vae = VAE(VampPrior(dims, components=1), guide, Bernoulli(dims, NETWORK))
+    vae = VAE(VampPrior(dims, components=1), guide, model_of("encoder").likelihood)
     with pytest.raises(ValueError, match=r"a single input, as an encoder is by VampPrior\(components=1\)"):
         fit(vae, data, batch_size=10)
 
