@@ -57,6 +57,9 @@ def takes(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def checking(*args: P.args, **kwargs: P.kwargs) -> R:
+        if any(isinstance(each, np.bool_ | np.integer | np.floating) for each in (*args, *kwargs.values())):
+            positional, named = map(of_python, args), {name: of_python(each) for name, each in kwargs.items()}
+            return checking(*positional, **named)  # type: ignore[arg-type]  # the same arguments, as Python's numbers
         try:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError:
@@ -112,6 +115,17 @@ def names_checked(cls: type[T]) -> type[T]:
 
     setattr(cls, "__init__", checking)  # noqa: B010  (mypy knows no other constructor of a class)
     return cls
+
+
+def of_python(value: Any) -> Any:
+    """A number of NumPy as one of Python, which PyTorch's functions take; other values as they are."""
+    return value.item() if isinstance(value, np.bool_ | np.integer | np.floating) else value
+
+
+def settle(fields: Any) -> None:
+    """Makes numbers of NumPy in a frozen dataclass Python's own."""
+    for name, value in vars(fields).items():
+        object.__setattr__(fields, name, of_python(value))
 
 
 def require(given: Mapping[str, Any], hints: Mapping[str, Any], owner: str) -> None:
@@ -174,7 +188,9 @@ def fits_class(value: Any, kind: type, inner: tuple[Any, ...]) -> bool:
         return isinstance(value, bool | np.bool_)
     if kind in (int, float):
         number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool | np.bool_)
-        return isinstance(value, torch.SymInt | torch.SymFloat) or (number and abs(value) <= LARGEST[kind])  # no NaN is
+        return isinstance(value, torch.SymInt | torch.SymFloat) or bool(
+            number and abs(value) <= LARGEST[kind]
+        )  # no NaN is
     if kind in (Path, os.PathLike):
         return isinstance(value, str | os.PathLike)
     if issubclass(kind, Mapping):

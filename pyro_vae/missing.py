@@ -115,8 +115,14 @@ def check_seen(result: Tensor, x: Tensor) -> None:
     """Checks what a model gave for data.
 
     Raises:
-        ValueError: it is NaN, and values of the data are missing: the model was not built for such data.
+        ValueError: it is NaN, and values of the data are missing: the model was not built for such data; or it is not finite,
+            and values of the data are infinite.
     """
+    if not result.is_meta and not bool(result.isfinite().all()) and bool(x.isinf().any()):
+        raise ValueError(
+            f"the data hold infinite values, {int(x.isinf().sum())} of {x.numel()}, and the model gives no finite number for "
+            f"them: leave them out"
+        )
     if not result.is_meta and has_missing(result) and has_missing(x):
         raise ValueError(
             "the data hold missing values (NaN), and the model gives NaN for them: build it for such data, by data.dims(...) "

@@ -29,10 +29,12 @@ from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.description import Described
-from pyro_vae.kinds import names_checked, require, wrong_kind
+from pyro_vae.kinds import names_checked, require, settle, wrong_kind
 from pyro_vae.missing import Marginal, filling_of
 
 Shape = tuple[int, ...]
+SMALLEST_SCALE = torch.finfo(torch.float32).tiny
+"""The smallest scale of data: 1 divided by a smaller one is no number of float32."""
 Distribution = TorchDistributionMixin
 """Any distribution of `pyro.distributions`, which a prior, a guide or a likelihood returns."""
 
@@ -93,11 +95,17 @@ class Dims:
         """
         if isinstance(self.x_shape, list):
             object.__setattr__(self, "x_shape", tuple(self.x_shape))
+        settle(self)
         require(vars(self), get_type_hints(Dims), "Dims")
         if self.latent < 1:
             raise ValueError(f"latent: expected a size of at least 1, got {self.latent}")
         if not self.x_shape or min(self.x_shape) < 1:
             raise ValueError(f"x_shape: expected sizes of at least 1, got {self.x_shape}")
+        if not self.x_scale >= SMALLEST_SCALE:
+            raise ValueError(
+                f"x_scale: expected a number of at least {SMALLEST_SCALE:.2g}, by which float32 can be divided, got "
+                f"{self.x_scale}"
+            )
         if self.x_mean is not None and self.x_mean.shape != self.x_shape:
             raise ValueError(f"x_mean: expected shape {self.x_shape}, got {tuple(self.x_mean.shape)}")
         if self.train is not None and self.train.shape[1:] != self.x_shape:
@@ -112,6 +120,14 @@ class Dims:
         """
         size = self.train_size if self.train is None else len(self.train)
         return replace(self, x_mean=None, train=None, x_units=None, train_size=size)
+
+    def in_units_of_x(self) -> Dims:
+        """Returns the sizes for a likelihood of x itself, also where other parts see standardized data.
+
+        A likelihood on [0, 1] needs this, since standardized data are not in [0, 1].
+        """
+        mean = self.x_mean if self.x_units is None else self.x_units[0].clone()
+        return replace(self, standardized=False, x_units=None, x_mean=mean) if self.standardized else self
 
     def without_values(self) -> Dims:
         """Returns the sizes while a saved model is loaded: the training data, if there were any, have a shape and no values."""

@@ -6,7 +6,7 @@ No other module handles Pyro's traces.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -23,6 +23,7 @@ from pyro.params.param_store import _MODULE_NAMESPACE_DIVIDER
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
+from torch.distributions import transform_to
 
 Program = Callable[..., Any]
 """A Pyro model or guide."""
@@ -177,8 +178,8 @@ def particles(
     plate = pyro.plate(_PARTICLES, K, dim=particle_dim)
 
     def run(program: Program) -> poutine.Trace:
-        with plate:
-            return poutine.trace(program).get_trace(*args, **kwargs)
+        with plate, filled_where_masked():
+            return _traced(program, *args, **kwargs)
 
     cut = _Cut(latents) if latents != "path" else None
     try:
@@ -242,6 +243,23 @@ class _Cut(Messenger):
         msg["value"] = copy.requires_grad_() if self.leaves and copy.is_floating_point() else copy
 
 
+class _Filled(Messenger):
+    """Fills in what a mask leaves out and nothing could score (see `filled_where_masked`)."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and isinstance(msg["value"], Tensor) and not isinstance(msg["fn"], _Subsample):
+            msg["value"] = Observation(msg["fn"], msg["value"], msg["mask"]).filled()
+
+
+def filled_where_masked() -> AbstractContextManager[Any]:
+    """Runs programs so that a missing value (NaN) under a mask gives no NaN in the gradient.
+
+    A mask sets the log-probability to 0, and its derivative is then 0 times that of the log-probability, which is NaN at
+    NaN. So a value that the distribution can score stands in for it. A NaN that is not masked stays.
+    """
+    return _Filled()
+
+
 class _ModuleParams(Messenger):
     """Makes ``pyro.param`` return a module's own parameter, so that Pyro's global store is not used.
 
@@ -275,8 +293,8 @@ def parameters(
     guide's.
     """
     with library_path():
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        guide_trace = _traced(guide, *args, **kwargs)
+        model_trace = _traced(poutine.replay(model, trace=guide_trace), *args, **kwargs)
     phi = _parameters(guide_trace)
     taken = {id(value) for value in phi.values()}
     return {name: value for name, value in _parameters(model_trace).items() if id(value) not in taken}, phi
@@ -303,7 +321,7 @@ def observed(
     """
     with library_path():
         program = poutine.condition(poutine.uncondition(model), data=dict(values or {}))
-        trace = poutine.trace(program).get_trace(*args)
+        trace = _traced(program, *args)
     sites = _sample_sites(trace)
     if unknown := set(values or {}) - sites.keys():
         raise ValueError(f"the model has no latents {sorted(unknown)}; its sites are {sorted(sites)}")
@@ -337,7 +355,23 @@ class Observation:
         """The masks of the site and of its distribution that are tensors, each with the batch shape that it stands for."""
         inner = [each for each in layers(self.distribution) if isinstance(each, MaskedDistribution)]
         found = [(self.mask, self.distribution.batch_shape)] + [(each._mask, each.batch_shape) for each in inner]
-        return [(torch.as_tensor(mask), shape) for mask, shape in found if mask is not None]
+        return [(torch.as_tensor(mask), shape) for mask, shape in found if mask is not None and mask is not True]
+
+    def filled(self) -> Tensor:
+        """Returns the observed value, with another one in place of each number that a mask leaves out and none could score.
+
+        These are NaN, infinite numbers, and those outside of the support, such as a -1 that stands for a missing count.
+        """
+        masks, inner = self.masks, layers(self.distribution)[-1]
+        if not masks or not self.value.is_floating_point():
+            return self.value
+        fits = inner.support.check(self.value)
+        gone = ~(fits.reshape(*fits.shape, *[1] * (self.value.dim() - fits.dim())) & self.value.isfinite())
+        rank = len(self.distribution.batch_shape) + len(self.distribution.event_shape)
+        for mask, shape in masks:
+            exists = mask.to(self.value.device).expand(shape)
+            gone = gone & ~exists.reshape(*shape, *[1] * (rank - len(shape)))
+        return torch.where(gone, _inside(inner, self.value), self.value)
 
     def scored(self, value: Tensor) -> Tensor:
         """Returns whether each number of a value at this site is finite and in the support, or is masked and so not scored.
@@ -354,10 +388,28 @@ class Observation:
         return scored
 
 
+def _inside(distribution: Any, like: Tensor) -> Tensor:
+    """Returns values that the distribution can score with a finite derivative: its mean, or others where that is none."""
+    support = distribution.support
+    if support.is_discrete:
+        return torch.as_tensor(getattr(support, "lower_bound", 0), dtype=like.dtype, device=like.device)
+    try:
+        other = transform_to(support)(like.new_zeros(())) if not support.event_dim else like.new_full((), 0.5)
+    except NotImplementedError:
+        other = like.new_full((), 0.5)
+    try:
+        mean: Tensor = distribution.mean.detach()
+    except (NotImplementedError, AttributeError):
+        return other
+    fits = support.check(mean)
+    fits = fits.reshape(*fits.shape, *[1] * (mean.dim() - fits.dim())) & mean.isfinite()
+    return torch.where(fits, mean, other)
+
+
 def observations(model: Program, *args: Any) -> dict[str, Observation]:
     """Returns what the model observes when it is called with these arguments, by site. Latents are drawn from the prior."""
     with library_path():
-        trace = poutine.trace(model).get_trace(*args)
+        trace = _traced(model, *args)
     return {
         name: Observation(site["fn"], site["value"], site["mask"])
         for name, site in _sample_sites(trace).items()
@@ -368,7 +420,18 @@ def observations(model: Program, *args: Any) -> dict[str, Observation]:
 def draw_latents(guide: Program, *args: Any) -> dict[str, Tensor]:
     """Returns one draw from the guide, by site."""
     with library_path():
-        return {name: site["value"] for name, site in _sample_sites(poutine.trace(guide).get_trace(*args)).items()}
+        return {name: site["value"] for name, site in _sample_sites(_traced(guide, *args)).items()}
+
+
+def _traced(program: Program, *args: Any, **kwargs: Any) -> poutine.Trace:
+    """Returns the trace of a run. Errors are those of the program, without the shapes of all sites that Pyro adds to them."""
+    try:
+        return poutine.trace(program).get_trace(*args, **kwargs)
+    except (ValueError, RuntimeError) as error:
+        own: BaseException = error
+        while "Trace Shapes:" in str(own) and own.__cause__ is not None:
+            own = own.__cause__
+        raise own from own.__cause__
 
 
 def _parameters(trace: poutine.Trace) -> dict[str, Tensor]:

@@ -129,6 +129,29 @@ def without_nulls(words: Sequence[str]) -> tuple[list[str], list[Place]]:
     return kept, places
 
 
+def behind_classes(words: Sequence[str]) -> list[str]:
+    """The words, where an option of a class stands behind the file that names the class.
+
+    So ``--data.root x --config m.yaml`` and ``--config m.yaml --data.root x`` are the same where the file says ``data: MNIST``.
+
+    What the file gives itself counts, as the last of two equal options does.
+    """
+    every, kept = list(said(words)), [[*each.words] for each in said(words)]
+    for number, each in enumerate(every):
+        place = tuple(_bare(each.option).split("."))
+        above = [place[:length] for length in range(1, len(place))]
+        if any(tuple(_bare(other.option).split(".")) in above for other in every[:number]):
+            continue  # it belongs to a class that the words name
+        for later in range(number + 1, len(every)):
+            if _bare(every[later].option) == "config" and every[later].value:
+                given = from_file(Path(every[later].value or ""))
+                if any(found.name and found.place in above for found in given):
+                    moved, kept[number] = kept[number], []
+                    kept[later] += [] if any(found.place == place for found in given) else moved
+                    break
+    return [word for part in kept for word in part]
+
+
 def _bare(option: str) -> str:
     """The name of an option, without its dashes, and without the plus sign that adds to a list."""
     return option.removeprefix("--").removesuffix("+")

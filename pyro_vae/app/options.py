@@ -22,7 +22,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from pyro_vae.app.console import fail, pick_device
-from pyro_vae.app.given import WrongOptionError, from_words, said, without_nulls
+from pyro_vae.app.given import WrongOptionError, behind_classes, from_words, said, without_nulls
 from pyro_vae.app.guard import NotAllowedError, guarded
 from pyro_vae.app.hints import Tree
 from pyro_vae.app.setting import Setting
@@ -190,7 +190,7 @@ class Options:
         if run:  # a run brings its data along: they are the default then
             described["data"] = data_of_run(Path(run), self.trust)
         # The parser knows no defaults here, and a class whose options are given must have those that it cannot do without.
-        words, nulls = without_nulls(self.arguments)
+        words, nulls = without_nulls(behind_classes(self.arguments))
         words = [*(words_for("data", described["data"], self.trust) if run else []), *words]
         # Options of the likelihood that the data will choose are read as those of some likelihood, and kept until then.
         unknown = "likelihood" in plain and self.tree.called(("likelihood",)) is _of_the_data

@@ -6,29 +6,21 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, final, get_args
+from typing import Literal, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_vae.data.csv_files import TEXTS, Reading, listed
+from pyro_vae.data.numbers import Channels, as_data, check_data, check_labels
 from pyro_vae.data.splits import Binarize, Data, Split, Splits, make_splits
 from pyro_vae.data.tables import PARQUETS, is_table, read_table
 from pyro_vae.view import LONGEST_ROW, Shown, View
 
 logger = logging.getLogger("pyro_vae")
-Channels = Literal["first", "last", "none"]
-"""Where the channels of images and signals are in a file."""
-
-_EXACT = 2**24
-"""The largest whole number up to which float32 holds every whole number."""
-_LOST = 1e-3
-"""The largest rounding error of a number of x in float32 that is accepted, as a share of its standard deviation."""
 _HELD_OUT = 1000
 """How many data are held out by default, each for validation and for the test, where as many are left for training."""
-_CHANNELS = 4
-"""The largest number of channels that is recognized behind the pixels."""
 
 
 @final
@@ -90,10 +82,11 @@ class Arrays(Data):
         self.reading = Reading(columns, tuple(leave_out), labels, separator, decimal, header, tuple(missing))
 
     def load(self) -> Splits:
-        """Reads the file: x is ``(N, ...)``, in float32.
+        """Reads the file: x is ``(N, ...)``, in the default dtype.
 
         Raises:
-            ValueError: the file cannot be read, holds no finite numbers, or float32 would lose what its numbers say.
+            ValueError: the file cannot be read, holds no finite numbers, or the default dtype would lose what its
+                numbers say.
         """
         if self.path.is_dir():
             raise ValueError(f"{self.path} is a folder, and no file: name a file in it")
@@ -103,13 +96,14 @@ class Arrays(Data):
         else:
             array, given = _read_numpy(self.path, self.reading)
             names = ()
-        x = _channels_first(_numbers(array, "x", self.path), self.channels, self.path)
-        if x.ndim < 2 or x.size == 0:
-            raise ValueError(f"{self.path}: expected an array (N, ...) of N data, got shape {x.shape}")
-        _check_finite(x, names, self.path)
+        x = as_data(array, names, str(self.path))
+        if x.ndim < 2 or x.numel() == 0:
+            raise ValueError(f"{self.path}: expected an array (N, ...) of N data, got shape {tuple(x.shape)}")
+        if empty := check_data(x, names, str(self.path)):
+            logger.warning("%s: %d of %d data have no value, so that their log p(x) is 0", self.path, empty, len(x))
         labels, classes = (None, ()) if given is None else _labels(given, len(x), self.path)
         shown = names if x.ndim == 2 and (not names or table.named or len(names) <= LONGEST_ROW) else ()
-        data = Split(_float32(x, names, self.path), labels)
+        data = Split(x, labels)
         self._tell_binarized(data.x)
         return make_splits(
             data,
@@ -118,6 +112,7 @@ class Arrays(Data):
             binarize=self.binarize,
             split_seed=self.split_seed,
             standardize=self.standardize,
+            channels=self.channels,
             view=View(self.kind, shown, self.ink, classes),
         )
 
@@ -138,30 +133,6 @@ def _held_out(N: int) -> int:
     return _HELD_OUT if N >= 3 * _HELD_OUT else max(1, N // 5)
 
 
-def _check_finite(x: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """Raises ValueError, which names the place, if a value is infinite or a number is missing in all data."""
-    if x.dtype.kind != "f":
-        return
-    rows = x.reshape(len(x), -1)
-    if (infinite := np.isinf(rows)).any():
-        place = _place(int(infinite.any(0).argmax()), x.shape[1:], names)
-        raise ValueError(f"{path}: {int(infinite.sum())} of {x.size} values are infinite, the first in {place}")
-    if (never := np.isnan(rows).all(0)).any():
-        place, advice = _place(int(never.argmax()), x.shape[1:], names), "save the data without it"
-        if names:
-            advice = f'leave it out by --data.leave_out "[{names[int(never.argmax())]}]"'
-        raise ValueError(f"{path}: {place} has no value, since all of it is missing: {advice}")
-    if empty := int(np.isnan(rows).all(1).sum()):
-        logger.warning("%s: %d of %d data have no value, so that their log p(x) is 0", path, empty, len(x))
-
-
-def _place(at: int, shape: tuple[int, ...], names: Sequence[str]) -> str:
-    """A number of a datum, as a message names it."""
-    if names:
-        return f"column {names[at]!r}"
-    return f"x[:, {', '.join(str(i) for i in np.unravel_index(at, shape))}]"
-
-
 def _labels(array: np.ndarray, N: int, path: Path) -> tuple[Tensor, tuple[str, ...]]:
     """The labels, and the names of classes, if they are texts.
 
@@ -173,79 +144,12 @@ def _labels(array: np.ndarray, N: int, path: Path) -> tuple[Tensor, tuple[str, .
     if array.dtype.kind == "U" and array.shape == (N,):
         classes, codes = np.unique(array, return_inverse=True)
         return torch.from_numpy(codes.astype(np.int64)), tuple(classes.tolist())
-    labels = _numbers(array, "labels", path)
-    if labels.shape != (N,):
-        raise ValueError(f"{path}: expected one label for each of {N} data, got shape {labels.shape}")
-    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
-        raise ValueError(f"{path}: {int((~np.isfinite(labels)).sum())} of {N} labels are NaN or infinite")
-    if np.abs(labels.astype(np.float64)).max() > 2.0**53:
-        raise ValueError(f"{path}: expected labels up to 2^53, got {labels.max()}: number the classes 0, 1, ...")
-    if (labels == np.round(labels)).all():
-        return torch.from_numpy(labels.astype(np.int64)), ()
-    return torch.from_numpy(labels.astype(np.float64)), ()
-
-
-def _channels_first(x: np.ndarray, channels: Channels | None, path: Path) -> np.ndarray:
-    """Returns x with its channels before its pixels.
-
-    Raises:
-        ValueError: x has no channels, or it was not said where they are and they seem to be last.
-    """
-    if channels not in (None, *get_args(Channels)):
-        raise ValueError(f"channels: expected first, last or none, got {channels!r}")
-    if channels == "none":
-        return np.expand_dims(x, 1)
-    if channels == "last":
-        if x.ndim < 3:
-            raise ValueError(f"channels: {path} has data of shape {x.shape[1:]}, which have no channels")
-        return np.ascontiguousarray(np.moveaxis(x, -1, 1))
-    if channels is None and x.ndim > 2 and x.shape[-1] <= _CHANNELS < min(x.shape[1:-1]):
-        sizes = "×".join(str(size) for size in x.shape[1:])
-        raise ValueError(
-            f"{path}: data of {sizes} seem to have their {x.shape[-1]} channels last: --data.channels last moves them to the "
-            f"front, --data.channels first keeps the order"
-        )
-    return x
-
-
-def _float32(x: np.ndarray, names: Sequence[str], path: Path) -> Tensor:
-    """Returns x in float32, in which networks compute.
-
-    Raises:
-        ValueError: numbers that differ would become the same, or would overflow; the message names the place in a datum.
-    """
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        single = x.astype(np.float32)
-    if np.array_equal(single, x, equal_nan=x.dtype.kind == "f") and (
-        x.dtype.kind not in "iu" or np.abs(single).max() <= _EXACT
-    ):
-        return torch.from_numpy(single)
-    wide, exact = single.astype(np.float64).reshape(len(x), -1), x.astype(np.float64).reshape(len(x), -1)
-    # The first value that is there in place of missing ones changes no range. Their spread is then taken without them.
-    missing = np.isnan(exact)
-    first = exact[(~missing).argmax(0), np.arange(exact.shape[1])]
-    with np.errstate(over="ignore"):
-        spread = np.nanstd(exact, 0) if missing.any() else exact.std(0)
-        wide, exact = (
-            np.where(missing, values, each) for values, each in ((first.astype(np.float32), wide), (first, exact))
-        )
-        error, size = np.abs(wide - exact).max(0), np.abs(exact).max(0)
-    # Large floats are all whole, which says nothing about numbers that no integer type holds.
-    whole = (exact == np.round(exact)).all(0) & (size <= 2.0**64)
-    lost = (whole & (size > _EXACT)) | (error > np.where(whole, 0.5, _LOST * spread)) | ~np.isfinite(error)
-    constant = (exact == exact[0]).all(0) & np.isfinite(error) & ~whole
-    lost &= ~constant
-    if lost.any():
-        at = int(lost.argmax())
-        place = _place(at, x.shape[1:], names)
-        distinct, left = len(np.unique(exact[:, at])), len(np.unique(wide[:, at]))
-        raise ValueError(
-            f"{path}: float32, in which networks compute, cannot hold {int(lost.sum())} of the {lost.size} numbers of a datum: "
-            f"{place} has values from {exact[:, at].min():.10g} to {exact[:, at].max():.10g}, and its {distinct} "
-            f"different values would become {left}. Subtract an offset from it, divide it, or take its logarithm, and save it "
-            f"again"
-        )
-    return torch.from_numpy(single)
+    check_labels(array, f"{path}: labels")
+    if array.shape != (N,):
+        raise ValueError(f"{path}: expected one label for each of {N} data, got shape {array.shape}")
+    if (array == np.round(array)).all():
+        return torch.from_numpy(array.astype(np.int64)), ()
+    return torch.from_numpy(array.astype(np.float64)), ()
 
 
 def _read_numpy(path: Path, how: Reading) -> tuple[np.ndarray, np.ndarray | None]:
@@ -282,14 +186,3 @@ def _read_numpy(path: Path, how: Reading) -> tuple[np.ndarray, np.ndarray | None
     if "x" not in arrays:
         raise ValueError(f"{path}: expected an array named x, got {sorted(arrays)}")
     return arrays["x"], labels
-
-
-def _numbers(array: np.ndarray, name: str, path: Path) -> np.ndarray:
-    """Returns the array, if it is made of numbers.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if array.dtype.kind not in "biuf":
-        raise ValueError(f"{path}: expected numbers in {name}, got {array.dtype}")
-    return array

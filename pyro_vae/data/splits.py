@@ -15,10 +15,11 @@ from torch.distributions.constraints import Constraint
 
 from pyro_vae.data.checks import check_columns
 from pyro_vae.data.columns import Columns
+from pyro_vae.data.numbers import Channels, as_data, as_labels, check_data, check_labels, check_whole, moved_channels
 from pyro_vae.description import Described
-from pyro_vae.kinds import WrongKindError, names_checked, require, takes
+from pyro_vae.kinds import names_checked, require, takes
 from pyro_vae.missing import has_missing, observed_mean, observed_values
-from pyro_vae.parts import Dims, Shape
+from pyro_vae.parts import Dims, Shape, floating
 from pyro_vae.scopes import evaluating
 from pyro_vae.traces import inputs_of
 from pyro_vae.view import View
@@ -39,6 +40,7 @@ class Split:
     """Data of one kind, on one device.
 
     NumPy arrays become tensors: x in the default dtype, in which networks compute, and labels of whole numbers in int64.
+    Numbers that this would change are refused. Tensors stay as they are; whole numbers are scored in the default dtype.
 
     Attributes:
         x: data ``(N, *x_shape)``; probabilities in [0, 1] where `dynamic`. NaN is a missing value.
@@ -54,12 +56,16 @@ class Split:
         """Takes NumPy arrays for tensors.
 
         Raises:
-            WrongKindError: x or the labels are neither.
+            WrongKindError: x or the labels are neither, or are no real numbers.
+            ValueError: a tensor cannot hold the numbers of an array, or a label is NaN, infinite or too large.
         """
-        for name in ("x", "labels"):
+        for name, read in (("x", as_data), ("labels", as_labels)):
             if isinstance(array := getattr(self, name), np.ndarray):
-                object.__setattr__(self, name, _tensor(array, name))
+                object.__setattr__(self, name, read(array))
         require(vars(self), get_type_hints(Split), "Split")
+        check_whole(self.x)
+        if self.labels is not None:
+            check_labels(self.labels)
 
     def __len__(self) -> int:
         """The number N of data."""
@@ -100,15 +106,6 @@ DataLike = Tensor | np.ndarray | Split | Columns
 """What evaluation takes: a split, x alone, as a tensor or a NumPy array, or columns."""
 
 
-def _tensor(array: np.ndarray, name: str) -> Tensor:
-    """A NumPy array of numbers as a tensor: real numbers, and all of x, in the default dtype."""
-    if array.dtype.kind not in "biuf":
-        raise WrongKindError(f"{name} of the data: expected numbers, got a NumPy array of {array.dtype}")
-    if name == "labels" and array.dtype.kind != "f":
-        return torch.from_numpy(array.astype(np.int64))
-    return torch.from_numpy(np.ascontiguousarray(array)).to(torch.get_default_dtype())
-
-
 class Splits(NamedTuple):
     """Train, validation and test data of one data set.
 
@@ -135,10 +132,18 @@ class Splits(NamedTuple):
         return tuple(self.train.x.shape[1:])
 
     def dims(self, latent: int) -> Dims:
-        """The sizes that parts are built for, with the training data and their mean."""
-        x = self.train.x.cpu()
-        if x.is_floating_point():  # parts are made in PyTorch's default type
-            x = x.to(torch.promote_types(x.dtype, torch.get_default_dtype()))
+        """The sizes that parts are built for, with the training data and their mean.
+
+        Raises:
+            ValueError: a datum is a single number, without a shape.
+        """
+        if not self.x_shape:
+            raise ValueError(
+                f"x: expected data of shape (N, ...), got a single number for each of {len(self.train)} data: x[:, None] makes "
+                f"a column of them"
+            )
+        x = floating(self.train.x.cpu())
+        x = x.to(torch.promote_types(x.dtype, torch.get_default_dtype()))  # parts are made in PyTorch's default type
         missing = self.missing
         if self.standardize:
             units = _units(x)
@@ -184,7 +189,7 @@ class Data(Described, ABC):
 def x_of(data: DataLike) -> Tensor:
     """The data alone ``(N, *x_shape)``, without labels."""
     if isinstance(data, np.ndarray):
-        return _tensor(data, "x")
+        return as_data(data)
     return data if isinstance(data, Tensor) else data.x
 
 
@@ -210,12 +215,14 @@ def columns_of(programs: Any, data: DataLike) -> Columns:
         data: a split; or x alone, a tensor or a NumPy array ``(N, *x_shape)``; or columns, which are taken as they are.
 
     Raises:
-        ValueError: the programs take labels, and there are none or not one for each datum; or the data have more digits than
-            the parameters, such as float64 and float32.
+        ValueError: there are no data; the programs take labels, and there are none or not one for each datum; or the data have
+            more digits than the parameters, such as float64 and float32.
         WrongKindError: these are no data.
     """
     if isinstance(data, Columns):
         return data
+    if not len(x_of(data)):
+        raise ValueError("data: expected at least one datum, got none")
     split = data if isinstance(data, Split) else Split(x_of(data))
     return replace(split, x=_in_type_of(programs, split.x)).columns(inputs_of(programs))
 
@@ -248,6 +255,7 @@ def make_splits(
     split_seed: int = 0,
     support: Constraint | None = None,
     standardize: bool | None = None,
+    channels: Channels | None = None,
     view: View | None = None,
 ) -> Splits:
     """Divides data into training, validation and test data, and binarizes them if that is wanted.
@@ -263,24 +271,37 @@ def make_splits(
         split_seed: seed of the division.
         support: the values that a datum may take; by default the narrowest support that holds the data (see `support_of`).
         standardize: whether parts see each number of x with its training mean subtracted and divided by its standard deviation.
-            By default they do where x is made of real numbers and is no image. What is reported stays a density of x.
+            By default they do where x is made of real numbers, also of those in [0, 1], and is no image. What is reported stays
+            a density of x. A likelihood on [0, 1], such as Beta, describes x itself in any case.
+        channels: where the channels of images and signals are: first, ``(N, C, H, W)``, or last, ``(N, H, W, C)``, which moves
+            them to the front. With none, data without channels, ``(N, L)`` or ``(N, H, W)``, get one. By default they are
+            first, and data that look as if they were last are refused.
         view: how the data are shown; by default their shape tells it (see `pyro_vae.view.View`).
 
     Raises:
-        ValueError: there are fewer data than asked for, values that are missing or no probabilities are to be binarized, or a
-            number of x is missing in all data.
+        ValueError: there are fewer data than asked for, values are infinite, values that are missing or no probabilities are to
+            be binarized, a number of x is missing in all data, the channels seem to be last, or test data are of another shape.
     """
     if binarize not in ("dynamic", "fixed", "none"):
         raise ValueError(f"binarize: expected dynamic, fixed or none, got {binarize!r}")
-    _check_observed(data, test, binarize)
-    support, view = support_of(data.x) if support is None else support, view or View()
+    view = view or View()
+    data = _usable(data, channels, view)
+    if isinstance(test, Split):
+        test = _usable(test, channels, view, "test")
+        if test.x.shape[1:] != data.x.shape[1:]:
+            shapes = tuple(test.x.shape[1:]), tuple(data.x.shape[1:])
+            raise ValueError(f"test: expected data of shape {shapes[1]}, as the others are, got {shapes[0]}")
+    if binarize != "none" and any(isinstance(each, Split) and has_missing(each.x) for each in (data, test)):
+        raise ValueError(
+            "binarize: some values are missing (NaN), and pixels are drawn of known probabilities only: choose none"
+        )
+    support = support_of(data.x) if support is None else support
     train, held_out = (data, test) if isinstance(test, Split) else _hold_out(data, test, "test", split_seed)
     train, watched = _hold_out(train, valid, "valid", split_seed)
-    real = support is constraints.real and binarize == "none"
+    real = support in (constraints.real, constraints.unit_interval) and binarize == "none"
     if standardize and not real:
         raise ValueError(
-            "standardize: only real numbers are standardized, and these data are whole numbers, probabilities, or binarized: "
-            "leave it out"
+            "standardize: only real numbers are standardized, and these data are whole numbers or binarized: leave it out"
         )
     if binarize == "none":
         image = view.kind_of(tuple(data.x.shape[1:])) == "image"
@@ -309,7 +330,7 @@ def _units(x: Tensor) -> Tensor:
 @takes
 def support_of(x: Tensor) -> Constraint:
     """The narrowest of {0, 1}, whole numbers 0..max, [0, 1] and the real numbers that holds all observed values."""
-    x = observed_values(x)
+    x = observed_values(floating(x))
     low, high = x.min().item(), x.max().item()
     if low >= 0 and bool((x == x.round()).all()):
         return constraints.boolean if high <= 1 else constraints.integer_interval(0, int(high))
@@ -337,31 +358,30 @@ def _hold_out(split: Split, size: int, name: str, seed: int) -> tuple[Split, Spl
     return chosen(order[:-size]), chosen(order[-size:])
 
 
-def _check_observed(data: Split, test: int | Split, binarize: Binarize) -> None:
-    """Checks that missing values can be left out, and that each number of x is observed in some datum.
+def _usable(split: Split, channels: Channels | None, view: View, name: str = "x") -> Split:
+    """The split with its channels first.
 
     Raises:
-        ValueError: they cannot, or one is not.
+        ValueError: data are infinite, a number of x is missing in all of the data that models are trained on, or the channels
+            seem to be last.
     """
-    if not (has_missing(data.x) or (isinstance(test, Split) and has_missing(test.x))):
-        return
-    if binarize != "none":
-        raise ValueError(
-            "binarize: some values are missing (NaN), and pixels are drawn of known probabilities only: choose none"
-        )
-    if never := int(data.x.isnan().all(0).sum()):
-        raise ValueError(
-            f"x: {never} of {data.x[0].numel()} numbers of a datum are missing (NaN) in all data: leave them out"
-        )
+    if len(split.x) and name == "x":
+        names = view.columns if split.x.dim() == 2 and len(view.columns) == split.x.shape[1] else ()
+        check_data(split.x, names, name)
+    elif bool(split.x.isinf().any()):
+        raise ValueError(f"{name}: {int(split.x.isinf().sum())} of {split.x.numel()} values are infinite")
+    moved = moved_channels(split.x, channels)
+    return split if moved is split.x else replace(split, x=moved)
 
 
 def _as_probabilities(split: Split, support: Constraint) -> Split:
     """Whole numbers 0..n divided by n; values in [0, 1] as they are."""
     upper = getattr(support, "upper_bound", 1)
-    low, high = split.x.min().item(), split.x.max().item()
+    x = floating(split.x)
+    low, high = x.min().item(), x.max().item()
     if low < 0 or (support is constraints.real and high > 1):
         raise ValueError(f"binarize: expected values in [0, 1] or counts, got values from {low:g} to {high:g}")
-    return replace(split, x=split.x / upper)
+    return replace(split, x=x / upper)
 
 
 def _binarized(split: Split) -> Split:

@@ -140,9 +140,13 @@ def _numbers(column: pd.Series[Any], name: str, path: Path, how: Reading) -> np.
         what = "texts" if isinstance(cells.iloc[0], str) else f"values of type {type(cells.iloc[0]).__name__}"
     example = str(cells.iloc[0]) if len(cells) else "none"
     advice = f'leave it out by --data.leave_out "[{name}]", or take it as labels by --data.labels "{name}"'
-    if how.decimal == "." and re.fullmatch(r"[-+]?\d+,\d+", example):
+    if how.decimal == "." and re.fullmatch(r"[-+]?\d+,\d+", example.strip()):
         advice = "a decimal comma is read by --data.decimal ,"
-    elif re.fullmatch(r"[-+]?\d{1,3}([ ,.'’]\d{3})+([.,]\d+)?", example):
+        if all(re.fullmatch(r"[-+]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?", str(cell).strip()) for cell in cells):
+            advice = (
+                f"if its commas separate thousands, save it without them; only if they are decimal commas, {advice}"
+            )
+    elif re.fullmatch(r"[-+]?\d{1,3}([ ,.'’]\d{3})+([.,]\d+)?", example.strip()):
         advice = "save numbers without a separator of thousands"
     elif len(cells) < N:
         markers = json.dumps(sorted({str(cell).strip() for cell in cells})[:5], ensure_ascii=False)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_vae.estimators.base import Estimate, Estimator
 from pyro_vae.estimators.objective import Objective
-from pyro_vae.traces import Particles, Program, parameters_used, particles
+from pyro_vae.traces import Particles, Program, filled_where_masked, parameters_used, particles
 
 
 @final
@@ -58,7 +58,7 @@ class Stock(Estimator):
         """
         model, guide, args, kwargs = draws.programs
         size = self._size(draws)
-        with torch.no_grad():
+        with torch.no_grad(), filled_where_masked():
             return torch.full_like(draws.log_w[0], -self.elbo.loss(model, guide, *args, **kwargs) / size)
 
     def gradients(
@@ -91,7 +91,8 @@ class Stock(Estimator):
         for each in touched:
             each.grad = None
         try:
-            loss = self.elbo.loss_and_grads(model, guide, *args, **kwargs)
+            with filled_where_masked():
+                loss = self.elbo.loss_and_grads(model, guide, *args, **kwargs)
             found = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad / -size for leaf in leaves]
         finally:
             for each, grad in zip(touched, kept, strict=True):

@@ -51,6 +51,7 @@ class ContinuousBernoulli(Likelihood):
     offset: Tensor
 
     def __init__(self, dims: Dims, network: NetworkFactory = MLP) -> None:
+        dims = dims.in_units_of_x()
         super().__init__(dims)
         self.network = network((dims.latent,), dims.x_shape)
         self.register_buffer("offset", _logit_with_mean(mean_or(dims, 0.5)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import pi
+from math import inf, pi
 from typing import final
 
 import torch
@@ -18,7 +18,11 @@ from pyro_vae.parts import Dims, Distribution, Likelihood
 from pyro_vae.special import Elementwise, bounded, stirling_remainder
 
 _LIMIT = 80.0
-"""Log rates and log shapes are bounded by ±80, so that a rate, and a sum of rates over pixels, is finite in float32."""
+"""Log rates and log shapes are `bounded` by 80 from above: the rate is a term of the log-probability, which float32 holds up to
+e^88, and a sum over pixels must be finite too. From below no bound is needed, since all is computed in float64, where a rate
+of 0 is right as well: k log rate is the whole log-probability, and k its gradient."""
+_SMALLEST = -300.0
+"""Log shapes are `bounded` from below too: the squares of r and 1/r that derivatives contain are then finite in float64."""
 
 
 @final
@@ -148,7 +152,7 @@ class _Binomial(Elementwise):
 
 
 class _Poisson(Elementwise):
-    """Poisson(exp(a)), for rates from 0 to 1e34 (see `_LIMIT`).
+    """Poisson(exp(a)), for rates from 0 to 5e34 (see `_LIMIT`).
 
     Args:
         log_rate: a.
@@ -201,7 +205,7 @@ class _NegativeBinomial(Elementwise):
         With δ = log(μ / k), it is k δ - (k + r) log(1 + k (e^δ - 1) / (k + r)) plus the log probability at μ = k, which
         is taken by Stirling's remainders.
         """
-        k, r = value.double(), _bounded_log(self.log_shape).exp()
+        k, r = value.double(), _bounded_shape(self.log_shape).exp()
         c = k.clamp(min=_NO_COUNT)
         log_mean = _bounded_log(self.log_mean)
         delta = log_mean - c.log()
@@ -223,7 +227,7 @@ class _NegativeBinomial(Elementwise):
         """Draws counts from Poisson distributions whose rates are drawn from a gamma distribution."""
         with torch.no_grad():
             shape = self._extended_shape(Size(sample_shape))
-            r = _bounded_log(self.log_shape).exp().expand(shape)
+            r = _bounded_shape(self.log_shape).exp().expand(shape)
             rate = torch._standard_gamma(r) / r * _bounded_log(self.log_mean).exp()
             return _poisson(rate).to(self.log_mean.dtype)
 
@@ -235,7 +239,11 @@ _LARGE_RATE = 1e9
 
 
 def _bounded_log(number: Tensor) -> Tensor:
-    return bounded(number.double(), -_LIMIT, _LIMIT)
+    return bounded(number.double(), -inf, _LIMIT)
+
+
+def _bounded_shape(number: Tensor) -> Tensor:
+    return bounded(number.double(), _SMALLEST, _LIMIT)
 
 
 def _poisson(rate: Tensor) -> Tensor:

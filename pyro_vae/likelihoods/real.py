@@ -143,6 +143,7 @@ class Beta(Likelihood):
     offset: Tensor
 
     def __init__(self, dims: Dims, network: NetworkFactory = MLP, concentration: float = 10.0) -> None:
+        dims = dims.in_units_of_x()
         super().__init__(dims)
         if not concentration > 0:
             raise ValueError(f"concentration: expected a positive number, got {concentration}")

@@ -29,7 +29,7 @@ class VAE(ThreePartModel):
     """
 
     def __init__(self, prior: Prior, guide: Guide, likelihood: Likelihood) -> None:
-        super().__init__(likelihood.dims, prior, guide, likelihood)
+        super().__init__(guide.dims, prior, guide, likelihood)  # a likelihood may leave data in their units
         if guide.dims.x_shape != likelihood.dims.x_shape:
             raise ValueError(f"guide takes x of shape {guide.dims.x_shape}, likelihood gives {likelihood.dims.x_shape}")
         latents = {"prior": prior.dims.latent, "guide": guide.dims.latent, "likelihood": likelihood.dims.latent}

@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from pyro_vae.files import from_json, write_whole
-from pyro_vae.parts import Dims
+from pyro_vae.parts import SMALLEST_SCALE, Dims
 
 logger = logging.getLogger("pyro_vae")
 _SIZES, _DIGEST = "pyro_vae", "sha256"
 """The entry of the file's metadata, one alone since several stand in any order, and the digest in it."""
 _FORMAT = 2
 """Files since this format carry digests; those before it do not say their format."""
+_ADDRESSES = 2**48
+"""How many bytes a processor of 64 bits can address. Training data were in memory, with a byte for each number at least."""
 _OLD = {"latent", "x_shape", "classes", "x_scale", "data", "epoch"}
 """What files without digests say."""
 
@@ -142,11 +145,15 @@ def _dims(kept: Mapping[str, Any]) -> Dims:
         if not fit:
             expected = {
                 "x_shape": "sizes of at least 1",
-                "x_scale": "a finite number above 0",
+                "x_scale": f"a finite number of at least {SMALLEST_SCALE:.2g}",
                 **dict.fromkeys(("standardized", "missing"), "true or false"),
             }
             what = expected.get(name, "a whole number of at least 1")
             raise ValueError(f"damaged, or not from such a run: {name}: expected {what}, got {kept.get(name)!r}")
+    if (kept.get("data") or 1) * prod(shape) > _ADDRESSES:
+        raise ValueError(
+            f"damaged, or not from such a run: data: {kept.get('data')!r} data of shape {tuple(shape)} fit in no memory"
+        )
     return Dims(
         kept["latent"],
         tuple(kept["x_shape"]),
@@ -163,4 +170,6 @@ def _is_size(value: Any) -> bool:
 
 
 def _is_scale(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and SMALLEST_SCALE <= value <= sys.float_info.max
+    )

@@ -135,6 +135,11 @@ class Training(Iterator[Epoch]):
                     plan.objective.check_means(estimate.optimized)
         except ValueError as error:
             if "more than 1 value per channel" in str(error):
+                if plan.batch_size > 1:
+                    raise ValueError(
+                        "batch normalization is trained on the batch that a network is given, and one is given a single input, "
+                        "as an encoder is by VampPrior(components=1): give it at least 2, or use another normalization"
+                    ) from error
                 raise ValueError(
                     f"batch_size: batch normalization needs batches of at least 2 data to be trained, got {plan.batch_size}"
                 ) from error

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_vae.compilation import Compile
 from pyro_vae.estimators import ELBO, Estimator, Objective
-from pyro_vae.kinds import names_checked, require, shown
+from pyro_vae.kinds import names_checked, require, settle, shown
 from pyro_vae.precision import Precision
 from pyro_vae.training.callbacks import Callback
 from pyro_vae.training.optimizers import OptimizerFactory, check_optimizer
@@ -73,6 +73,7 @@ class TrainingPlan:
             *others, last = get_args(kind)
             if not isinstance(given := getattr(self, name), str) or given not in (*others, last):
                 raise ValueError(f"{name}: expected {', '.join(others)} or {last}, got {shown(given)}")
+        settle(self)
         require(vars(self), get_type_hints(TrainingPlan), "TrainingPlan")
         if self.epochs < 1:
             raise ValueError(f"epochs: expected at least 1, got {self.epochs}")

@@ -80,3 +80,13 @@ def _without_classes(tree: Any) -> Any:
     if not isinstance(tree, dict):
         return tree
     return {name: _without_classes(value) for name, value in tree.get("init_args", tree).items()}
+
+
+def test_an_option_may_stand_before_the_file_that_names_its_class(tmp_path):
+    """In any order of the two; what the file gives itself counts, as it is the last."""
+    (tmp_path / "m.yaml").write_text("data:\n  class_path: MNIST\n  init_args:\n    valid: 33\nlatent: 3\n")
+    file = ["--config", str(tmp_path / "m.yaml")]
+    for words in ([*file, "--data.root", "x"], ["--data.root", "x", *file], ["--data.root=x", "--data.valid=7", *file]):
+        data = yaml.safe_load(Options(train, words).as_yaml())["data"]
+        assert data["class_path"].endswith("MNIST")
+        assert (str(data["init_args"]["root"]), data["init_args"]["valid"]) == ("x", 33)

@@ -82,6 +82,17 @@ def test_a_decimal_comma_is_read_if_it_is_asked_for(tmp_path):
         read(tmp_path, text)
     with pytest.raises(ValueError, match="thousands"):
         read(tmp_path, 'a;b\n1;"1,234.5"\n2;3\n')
+    for cells, thousands in (("1,234;12,345", True), ("1,234;1,5", False), ("0,123;0,456", False)):
+        text = "a;b\n" + "\n".join(f"1;{cell}" for cell in cells.split(";")) + "\n"
+        with pytest.raises(ValueError, match=r"--data\.decimal ,") as told:
+            read(tmp_path, text)
+        assert ("if its commas separate thousands, save it without them" in str(told.value)) is thousands
+
+
+def test_labels_that_float64_does_not_hold_are_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("a,labels\n" + "".join(f"{k},{2**53 + 1}\n" for k in range(9)))
+    with pytest.raises(ValueError, match=r"labels up to 2\^53 - 1"):
+        Arrays(tmp_path / "t.csv", valid=2, test=2).load()
 
 
 def test_separator(tmp_path):

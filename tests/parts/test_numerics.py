@@ -369,7 +369,26 @@ def test_poisson_is_exact(rate):
         is_exact(slope, float(mp.mpf(k) - mp.exp(mp.mpf(log_rate))), rtol=1e-5, atol=0.0)
 
 
-@pytest.mark.parametrize("log_shape", [-60.0, -5.0, 0.0, f32(np.log(1e5)), f32(np.log(1e7)), f32(np.log(1e10)), 60.0])
+@pytest.mark.parametrize("log_rate", [-1000.0, -300.0, -100.0, -90.0, -80.0, -79.0])
+def test_the_smallest_rates_are_exact(log_rate):
+    """A pixel that was never lit and is lit once: nothing is clamped, and the gradient k leads back."""
+    for k in (0.0, 1.0, 10.0, 255.0):
+        for exact, made in (
+            (exact_poisson(log_rate, k), _Poisson),
+            (exact_negative_binomial(log_rate, 0.0, k), lambda a: _NegativeBinomial(a, torch.zeros(()))),
+            (exact_negative_binomial(log_rate, -3.0, k), lambda a: _NegativeBinomial(a, torch.full((), -3.0))),
+        ):
+            a = torch.tensor(log_rate, requires_grad=True)
+            value = made(a).log_prob(torch.tensor(k))
+            is_exact(value, exact)
+            (slope,) = torch.autograd.grad(value, a)
+            is_exact(slope, k)
+            assert made(a).sample((9,)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "log_shape", [-250.0, -100.0, -60.0, -5.0, 0.0, f32(np.log(1e5)), f32(np.log(1e7)), f32(np.log(1e10)), 60.0]
+)
 def test_negative_binomial_is_exact(log_shape):
     rho = torch.tensor(log_shape, requires_grad=True)
     for log_mean in (-60.0, f32(np.log(50)), f32(np.log(1e6))):

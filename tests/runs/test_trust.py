@@ -352,10 +352,10 @@ SIZE = [0, -1, "16", 1.5, True, [], 10**400]
 BAD_SIZES = {
     "latent": [*SIZE, None, ...],
     "x_shape": [*SIZE, [4, -1], [4.0], None, ...],
-    "x_scale": [0, -1.0, "16", float("nan"), float("inf"), True, [], 10**400, None, ...],
+    "x_scale": [0, 5e-324, -1.0, "16", float("nan"), float("inf"), True, [], 10**400, None, ...],
     "standardized": [0, "true", None, ...],
     "classes": [*SIZE, ...],
-    "data": [*SIZE, ...],
+    "data": [*SIZE, 10**15, 2**62, ...],
     "epoch": [*SIZE, ...],
     "format": [1, 3, "2", None, ...],
     "slots": [2, None, ..., "0" * 64],

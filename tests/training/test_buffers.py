@@ -141,6 +141,15 @@ def test_validation_moves_no_buffer_and_no_mode():
     assert {name: each.training for name, each in vae.named_modules()} == kept
 
 
+def test_a_single_input_in_a_large_batch_is_not_blamed_on_the_batch():
+    data = splits_of(20)
+    guide = model_of("encoder").posterior
+    dims = data.dims(guide.dims.latent)
+    vae = VAE(VampPrior(dims, components=1), guide, model_of("encoder").likelihood)
+    with pytest.raises(ValueError, match=r"a single input, as an encoder is by VampPrior\(components=1\)"):
+        fit(vae, data, batch_size=10)
+
+
 @pytest.mark.parametrize(("size", "batch_size"), [(1, 1), (20, 1)])
 def test_batches_of_one_are_refused_with_batch_normalization_alone(size, batch_size):
     data = splits_of(size)
