@@ -119,6 +119,6 @@ def test_parts_that_do_not_fit_are_refused():
     with pytest.raises(TypeError, match="guide"):
         VAE(StandardNormal(DIMS), StandardNormal(DIMS), Bernoulli(DIMS))
     with pytest.raises(
-        ValueError, match=r"x given to DiagonalNormal: expected shape \(..., 1, 4, 4\), got \(50, 4, 4\)"
+        ValueError, match=r"a batch of shape \(N, 1, 4, 4\) is expected, got shape \(50, 4, 4\)"
     ):
         small().guide(X[:, 0])
