@@ -21,7 +21,7 @@ from pyro_vae.kinds import names_checked, require, takes
 from pyro_vae.missing import has_missing, observed_mean, observed_values
 from pyro_vae.parts import Dims, Shape, floating
 from pyro_vae.scopes import evaluating
-from pyro_vae.traces import inputs_of
+from pyro_vae.traces import Programs, inputs_of
 from pyro_vae.view import View
 
 Binarize = Literal["dynamic", "fixed", "none"]
@@ -194,7 +194,7 @@ def x_of(data: DataLike) -> Tensor:
 
 
 @takes
-def columns_for(programs: Any, data: DataLike) -> Columns:
+def columns_for(programs: Programs, data: DataLike) -> Columns:
     """Data as these programs are called with them, checked: the entrance of every evaluation.
 
     The model can then score all of them (see `pyro_vae.data.checks.check_columns`). Nothing moves, and no random number of
