@@ -152,6 +152,7 @@ SKIPPED = {
     "Draws",
     "Line",
     "Mean",
+    "Evidence",
     "Crossed",
     "Interval",
     "fit_line",
