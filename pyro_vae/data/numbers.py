@@ -46,9 +46,8 @@ def as_data(array: np.ndarray, names: Sequence[str] = (), source: str = "x of th
     if array.dtype.kind not in "biuf":
         raise WrongKindError(f"{source}: expected numbers in x, got {array.dtype}")
     if isinstance(array, np.ma.MaskedArray):
-        array = (
-            array.astype(np.promote_types(array.dtype, np.float64)).filled(np.nan) if array.mask.any() else array.data
-        )
+        wide = np.promote_types(array.dtype, np.float64)
+        array = np.ma.filled(array.astype(wide), np.nan) if np.ma.is_masked(array) else array.data
     dtype = torch.get_default_dtype()
     narrow = np.float64 if dtype == torch.float64 else np.float32
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
