@@ -59,7 +59,7 @@ def takes(function: Callable[P, R]) -> Callable[P, R]:
     def checking(*args: P.args, **kwargs: P.kwargs) -> R:
         if any(isinstance(each, np.bool_ | np.integer | np.floating) for each in (*args, *kwargs.values())):
             positional, named = map(of_python, args), {name: of_python(each) for name, each in kwargs.items()}
-            return checking(*positional, **named)  # type: ignore[arg-type]  # the same arguments, as Python's numbers
+            return checking(*positional, **named)
         try:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError:

@@ -239,6 +239,8 @@ def _in_type_of(programs: Any, x: Tensor) -> Tensor:
         return x
     (kind,) = found
     if torch.promote_types(x.dtype, kind) != kind:
+        if not x.is_meta and kind == torch.get_default_dtype():
+            as_data(x.detach().cpu().numpy(), source="x")  # which tells what the advice below would lose
         raise ValueError(
             f"x: the data are {x.dtype} and the model is {kind}: make them the same, by model.to(x.dtype) or x.to({kind})"
         )
@@ -362,14 +364,16 @@ def _usable(split: Split, channels: Channels | None, view: View, name: str = "x"
     """The split with its channels first.
 
     Raises:
-        ValueError: data are infinite, a number of x is missing in all of the data that models are trained on, or the channels
-            seem to be last.
+        ValueError: data are infinite, a number of x is missing in all of the data that models are trained on, the channels seem
+            to be last, or there is not one label for each datum.
     """
-    if len(split.x) and name == "x":
+    if name == "x":
         names = view.columns if split.x.dim() == 2 and len(view.columns) == split.x.shape[1] else ()
         check_data(split.x, names, name)
     elif bool(split.x.isinf().any()):
         raise ValueError(f"{name}: {int(split.x.isinf().sum())} of {split.x.numel()} values are infinite")
+    if split.labels is not None and len(split.labels) != len(split.x):
+        raise ValueError(f"labels: expected one for each of {len(split.x)} data, got {len(split.labels)}")
     moved = moved_channels(split.x, channels)
     return split if moved is split.x else replace(split, x=moved)
 
