@@ -59,7 +59,7 @@ def takes(function: Callable[P, R]) -> Callable[P, R]:
     def checking(*args: P.args, **kwargs: P.kwargs) -> R:
         if any(isinstance(each, np.bool_ | np.integer | np.floating) for each in (*args, *kwargs.values())):
             positional, named = map(of_python, args), {name: of_python(each) for name, each in kwargs.items()}
-            return checking(*positional, **named)  # type: ignore[arg-type]  # the same arguments, as Python's numbers
+            return checking(*positional, **named)
         try:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError:
@@ -188,7 +188,9 @@ def fits_class(value: Any, kind: type, inner: tuple[Any, ...]) -> bool:
         return isinstance(value, bool | np.bool_)
     if kind in (int, float):
         number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool | np.bool_)
-        return isinstance(value, torch.SymInt | torch.SymFloat) or (number and abs(value) <= LARGEST[kind])  # no NaN is
+        return isinstance(value, torch.SymInt | torch.SymFloat) or bool(
+            number and abs(value) <= LARGEST[kind]
+        )  # no NaN is
     if kind in (Path, os.PathLike):
         return isinstance(value, str | os.PathLike)
     if issubclass(kind, Mapping):

@@ -95,8 +95,8 @@ class Dims:
         """
         if isinstance(self.x_shape, list):
             object.__setattr__(self, "x_shape", tuple(self.x_shape))
-        require(vars(self), get_type_hints(Dims), "Dims")
         settle(self)
+        require(vars(self), get_type_hints(Dims), "Dims")
         if self.latent < 1:
             raise ValueError(f"latent: expected a size of at least 1, got {self.latent}")
         if not self.x_shape or min(self.x_shape) < 1:

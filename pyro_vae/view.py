@@ -25,8 +25,8 @@ _MOST_CHANNELS = 4
 class View:
     """How data are shown. Pictures and words depend on it, and what is chosen for images without being asked.
 
-    Real numbers are standardized by default unless they are images, and images of levels 0..255 have a likelihood of their
-    own (see `pyro_vae.likelihoods.default_likelihood`).
+    Real numbers are standardized by default unless they are images, and images of levels, such as 0..255, have a likelihood of
+    their own (see `pyro_vae.likelihoods.default_likelihood`).
 
     Attributes:
         kind: image, signal or table; auto tells it by the shape of a datum (see `kind_of`).

@@ -156,6 +156,7 @@ SKIPPED = {
     "Draws",
     "Line",
     "Mean",
+    "Evidence",
     "Crossed",
     "Interval",
     "fit_line",

@@ -91,7 +91,7 @@ class Tree:
         elif slot.listed and not isinstance(given.value, list):
             inside = (given.text or "").strip("[] ")
             raise WrongOptionError(f"{given.at}{option}: expected a list, such as '[{inside}]', got {given.text}")
-        elif not slot.listed and given.name and "." not in given.name and given.name not in slot.known():
+        elif not slot.listed and given.name and "." not in given.name and given.name not in slot.known(refused=True):
             raise WrongOptionError(self._no_class(given, given.place, slot))
         elif not slot.listed and given.name and "." in given.name:
             try:

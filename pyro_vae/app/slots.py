@@ -24,15 +24,19 @@ class Slot(NamedTuple):
     filled_in: int = 0
     listed: bool = False
 
-    def known(self) -> dict[str, type]:
-        """The classes of this project and of its libraries that fill the slot, by name."""
+    def known(self, refused: bool = False) -> dict[str, type]:
+        """The classes of this project and of its libraries that fill the slot, by name.
+
+        Args:
+            refused: whether those are among them that training refuses, which says why.
+        """
         found: dict[str, type] = {}
         below = [self.base]
         while below:
             each = below.pop()
             below += type.__subclasses__(each)
             named = not each.__name__.startswith("_") and not isabstract(each) and each is not self.base
-            named = named and not _takes_closure(each)
+            named = named and (refused or not _takes_closure(each))
             if named and each.__module__.split(".")[0] in ("pyro_vae", "torch"):
                 found[each.__name__] = each
         return dict(sorted(found.items()))

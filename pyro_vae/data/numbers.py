@@ -35,7 +35,7 @@ def as_data(array: np.ndarray, names: Sequence[str] = (), source: str = "x of th
     """Returns an array of numbers ``(N, ...)`` as a tensor in the default dtype, in which networks compute.
 
     Args:
-        array: the numbers; NaN and infinite ones stay as they are.
+        array: the numbers; NaN and infinite ones stay as they are, and masked ones become NaN.
         names: the names of columns, for messages.
         source: what messages begin with.
 
@@ -45,6 +45,9 @@ def as_data(array: np.ndarray, names: Sequence[str] = (), source: str = "x of th
     """
     if array.dtype.kind not in "biuf":
         raise WrongKindError(f"{source}: expected numbers in x, got {array.dtype}")
+    if isinstance(array, np.ma.MaskedArray):
+        wide = np.promote_types(array.dtype, np.float64)
+        array = np.ma.filled(array.astype(wide), np.nan) if np.ma.is_masked(array) else array.data
     dtype = torch.get_default_dtype()
     narrow = np.float64 if dtype == torch.float64 else np.float32
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
@@ -62,11 +65,13 @@ def check_whole(x: Tensor, source: str = "x of the data") -> None:
     """Checks that the default dtype holds whole numbers, which tensors may come as.
 
     Raises:
-        WrongKindError: these are no numbers.
-        ValueError: it does not; the message names the place in a datum.
+        WrongKindError: these are no real numbers.
+        ValueError: it does not, and the message names the place in a datum; or this is a single number.
     """
     if x.is_complex():
         raise WrongKindError(f"{source}: expected real numbers in x, got {x.dtype}")
+    if not x.dim():
+        raise ValueError(f"{source}: expected an array (N, ...) of N data, got a single number")
     if not x.is_floating_point() and x.dtype != torch.bool and x.element_size() > 2 and not x.is_meta and x.numel():
         as_data(x.cpu().numpy(), source=source)
 
@@ -173,6 +178,8 @@ def check_labels(labels: np.ndarray | Tensor, source: str = "labels of the data"
         WrongKindError: these are no real numbers.
         ValueError: one is NaN, infinite or too large.
     """
+    if isinstance(labels, np.ma.MaskedArray) and labels.mask.any():
+        raise ValueError(f"{source}: {int(labels.mask.sum())} of {labels.size} labels are masked")
     if isinstance(labels, Tensor):
         if labels.is_meta:
             return
@@ -236,4 +243,4 @@ def place(at: int, shape: tuple[int, ...], names: Sequence[str] = ()) -> str:
     """A number of a datum, as a message names it."""
     if names:
         return f"column {names[at]!r}"
-    return f"x[:, {', '.join(str(i) for i in np.unravel_index(at, shape))}]" if shape else "x"
+    return f"x[:, {', '.join(str(i) for i in np.unravel_index(at, shape))}]" if shape else "it"

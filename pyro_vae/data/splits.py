@@ -21,7 +21,7 @@ from pyro_vae.kinds import names_checked, require, takes
 from pyro_vae.missing import has_missing, observed_mean, observed_values
 from pyro_vae.parts import Dims, Shape, floating
 from pyro_vae.scopes import evaluating
-from pyro_vae.traces import inputs_of
+from pyro_vae.traces import Programs, inputs_of
 from pyro_vae.view import View
 
 Binarize = Literal["dynamic", "fixed", "none"]
@@ -194,7 +194,7 @@ def x_of(data: DataLike) -> Tensor:
 
 
 @takes
-def columns_for(programs: Any, data: DataLike) -> Columns:
+def columns_for(programs: Programs, data: DataLike) -> Columns:
     """Data as these programs are called with them, checked: the entrance of every evaluation.
 
     The model can then score all of them (see `pyro_vae.data.checks.check_columns`). Nothing moves, and no random number of
@@ -239,6 +239,8 @@ def _in_type_of(programs: Any, x: Tensor) -> Tensor:
         return x
     (kind,) = found
     if torch.promote_types(x.dtype, kind) != kind:
+        if not x.is_meta and kind == torch.get_default_dtype():
+            as_data(x.detach().cpu().numpy(), source="x")  # which tells what the advice below would lose
         raise ValueError(
             f"x: the data are {x.dtype} and the model is {kind}: make them the same, by model.to(x.dtype) or x.to({kind})"
         )
@@ -362,14 +364,16 @@ def _usable(split: Split, channels: Channels | None, view: View, name: str = "x"
     """The split with its channels first.
 
     Raises:
-        ValueError: data are infinite, a number of x is missing in all of the data that models are trained on, or the channels
-            seem to be last.
+        ValueError: data are infinite, a number of x is missing in all of the data that models are trained on, the channels seem
+            to be last, or there is not one label for each datum.
     """
-    if len(split.x) and name == "x":
+    if name == "x":
         names = view.columns if split.x.dim() == 2 and len(view.columns) == split.x.shape[1] else ()
         check_data(split.x, names, name)
     elif bool(split.x.isinf().any()):
         raise ValueError(f"{name}: {int(split.x.isinf().sum())} of {split.x.numel()} values are infinite")
+    if split.labels is not None and len(split.labels) != len(split.x):
+        raise ValueError(f"labels: expected one for each of {len(split.x)} data, got {len(split.labels)}")
     moved = moved_channels(split.x, channels)
     return split if moved is split.x else replace(split, x=moved)
 

@@ -55,8 +55,8 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         """Checks the kinds of the fields."""
-        require(vars(self), get_type_hints(ModelSpec), "ModelSpec")
         settle(self)
+        require(vars(self), get_type_hints(ModelSpec), "ModelSpec")
         if self.latent < 1:
             raise ValueError(f"latent: expected a size of at least 1, got {self.latent}")
 

@@ -150,9 +150,9 @@ def _dims(kept: Mapping[str, Any]) -> Dims:
             }
             what = expected.get(name, "a whole number of at least 1")
             raise ValueError(f"damaged, or not from such a run: {name}: expected {what}, got {kept.get(name)!r}")
-    if (kept.get("data") or 1) * prod(shape) > _ADDRESSES:
+    if (kept.get("data") or 1) * prod(kept["x_shape"]) > _ADDRESSES:
         raise ValueError(
-            f"damaged, or not from such a run: data: {kept.get('data')!r} data of shape {tuple(shape)} fit in no memory"
+            f"damaged, or not from such a run: data: {kept['data']!r} data of {shape} numbers fit in no memory"
         )
     return Dims(
         kept["latent"],

@@ -73,8 +73,8 @@ class TrainingPlan:
             *others, last = get_args(kind)
             if not isinstance(given := getattr(self, name), str) or given not in (*others, last):
                 raise ValueError(f"{name}: expected {', '.join(others)} or {last}, got {shown(given)}")
-        require(vars(self), get_type_hints(TrainingPlan), "TrainingPlan")
         settle(self)
+        require(vars(self), get_type_hints(TrainingPlan), "TrainingPlan")
         if self.epochs < 1:
             raise ValueError(f"epochs: expected at least 1, got {self.epochs}")
         if min(self.e_steps, self.m_steps) < 0 or (self.e_steps > 0) != (self.m_steps > 0):

@@ -75,7 +75,10 @@ def test_evaluation_refuses_what_training_does():
     for n in (2, 100):  # also of two data, whose standard deviation says little
         with pytest.raises(ValueError, match=r"float32.*cannot hold 3 of the 3"):
             log_px(model, x[:n] + 1e9, 2)
-    with pytest.raises(ValueError, match="the data hold infinite values, 6 of 300, and the model gives"):
+    with pytest.raises(
+        ValueError,
+        match=r"to inf that Normal at site .x. cannot score.* 6 values are infinite",
+    ):
         log_px(model, np.where(x > 2, np.inf, x), 2)
 
 
@@ -321,3 +324,31 @@ def test_single_numbers_are_told_to_be_no_data_of_parts():
         splits = make_splits(Split(x), valid=5, test=5)  # which programs of one's own take
         with pytest.raises(ValueError, match=r"x: expected data of shape \(N, ...\), .* x\[:, None\] makes a column"):
             ModelSpec(latent=2).build(splits, 0)
+
+
+def test_masked_numbers_of_numpy_are_missing_and_labels_match_the_data():
+    x = np.ma.masked_greater(rng().normal(size=(100, 3)), 1)
+    splits = make_splits(split_of(x), valid=10, test=10)
+    assert sum(int(part.x.isnan().sum()) for part in splits[:3]) == x.mask.sum()
+    with pytest.raises(ValueError, match="1 of 3 labels are masked"):
+        split_of(np.zeros((3, 1)), np.ma.masked_equal([0, 1, 2], 1))
+    with pytest.raises(ValueError, match="labels: expected one for each of 100 data, got 9"):
+        make_splits(split_of(rng().normal(size=(100, 3)), np.arange(9)), valid=10, test=10)
+
+
+def test_no_advice_loses_numbers():
+    """Tensors of float64 are refused with the advice to make them float32 only where that loses nothing."""
+    x = torch.from_numpy(rng().normal(size=(100, 3)))
+    model = ModelSpec(latent=2).build(make_splits(Split(x.float()), valid=10, test=10), 0)
+    with pytest.raises(ValueError, match=r"make them the same.*x.to\(torch.float32\)"):
+        log_px(model, x, 2)
+    with pytest.raises(ValueError, match=r"float32.*cannot hold 3 of the 3"):
+        log_px(model, x + 1e9, 2)
+
+
+def test_no_data_and_no_numbers_are_told():
+    with pytest.raises(ValueError, match=r"expected an array \(N, ...\) of N data, got shape \(0, 3\)"):
+        make_splits(Split(torch.zeros(0, 3)), valid=1, test=1)
+    for single in (np.array(3.0), torch.tensor(3.0)):
+        with pytest.raises(ValueError, match=r"expected an array \(N, ...\) of N data, got a single number"):
+            split_of(single)
