@@ -213,6 +213,7 @@ def main() -> None:
                 or name in SKIPPED
                 or id(function) in seen
                 or inspect.isabstract(function)
+                or (isinstance(function, type) and issubclass(function, Exception))
             ):
                 continue
             seen.add(id(function))

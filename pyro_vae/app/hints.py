@@ -245,11 +245,15 @@ class Tree:
         initials = "".join(each[:1] for each in name.split("_"))
         if short := [each for each in everything if each[-1] == initials]:
             return written.did_you_mean(short)  # learning_rate: lr
-        for other in [prefix] if prefix else [(each,) for each in self.options]:  # options of classes not chosen
-            at = self._slot(other)
-            for near in [name, *get_close_matches(name, _names(at), n=2, cutoff=_ALIKE)] if at else []:
-                if classes := _having(at, near):  # type: ignore[arg-type]
-                    return written.of_classes(other, near, classes)
+        others = [prefix] if prefix else [(each,) for each in self.options]
+        slots = {other: at for other in others if (at := self._slot(other))}
+        near = [(other, each) for other, at in slots.items() for each in _close(name, at)]
+        for other, each in [
+            *((other, name) for other in slots),
+            *near,
+        ]:  # options of classes not chosen, the same name first
+            if classes := _having(slots[other], each):
+                return written.of_classes(other, each, classes)
         near_names = _alike(name, {each[-1] for each in everything})
         near_places = [each for each in everything if each[-1] in near_names[:1]]
         return written.did_you_mean(near_places) if near_places else ""
@@ -303,6 +307,11 @@ class _Written(NamedTuple):
 def _bare(name: str) -> str:
     """A name without what is easily mixed up: case, dashes and underscores."""
     return name.replace("-", "").replace("_", "").lower()
+
+
+def _close(name: str, slot: Slot) -> list[str]:
+    """Options of the classes that fill a slot whose names resemble a name."""
+    return get_close_matches(name, _names(slot), n=2, cutoff=_ALIKE)
 
 
 def _alike(name: str, names: Collection[str]) -> list[str]:

@@ -154,9 +154,9 @@ def example_of(programs: Any, like: DataLike | None) -> Tensor:
 
 def _in_shape(programs: Programs, like: DataLike | None, n: int, y: Tensor | None) -> Columns:
     """Returns n zeros of the shape of the data, with labels if there are any."""
-    x = example_of(programs, like)
     if like is not None:
-        check_shape(programs, x)
+        check_shape(programs, x_of(like))
+    x = example_of(programs, like)
     columns = Split(x.expand(n, *x.shape[1:]), y).columns(inputs_of(programs))
     check_labels(programs, columns)
     return columns

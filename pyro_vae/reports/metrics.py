@@ -33,7 +33,7 @@ class TestBound(Metric):
             Row(f"  KL  E log q(t|x{given}) − log p(t)", f"{terms.kl:.2f}", everything),
         ]
         values = {"test": terms._asdict(), "test_bound": bound.as_dict()}
-        return Measured(rows, values, each={"bound": totals.per_datum()})
+        return Measured(rows, values, each={"bound": totals.per_datum()} if estimator.per_datum else {})
 
 
 @final

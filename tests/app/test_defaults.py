@@ -36,7 +36,7 @@ FUNCTIONS: dict[str, Callable[..., None]] = {
     "parts": compare_parts,
     "autoencoder": autoencoder,
     "like_the_benchmark": like_the_benchmark,
-    **{name: job for name, (job, _) in JOBS.items()},
+    **{name: job for name, (job, *_) in JOBS.items()},
 }
 
 

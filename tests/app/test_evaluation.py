@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 
 import numpy as np
 import pytest
+from helpers import rows as rows_of
 
 from pyro_vae.reports import AIS, Bracket, Calibration, Gaps, LogLikelihood, Surgery, TestBound
 from pyro_vae.runs import load
@@ -57,12 +57,12 @@ def test_every_metric_of_two_runs_and_their_comparison(script, runs, tmp_path):
     assert "Test log p(x), nats per datum, ± 95 % over the 20 test data" in out
     values = json.loads((tmp_path / "ev" / "run0.json").read_text(), parse_constant=pytest.fail)
     assert values.keys() >= {"test_bound", "log_px", "ais", "bracket", "gaps", "surgery", "calibration"}
-    rows = list(csv.DictReader((tmp_path / "ev" / "run1.csv").open()))
+    rows = rows_of(tmp_path / "ev" / "run1.csv")
     assert len(rows) == 20
     assert float(rows[0]["log_px"]) < 0
     assert rows[10]["ais"] == ""
     assert (tmp_path / "ev" / "figures" / "run0-calibration.png").is_file()
-    table = list(csv.DictReader((tmp_path / "ev" / "runs.csv").open()))
+    table = rows_of(tmp_path / "ev" / "runs.csv")
     assert [row["run"] for row in table] == runs
     mean = np.mean([float(row["log_px"]) for row in rows])
     assert float(table[1]["log p(x) (number)"]) == pytest.approx(mean)

@@ -334,7 +334,7 @@ def test_wrong_arguments_are_refused():
             run(oracle.vae, oracle.data(2), batch_size=0)
         with pytest.raises(ValueError, match="expected at least one datum"):
             run(oracle.vae, oracle.data(0))
-    with pytest.raises(ValueError, match="missing values"):
+    with pytest.raises(ValueError, match="missing ones"):
         ais(oracle.vae, with_gaps(oracle.data(5)), annealing=Annealing(2, 1, start="prior"))
 
 

@@ -29,7 +29,10 @@ EVALUATIONS = {
     "active_units": ev.active_units,
     "draw_gradients": lambda m, x: ev.draw_gradients(m, x, ELBO(), 20),
 }
-LIKE = {"sample": lambda m, x: ev.sample(m, x, 2), "decode": lambda m, x: ev.decode(m, {"t": torch.zeros(1, 2)}, x)}
+LIKE = {
+    "sample": lambda m, x: ev.sample(m, 2, like=x),
+    "decode": lambda m, x: ev.decode(m, {"t": torch.zeros(1, 2)}, x),
+}
 
 
 def vae(likelihood=Bernoulli, shape=(5,), **options):

@@ -308,7 +308,7 @@ def test_refusals():
     ):
         with pytest.raises(ValueError, match=message):
             ev.gaps(vae, x, **options)
-    with pytest.raises(ValueError, match="build it for such data"):
+    with pytest.raises(ValueError, match="build the model for such data"):
         ev.gaps(vae, with_gaps(x), **FEW)
 
     class Opaque(torch.nn.Module):

@@ -168,7 +168,7 @@ def test_refusals():
     for function, message in (
         (lambda: ev.posterior(vae, BITS[:2], draws=1), "draws and batch_size"),
         (lambda: ev.posterior_predictive(vae, BITS[:2], draws=0), "draws and batch_size"),
-        (lambda: ev.posterior(vae, with_gaps(BITS[:4])), "build it for such data"),
+        (lambda: ev.posterior(vae, with_gaps(BITS[:4])), "build the model for such data"),
         (lambda: ev.interpolate(vae, BITS[:2], BITS[:2], 1), "steps: expected at least 2"),
         (lambda: ev.interpolate(vae, BITS[:2], BITS[:3]), "x_a and x_b: expected equal shapes"),
         (lambda: ev.interpolate(Chosen(), BITS[:2], BITS[:2]), "no way between values of 'z', which is discrete"),

@@ -282,7 +282,7 @@ def test_refusals():
     for x, options in ((BITS[:1], {}), (BITS[:5], {"draws": 1}), (BITS[:5], {"batch_size": 0})):
         with pytest.raises(ValueError, match="data, draws and batch_size: expected at least 2, 2 and 1"):
             ev.elbo_surgery(vae, x, **options)
-    with pytest.raises(ValueError, match="build it for such data"):
+    with pytest.raises(ValueError, match="build the model for such data"):
         ev.elbo_surgery(vae, with_gaps(BITS[:5]))
 
     class Moving(Bits):

@@ -14,7 +14,7 @@ from torch.distributions import constraints
 from pyro_vae import models
 from pyro_vae.likelihoods import Bernoulli
 from pyro_vae.priors import StandardNormal
-from pyro_vae.traces import Unconstrained, inputs_of, library_path, observed, particles, simulate
+from pyro_vae.traces import Unconstrained, inputs_of, library_path, observed, particles, simulate_arguments
 
 X = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -111,7 +111,7 @@ def test_every_model(cls):
         draws = particles(model.model, model.guide, *batch, K=3)
         joint = Unconstrained(model.model, model.guide, *batch, K=3)
         torch.testing.assert_close(joint(joint.at(draws.values, 3)).ratio, draws.log_w, rtol=1e-4, atol=1e-4)
-        latents, drawn = simulate(model.model, *batch, inputs=inputs_of(model))
+        latents, drawn = simulate_arguments(model.model, *batch, inputs=inputs_of(model))
     assert set(latents) == set(draws.values)
     assert drawn[0].shape == batch[0].shape
     assert not torch.equal(drawn[0], batch[0])
@@ -202,9 +202,9 @@ def test_what_cannot_be_simulated_is_refused():
             pyro.sample("x", dist.Normal(before + t[..., None], 1.0).to_event(1), obs=x)
 
     with pytest.raises(ValueError, match="observes at site 'a' is none of its arguments"):
-        simulate(parts, X, inputs=("x",))
+        simulate_arguments(parts, X, inputs=("x",))
     with pytest.raises(ValueError, match="the distribution at site 'x' depends on what the model observes"):
-        simulate(autoregressive, X, inputs=("x",))
+        simulate_arguments(autoregressive, X, inputs=("x",))
 
 
 def test_gaps_of_the_data_are_gaps_of_what_is_drawn():
@@ -218,7 +218,7 @@ def test_gaps_of_the_data_are_gaps_of_what_is_drawn():
                 pyro.sample("x", dist.Normal(t, 1.0).mask(there), obs=torch.where(there, x, 0.0))
 
     x = X.masked_fill(X > 0.5, torch.nan)
-    _, (drawn,) = simulate(model, x, inputs=("x",))
+    _, (drawn,) = simulate_arguments(model, x, inputs=("x",))
     assert torch.equal(drawn.isnan(), x.isnan())
     assert x.isnan().any()
 
@@ -232,7 +232,7 @@ def test_deterministic_values_are_not_drawn():
             s = pyro.deterministic("s", 2 * t)
             pyro.sample("x", dist.Normal(s, 1.0), obs=x)
 
-    latents, (drawn,) = simulate(model, X[:, 0], inputs=("x",))
+    latents, (drawn,) = simulate_arguments(model, X[:, 0], inputs=("x",))
     assert list(latents) == ["t"]
     assert drawn.shape == (6,)
     assert observed(model, X[:, 0])["x"].batch_shape == (6,)
