@@ -219,13 +219,20 @@ def _of_batch(
     # Of each latent, where the dimension of data is, counted from the right.
     data_dim = {name: found.plates[1] - q.event_dim for name, (q, _) in found.distributions.items()}
     t = {name: value.movedim(data_dim[name], 1)[chosen, at] for name, value in found.values.items()}
-    groups: Groups = {"posterior": {name: value.cpu().numpy() for name, value in t.items()}}
+    # Dimensions of plates that a site does not stand in are of size 1, and no part of its value.
+    plain = {
+        name: value.reshape(draws, B, *_own_shape(value, found.distributions[name][0])) for name, value in t.items()
+    }
+    groups: Groups = {"posterior": {name: value.cpu().numpy() for name, value in plain.items()}}
+    seen = {name: each.value for name, each in observations(programs.model, *batch).items()}
     if predictive:
         each = [
             _drawn(programs, {name: value[s].movedim(0, data_dim[name]) for name, value in t.items()}, batch)
             for s in range(draws)
         ]
-        groups["posterior_predictive"] = {name: np.stack([one[name] for one in each]) for name in each[0]}
+        groups["posterior_predictive"] = {
+            name: np.stack([one[name].reshape(seen[name].shape) for one in each]) for name in each[0]
+        }
     groups["log_likelihood"] = {name: take(found.model[name]) for name in found.observed}
     of_datum = {
         "log_px": evidence.log_px,
@@ -234,9 +241,14 @@ def _of_batch(
         "pareto_k": evidence.pareto_k,
     }
     groups["sample_stats"] = {"log_w": take(log_w)} | {name: value.cpu().numpy() for name, value in of_datum.items()}
-    seen = observations(programs.model, *batch)
-    groups["observed_data"] = {name: each.value.cpu().numpy() for name, each in seen.items()}
+    groups["observed_data"] = {name: value.cpu().numpy() for name, value in seen.items()}
     return groups
+
+
+def _own_shape(t: Tensor, q: Any) -> list[int]:
+    """The shape of a latent (S, B, ..., *event) behind draws and data, without the dimensions of plates of size 1."""
+    plates = t.dim() - 2 - q.event_dim
+    return [size for size in t.shape[2 : 2 + plates] if size > 1] + list(t.shape[2 + plates :])
 
 
 def _drawn(programs: Programs, t: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> dict[str, np.ndarray]:

@@ -248,6 +248,9 @@ def _assign(model: Model, state: dict[str, Tensor]) -> None:
             + ", ".join(sorted(f"{kept} for {built}" for built, kept in changed))
         )
     model.load_state_dict(state, assign=True)
+    kept = {each.dtype for each in state.values() if each.is_floating_point()}
+    if len(kept) == 1:
+        model.to(kept.pop())  # buffers that are not kept are made anew, in the default type
 
 
 def _fill(model: Model, state: dict[str, Tensor]) -> None:

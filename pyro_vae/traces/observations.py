@@ -9,7 +9,6 @@ import torch
 from pyro import poutine
 from pyro.distributions import Unit
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
@@ -56,25 +55,9 @@ class _Unconditioned(UnconditionMessenger):
             super()._pyro_sample(msg)
 
 
-class _OfType(Messenger):
-    """Gives latents of floating-point numbers another type of these."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        value = msg["value"]
-        if isinstance(value, Tensor) and value.is_floating_point() and not msg["is_observed"]:
-            msg["value"] = value.to(self.dtype if self.dtype.is_floating_point else value.dtype)
-
-
 def observations(model: Program, *args: Any) -> dict[str, Observation]:
-    """Returns what the model observes when it is called with these arguments, by site. Latents are drawn from the prior.
-
-    They are given the floating-point type of the first argument, which a prior without parameters does not know.
-    """
-    with library_path(), _OfType(args[0].dtype):
+    """Returns what the model observes when it is called with these arguments, by site. Latents are drawn from the prior."""
+    with library_path():
         trace = traced(model, *args)
     return {
         name: Observation(site["fn"], site["value"], site["mask"])
