@@ -11,7 +11,7 @@ from torch.distributions import constraints
 from pyro_vae.data import Columns, DataLike, columns_for
 from pyro_vae.evaluate.bound import EVALUATED
 from pyro_vae.evaluate.predictions import decode
-from pyro_vae.kinds import takes
+from pyro_vae.kinds import WrongKindError, takes
 from pyro_vae.missing import check_seen
 from pyro_vae.scopes import evaluating, telling_memory
 from pyro_vae.traces import Programs, run_guide
@@ -152,7 +152,7 @@ def interpolate(
     """
     if steps < 2:
         raise ValueError(f"steps: expected at least 2, since both ends count, got {steps}")
-    ends = [columns_for(programs, x) for x in (x_a, x_b)]
+    ends = [_columns(programs, x, name) for name, x in (("x_a", x_a), ("x_b", x_b))]
     if ends[0].x.shape != ends[1].x.shape:
         raise ValueError(
             f"x_a and x_b: expected equal shapes, got {tuple(ends[0].x.shape)} and {tuple(ends[1].x.shape)}"
@@ -172,6 +172,14 @@ def interpolate(
             for share in shares
         ]
     )
+
+
+def _columns(programs: Programs, x: DataLike, name: str) -> Columns:
+    """What `columns_for` gives; what is wrong with the data names the argument."""
+    try:
+        return columns_for(programs, x)
+    except WrongKindError as error:
+        raise WrongKindError(f"{name}: {error}") from error
 
 
 def _check_continuous(programs: Programs, columns: Columns, how: str) -> None:

@@ -140,7 +140,7 @@ def crossed(values: np.ndarray, together: int = 1) -> Crossed:
         values: the values.
         together: how many such intervals over both are to hold their values at once, with 95 % (see `student_reach`).
     """
-    values = np.asarray(values, dtype=np.float64)
+    values = _table(values, "values", "(S, N)")
     S, N = values.shape
     seeds, data = mean(values.mean(1)), mean(values.mean(0))
     if S < 2 or N < 2:
@@ -155,6 +155,17 @@ def crossed(values: np.ndarray, together: int = 1) -> Crossed:
     return Crossed(seeds, data, max(reach, *alone))
 
 
+def _table(values: np.ndarray, name: str, shape: str) -> np.ndarray:
+    """An array of numbers in float64.
+
+    Raises:
+        ValueError: it holds no numbers, or is of another number of dimensions.
+    """
+    if values.dtype.kind not in "biuf" or values.ndim != shape.count(",") + 1 or values.size == 0:
+        raise ValueError(f"{name}: expected numbers {shape}, got {values.dtype} of shape {values.shape}")
+    return values.astype(np.float64)
+
+
 @takes
 def needed(differences: np.ndarray, together: int = 1) -> tuple[int | None, int | None]:
     """Returns how many seeds, on the same data, and how many data, at the same seeds, would decide a mean difference's sign.
@@ -166,7 +177,7 @@ def needed(differences: np.ndarray, together: int = 1) -> tuple[int | None, int 
         differences: differences (S, N), one for each of S seeds and N data.
         together: how many intervals are to hold their values at once (see `student_reach`).
     """
-    differences = np.asarray(differences, dtype=np.float64)
+    differences = _table(differences, "differences", "(S, N)")
     S, N = differences.shape
     residual = (
         differences - differences.mean(1, keepdims=True) - differences.mean(0, keepdims=True) + differences.mean()
@@ -197,7 +208,7 @@ def probability_first(values: np.ndarray, draws: int = 4000, seed: int = 0) -> n
         draws: the number of draws.
         seed: the seed of the draws.
     """
-    values = np.asarray(values, dtype=np.float64)
+    values = _table(values, "values", "(C, S, N)")
     C, S, N = values.shape
     rng = np.random.default_rng(seed)
     first = np.zeros(C)
