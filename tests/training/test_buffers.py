@@ -93,7 +93,7 @@ def test_set_up_and_evaluation_leave_everything_as_it_was(where):
     before, random = state_of(vae), torch.get_rng_state()
     fit(vae, data, batch_size=10, estimator=IWAE(2))
     evaluate_bound(vae, data.test, ELBO())
-    log_px(vae, data.test, 4), encode(vae, data.test), reconstruct(vae, data.test), sample(vae, data.test, 1)
+    log_px(vae, data.test, 4), encode(vae, data.test), reconstruct(vae, data.test), sample(vae, 1, like=data.test)
     active_units(vae, data.valid), draw_gradients(vae, data.test, ELBO(), 20)
     assert same(before, state_of(vae))
     assert torch.equal(random, torch.get_rng_state())
