@@ -6,6 +6,7 @@ import csv
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -35,10 +36,11 @@ from pyro_vae.estimators import (
     ScoreFunction,
     Stock,
 )
-from pyro_vae.guides import DiagonalNormal
+from pyro_vae.guides import DiagonalNormal, InverseAutoregressive, MixtureOfNormals, PerDatum, SemiAmortized
 from pyro_vae.likelihoods import Bernoulli
+from pyro_vae.models import Conditional, Ladder, TwoLayer
 from pyro_vae.networks import MLP
-from pyro_vae.priors import StandardNormal
+from pyro_vae.priors import StandardNormal, VampPrior
 from pyro_vae.scopes import mode, seeded
 from pyro_vae.traces import inputs_of, library_path, parameters
 from pyro_vae.training.compiled_step import Graph
@@ -217,3 +219,23 @@ def exact_gradients(exact: Exact, oracle: LinearGaussian, x: Tensor, c: float = 
     by_leaf = dict(zip([*w, *phi], [*found[0], *found[1]], strict=True))
     leaves = list(oracle.vae.parameters())
     return value.detach(), [torch.zeros_like(p) if by_leaf[p] is None else by_leaf[p] for p in leaves]
+
+
+def parts_of(model, guide: type = DiagonalNormal, dims: Dims = DIMS, **options):
+    """A model of several parts, from the class or a partial of it."""
+    return model(dims, *(partial(build, cls) for cls in (StandardNormal, guide, Bernoulli)), **options)
+
+
+KINDS_OF_MODEL = {
+    "flow": lambda: vae_of(InverseAutoregressive),
+    "mixture": lambda: vae_of(MixtureOfNormals),
+    "refined": lambda: vae_of(SemiAmortized),
+    "per datum": lambda: vae_of(PerDatum),
+    "prior of the guide": lambda: vae_of(VampPrior),
+    "two layers": lambda: parts_of(partial(TwoLayer, top=3)),
+    "two layers, flow": lambda: parts_of(partial(TwoLayer, top=3), InverseAutoregressive),
+    "ladder": lambda: parts_of(partial(Ladder, top=3)),
+    "labels": lambda: parts_of(Conditional, dims=replace(DIMS, classes=3)),
+    "missing": lambda: vae_of(DiagonalNormal, dims=replace(DIMS, missing=True)),
+}
+"""One model of every kind, for what takes them all. "labels" is given them, and "missing" takes data with gaps."""

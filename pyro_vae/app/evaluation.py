@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from rich.table import Table
 
 from pyro_vae.app.comparisons.errors import MISSING, TAIL, Over, compared, particles_told, trust, undecided
 from pyro_vae.app.comparisons.folder import ComparisonFolder, data_digest
 from pyro_vae.app.comparisons.names import class_and_options, labels
 from pyro_vae.app.console import StopRequest, failing_clearly, pick_device, screen
 from pyro_vae.app.options import Options, program
+from pyro_vae.app.setting import check_positive
+from pyro_vae.app.table import quantities
 from pyro_vae.app.train import made
 from pyro_vae.app.words import data_of_run
 from pyro_vae.construction import make
@@ -92,9 +93,7 @@ def evaluate(
         config: The resolved options.
     """
     place, described = pick_device(device), yaml.safe_load(config)
-    for name, value in (("test_particles", test_particles), ("test_images", test_images)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
+    check_positive(test_particles=test_particles, test_images=test_images)
     if not runs:
         raise ValueError("runs: name at least one run folder")
     measured = dict(zip(labels(described["metrics"], "metrics"), made("metrics", metrics), strict=True))
@@ -184,15 +183,10 @@ def _measured(cells: ComparisonFolder, run: Opened, metric: Metric) -> dict[str,
 def _report(cells: ComparisonFolder, run: Opened, found: Mapping[str, Mapping[str, Any]]) -> None:
     """The table of a run, and what cannot be trusted, on the screen; its values as JSON, and those of each datum as CSV."""
     noun = run.trained.noun
-    table = Table(title=f"{run.name}: test set, nats per datum", title_justify="left")
-    for column in ("quantity", "value", noun):
-        table.add_column(column, justify="right" if column == "value" else "left")
-    for cell in found.values():
-        for row in cell["rows"]:
-            table.add_row(*row)
-    if not table.rows:
+    rows = [row for cell in found.values() for row in cell["rows"]]
+    if not rows:
         return
-    console.print(table)
+    console.print(quantities(f"{run.name}: test set, nats per datum", noun, rows))
     for cell in found.values():
         for notice in cell["notices"]:
             console.print(f"Note: {notice}")
@@ -239,7 +233,7 @@ def _compare(
     columns, first = ["run"], runs[0].trained
     if all("log_px" in each[name] for name in rows):
         kept = {name: {0: np.array(each[name]["log_px"])} for name in rows}
-        over = Over([0], len(next(iter(kept.values()))[0]), first.noun, first.test_particles)
+        over = Over([0], len(next(iter(kept.values()))[0]), first.noun)
         if over.data > 1:
             for name, result in zip(rows, compared(kept, over), strict=True):
                 rows[name] |= result | trust([values[name]["log_px"]])

@@ -36,9 +36,7 @@ class Setting:
         Raises:
             ValueError: there is to be no particle, or there are to be no test data.
         """
-        for name in ("test_particles", "test_images"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+        check_positive(test_particles=self.test_particles, test_images=self.test_images)
 
     @property
     def name(self) -> str:
@@ -72,3 +70,10 @@ class Setting:
                 f"{len(splits.test)}: hold more of them out, for example by --data.test"
             )
         return splits.test.first(self.test_images)
+
+
+def check_positive(**numbers: int) -> None:
+    """Raises ValueError if one of these numbers is below 1."""
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")

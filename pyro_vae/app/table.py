@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
@@ -66,3 +66,19 @@ def _blocks(widths: Sequence[int], keys: int, width: int) -> tuple[int, list[lis
             blocks.append([])
         blocks[-1].append(i)
     return first, blocks
+
+
+def quantities(title: str, noun: str, rows: Iterable[Sequence[str]] = ()) -> Table:
+    """The table of a model's quantities.
+
+    Args:
+        title: the title.
+        noun: what data are called.
+        rows: of each quantity its name, its value, and the data that it is taken over.
+    """
+    table = Table(title=title, title_justify="left")
+    for column in ("quantity", "value", noun):
+        table.add_column(column, justify="right" if column == "value" else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from rich.table import Table
 
 from pyro_vae.app.console import StopRequest, failing_clearly, progress_bar, screen
 from pyro_vae.app.options import Options
 from pyro_vae.app.setting import Setting
+from pyro_vae.app.table import quantities
 from pyro_vae.data import Splits
 from pyro_vae.models import Model, ModelSpec
 from pyro_vae.networks import count_parameters
@@ -186,10 +186,8 @@ def short(value: float) -> str:
 
 def report(run: Run, trained: Trained, metrics: Sequence[Metric], trained_for: float) -> None:
     """The final table, on the screen and in result.json, which each metric adds to."""
-    noun = trained.data.view.noun(trained.data.x_shape)
-    table = Table(title="Test set, nats per datum", title_justify="left")
-    for column in ("quantity", "value", noun):
-        table.add_column(column, justify="right" if column == "value" else "left")
+    noun = trained.noun
+    table = quantities("Test set, nats per datum", noun)
     values: dict[str, Any] = {}
     rows: list[Row] = []
     notices: list[str] = []

@@ -47,7 +47,7 @@ class Trained:
 
     def test(self, n: int | None = None) -> Columns:
         """The test data, or the first n of them, as the model is called with them."""
-        columns = columns_for(self.model, self.data.test)
+        columns = self.columns(self.data.test)
         return columns if n is None else columns.first(n)
 
     def counted(self, n: int) -> str:

@@ -6,13 +6,18 @@ Each is one class, as the metrics of `train` are, and fills the same slot.
 from __future__ import annotations
 
 from math import isfinite
-from typing import final
+from typing import Any, final
 
 from pyro_vae.evaluate import Annealing, Mean, ais, bracket, calibrate, elbo_surgery, gaps, generalization_gap
 from pyro_vae.evaluate.annealing.path import Start
 from pyro_vae.evaluate.families import Family
 from pyro_vae.evaluate.statistics import student_reach
 from pyro_vae.reports.base import Measured, Metric, Row, Trained
+
+
+def _as_trained(trained: Trained) -> dict[str, Any]:
+    """How chains run a model that was trained so."""
+    return {"max_plate_nesting": trained.plan.estimator.max_plate_nesting, "compile": trained.plan.compile}
 
 
 @final
@@ -35,15 +40,8 @@ class AIS(Metric):
 
     def measure(self, trained: Trained) -> Measured:
         """Anneals on the first test data."""
-        first, plan = trained.test(self.images), trained.plan
-        found = ais(
-            trained.model,
-            first,
-            self.chains,
-            annealing=self.annealing,
-            max_plate_nesting=plan.estimator.max_plate_nesting,
-            compile=plan.compile,
-        )
+        first = trained.test(self.images)
+        found = ais(trained.model, first, self.chains, annealing=self.annealing, **_as_trained(trained))
         error, counted = found.error_of_chains, trained.counted(len(first))
         rows = [Row(f"{trained.log_px} (annealing, T = {self.annealing.temperatures})", str(found.mean), counted)]
         if isfinite(error):
@@ -80,15 +78,8 @@ class Bracket(Metric):
 
     def measure(self, trained: Trained) -> Measured:
         """Draws data like the first test data, and anneals in both directions."""
-        first, plan = trained.test(self.images), trained.plan
-        found = bracket(
-            trained.model,
-            first,
-            self.chains,
-            annealing=self.annealing,
-            max_plate_nesting=plan.estimator.max_plate_nesting,
-            compile=plan.compile,
-        )
+        first = trained.test(self.images)
+        found = bracket(trained.model, first, self.chains, annealing=self.annealing, **_as_trained(trained))
         drawn = f"{len(first)} simulated"
         rows = [
             Row(f"{trained.log_px} of simulated data, at least", str(found.mean_lower), drawn),

@@ -76,8 +76,8 @@ def simulate(model: Program, *args: Any) -> tuple[dict[str, Tensor], dict[str, T
     Raises:
         ValueError: the model has a factor, so that what it defines is more than what it draws.
     """
-    with library_path():
-        trace = traced(poutine.uncondition(model), *args)
+    with library_path(), _Unconditioned():
+        trace = traced(model, *args)
     sites = sample_sites(trace)
     if factors := [name for name, site in sites.items() if any(isinstance(each, Unit) for each in layers(site["fn"]))]:
         raise ValueError(f"the model has the factors {factors}, so that no data can be drawn from it")

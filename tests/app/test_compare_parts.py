@@ -141,7 +141,7 @@ def test_a_seed_that_is_left_out_of_one_row_is_left_out_of_its_difference():
         "b": {1: second[1]},
         "c": {2: third[0]},
     }
-    rows = compared(found, Over([0, 1, 2], 30, "data", 5))
+    rows = compared(found, Over([0, 1, 2], 30, "data"))
     assert rows[0]["to the first"] == "first"
     assert (
         rows[1]["to the first"] == f"{(second[1] - first[1]).mean():+.2f} (no ±: a single value)"

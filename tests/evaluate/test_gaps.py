@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
-
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers import BITS, DIMS, N_SE, build, vae_of, with_gaps
+from helpers import BITS, KINDS_OF_MODEL, N_SE, vae_of, with_gaps
 from oracles import LinearGaussian
 from scipy import stats
 
@@ -21,14 +18,7 @@ from pyro_vae.evaluate.inference_gaps import _Search
 from pyro_vae.guides import (
     DiagonalNormal,
     FullRankNormal,
-    InverseAutoregressive,
-    MixtureOfNormals,
-    PerDatum,
-    SemiAmortized,
 )
-from pyro_vae.likelihoods import Bernoulli
-from pyro_vae.models import Conditional, Ladder, TwoLayer
-from pyro_vae.priors import StandardNormal, VampPrior
 
 RESIDUE = 2e-3
 """What a refinement may leave, in nats. Its draws have errors beside it."""
@@ -257,22 +247,7 @@ def test_programs_without_modules_and_frozen_ones():
     assert not any(parameter.requires_grad for parameter in vae.parameters())
 
 
-MODELS = {
-    "flow": lambda: vae_of(InverseAutoregressive),
-    "mixture": lambda: vae_of(MixtureOfNormals),
-    "refined": lambda: vae_of(SemiAmortized),
-    "per datum": lambda: vae_of(PerDatum),
-    "prior of the guide": lambda: vae_of(VampPrior),
-    "two layers": lambda: parts(partial(TwoLayer, top=3)),
-    "two layers, flow": lambda: parts(partial(TwoLayer, top=3), InverseAutoregressive),
-    "ladder": lambda: parts(partial(Ladder, top=3)),
-    "labels": lambda: parts(Conditional, dims=replace(DIMS, classes=3)),
-    "missing": lambda: vae_of(DiagonalNormal, dims=replace(DIMS, missing=True)),
-}
-
-
-def parts(model, guide=DiagonalNormal, dims=DIMS):
-    return model(dims, *(partial(build, cls) for cls in (StandardNormal, guide, Bernoulli)))
+MODELS = KINDS_OF_MODEL
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers import BITS, DIMS, LIKELIHOODS, N_SE, build, vae_of, with_gaps, within
+from helpers import BITS, DIMS, LIKELIHOODS, N_SE, parts_of, vae_of, with_gaps, within
 from oracles import LinearGaussian
 
 import pyro_vae.evaluate as ev
@@ -23,17 +22,9 @@ from pyro_vae.guides import (
 )
 from pyro_vae.likelihoods import Bernoulli
 from pyro_vae.models import Conditional, Ladder, TwoLayer
-from pyro_vae.priors import StandardNormal, VampPrior
+from pyro_vae.priors import VampPrior
 
 Y = torch.arange(20) % 3
-
-
-def parts(model, dims=DIMS, **options):
-    return model(
-        dims,
-        *(partial(build, cls) for cls in (StandardNormal, DiagonalNormal, Bernoulli)),
-        **options,
-    )
 
 
 MODELS = {
@@ -42,9 +33,9 @@ MODELS = {
     "flow": lambda: vae_of(InverseAutoregressive),
     "mixture": lambda: vae_of(MixtureOfNormals),
     "prior of the guide": lambda: vae_of(VampPrior),
-    "two layers": lambda: parts(TwoLayer, top=3),
-    "ladder": lambda: parts(Ladder, top=3),
-    "labels": lambda: parts(Conditional, replace(DIMS, classes=3)),
+    "two layers": lambda: parts_of(TwoLayer, top=3),
+    "ladder": lambda: parts_of(Ladder, top=3),
+    "labels": lambda: parts_of(Conditional, dims=replace(DIMS, classes=3)),
     "missing": lambda: vae_of(DiagonalNormal, dims=replace(DIMS, missing=True)),
 }
 

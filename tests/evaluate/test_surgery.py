@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
 from math import log
 
 import numpy as np
@@ -11,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers import BITS, DIMS, N_SE, build, vae_of, with_gaps
+from helpers import BITS, KINDS_OF_MODEL, N_SE, vae_of, with_gaps
 from oracles import LinearGaussian, kl_to_prior
 from scipy.special import logsumexp
 from scipy.stats import norm
@@ -20,10 +18,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 import pyro_vae.evaluate as ev
 from pyro_vae.data import Split
 from pyro_vae.evaluate.surgery import _Pairs
-from pyro_vae.guides import DiagonalNormal, InverseAutoregressive, MixtureOfNormals, PerDatum, SemiAmortized
-from pyro_vae.likelihoods import Bernoulli
-from pyro_vae.models import Conditional, Ladder, TwoLayer
-from pyro_vae.priors import StandardNormal, VampPrior
+from pyro_vae.guides import DiagonalNormal
 from pyro_vae.traces import library_path
 
 BAD = ["prior", "narrow", "wide", "shifted", "correlations dropped"]
@@ -206,10 +201,6 @@ def test_the_cap_of_log_n_is_told():
     assert any(f"cannot be above log N = {log(40):.2f}" in each for each in found.notices())
 
 
-def parts(model, guide=DiagonalNormal, dims=DIMS):
-    return model(dims, *(partial(build, cls) for cls in (StandardNormal, guide, Bernoulli)))
-
-
 class Bits(torch.nn.Module):
     """A program of a user's own: three Bernoulli latents in a second plate."""
 
@@ -228,19 +219,7 @@ class Bits(torch.nn.Module):
             pyro.sample("z", dist.Bernoulli(logits=self.encoder(x.flatten(1))))
 
 
-MODELS = {
-    "flow": lambda: vae_of(InverseAutoregressive),
-    "mixture": lambda: vae_of(MixtureOfNormals),
-    "refined": lambda: vae_of(SemiAmortized),
-    "per datum": lambda: vae_of(PerDatum),
-    "prior of the guide": lambda: vae_of(VampPrior),
-    "two layers": lambda: parts(partial(TwoLayer, top=3)),
-    "two layers, flow": lambda: parts(partial(TwoLayer, top=3), InverseAutoregressive),
-    "ladder": lambda: parts(partial(Ladder, top=3)),
-    "labels": lambda: parts(Conditional, dims=replace(DIMS, classes=3)),
-    "missing": lambda: vae_of(DiagonalNormal, dims=replace(DIMS, missing=True)),
-    "bits": Bits,
-}
+MODELS = {**KINDS_OF_MODEL, "bits": Bits}
 
 
 @pytest.mark.parametrize("name", MODELS)

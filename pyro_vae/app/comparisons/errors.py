@@ -29,13 +29,11 @@ class Over:
         seeds: the seeds.
         data: the number of test data.
         noun: what they are called.
-        particles: K of log p(x) by importance sampling.
     """
 
     seeds: Sequence[int]
     data: int
     noun: str
-    particles: int
 
     @property
     def several(self) -> bool:

@@ -137,7 +137,7 @@ def compare_parts(
             done[names][seed] = {**cell, "folder": str(cells.run_folder(*key))}
     done = {names: of_cell for names, of_cell in done.items() if of_cell}
     cells.left_out(console, skipped, bool(done))
-    over = Over(seeds, len(first), splits.view.noun(splits.x_shape), setting.test_particles)
+    over = Over(seeds, len(first), splits.view.noun(splits.x_shape))
     what = f"{setting.name}, d = {spec.latent}, {_counted(plan.epochs, 'epoch')}, {len(first)} test {over.noun}"
     report(cells, done, named, what, over)
     draw(cells, done, named, first, splits, over)

@@ -111,7 +111,7 @@ def training(
             done[name, K][seed] = cell
     done = {key: of_key for key, of_key in done.items() if of_key}
     cells.left_out(console, skipped, bool(done))
-    over = Over(seeds, len(first), splits.view.noun(splits.x_shape), setting.test_particles)
+    over = Over(seeds, len(first), splits.view.noun(splits.x_shape))
     report_training(cells, done, f"{setting.name}, {len(first)} test {over.noun}", over)
     console.print(f"Tables, figures and cells, each with its run folder: {cells.folder}", soft_wrap=True)
 
