@@ -45,9 +45,18 @@ class Given(NamedTuple):
         return f"{self.file}: " if self.file else ""
 
     @property
+    def source(self) -> str:
+        """The file that it stands in; the empty text for a command line."""
+        return self.file.rpartition(", line")[0]
+
+    @property
     def name(self) -> str | None:
         """The name of the class that the value may be."""
         return self.value if isinstance(self.value, str) and self.value else None
+
+    def is_below(self, place: Place) -> bool:
+        """Whether it stands below a place of the tree."""
+        return len(self.place) > len(place) and self.place[: len(place)] == place
 
 
 class Said(NamedTuple):
@@ -110,7 +119,10 @@ def from_words(words: Sequence[str]) -> list[Given]:
         if repeated and seen[option] != value and "--print_config" not in words:
             print(f"--{option} stands there twice, with {seen[option]} and with {value}: the last counts")
         seen[option] = value
-        given += from_file(Path(value)) if option == "config" else _of_value(tuple(option.split(".")), value)
+        later = from_file(Path(value)) if option == "config" else _of_value(tuple(option.split(".")), value)
+        lists = [found.place for found in later if isinstance(found.value, list)]
+        given = [kept for kept in given if not any(kept.is_below(place) for place in lists)]  # the last list counts
+        given += later
     return given
 
 

@@ -42,6 +42,8 @@ class Tree:
     ) -> None:
         self.options, self.elsewhere, self.trust = dict(options), frozenset(elsewhere), trust
         self.chosen: dict[Place, str] = {}
+        self.not_used: dict[Place, Given] = {}
+        """Options of a file that belong to a class in whose place a later word or file names another."""
 
     def check(self, given: Sequence[Given]) -> None:
         """Looks up everything that was given.
@@ -50,9 +52,20 @@ class Tree:
             WrongOptionError: something does not exist.
         """
         self.chosen = {each.place: each.name for each in given if each.name}
+        self.not_used = {each.place: each for number, each in enumerate(given) if self._is_left(each, given[number:])}
         for each in given:
-            self._check(each)
+            if each.place not in self.not_used:
+                self._check(each)
         self._check_needed({each.place: each for each in given})
+
+    def _is_left(self, given: Given, later: Sequence[Given]) -> bool:
+        """Whether an option is one of a class that gave its place to another, named later elsewhere, which has no such option."""
+        for other in later:
+            if other.name and given.is_below(other.place) and other.source != given.source:
+                own = self.of(other.place)
+                if own is not None and given.place[len(other.place)] not in own:
+                    return True
+        return False
 
     def _check_needed(self, given: Mapping[Place, Given]) -> None:
         """Checks that each chosen class was told what it cannot do without."""

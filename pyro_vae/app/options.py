@@ -162,6 +162,11 @@ class Options:
                 own["likelihood"] = (Parser.slots["likelihood"], _of_the_data)
             self.tree = Tree(own, elsewhere, self.trust)
             self.tree.check(self.given)
+            left = [each for each in self.tree.not_used.values() if not any(map(each.is_below, self.tree.not_used))]
+            if left:
+                named = ", ".join(dict.fromkeys(".".join(each.place) for each in left))
+                files = ", ".join(dict.fromkeys(each.source for each in left))
+                self.notes.append(f"Not used: {named} of {files}: the class that was named later has no such option")
         except WrongOptionError as error:
             fail(f"{error}\nFor all options: {self.parser.prog} --help", status=2)
 
@@ -245,7 +250,7 @@ class Options:
             )
         if chosen:
             named = ", ".join(dict.fromkeys(each.place[0] for each in chosen))
-            self.notes.append(f"Model: that of {run}. Not used: {named} of {chosen[0].file.rpartition(', line')[0]}")
+            self.notes.append(f"Model: that of {run}. Not used: {named} of {chosen[0].source}")
 
     def _given(self, described: Mapping[str, dict[str, Any]], words: list[str]) -> dict[str, Any]:
         """Returns the options that are given. An option of a class that is not named is one of the default class."""

@@ -204,3 +204,30 @@ def test_of_an_option_twice_the_last_counts_and_a_line_says_so(told):
     assert err
     code, out, _ = told("train --latent 3 --latent 4 --print_config")
     assert (code, yaml.safe_load(out)["latent"]) == (0, 4)
+
+
+def test_a_class_and_a_list_take_the_place_of_those_of_a_file(told, tmp_path):
+    """Options of a file's class that the new one has not are left, and a line says which; a list replaces a list whole."""
+    (tmp_path / "run.yaml").write_text(
+        "prior: {class_path: VampPrior, init_args: {components: 5}}\n"
+        "guide: {class_path: LowRankNormal, init_args: {rank: 2, network: {class_path: MLP, init_args: {hidden: [5]}}}}\n"
+    )
+    words = "train --config run.yaml --prior StandardNormal --guide PerDatum --guide.scale 2"
+    code, out, err = told(f"{words} --print_config")
+    assert (code, err) == (0, "")
+    config = yaml.safe_load(out)
+    assert config["prior"] == {"class_path": "pyro_vae.priors.StandardNormal"}
+    assert config["guide"]["init_args"] == {"scale": 2.0}
+    left = "Not used: prior.components, guide.rank, guide.network of run.yaml: the class that was named "
+    assert left in told(f"{words} --data Arrays --data.path nowhere.npy")[1]
+    code, out, _ = told("train --config run.yaml --guide DiagonalNormal --prior VampPrior --print_config")
+    config = yaml.safe_load(out)
+    assert config["guide"]["init_args"]["network"]["init_args"]["hidden"] == [5]
+    assert config["prior"]["init_args"]["components"] == 5
+    (tmp_path / "many.yaml").write_text(
+        "priors:\n- StandardNormal\n- {class_path: VampPrior, init_args: {components: 5}}\n"
+    )
+    for priors in (["StandardNormal", "Laplace"], ["Laplace"]):
+        code, out, err = told(f'compare-parts --config many.yaml --print_config --priors "[{", ".join(priors)}]"')
+        assert (code, err) == (0, "")
+        assert [each["class_path"].rpartition(".")[2] for each in yaml.safe_load(out)["priors"]] == priors
