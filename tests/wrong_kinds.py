@@ -32,6 +32,7 @@ from pyro_vae import (
     priors,
     training,
 )
+from pyro_vae.evaluate import Annealing, Terms
 
 ROOMS = (
     "data", "estimators", "evaluate", "figures", "guides", "likelihoods", "models", "networks", "priors", "reports", "training",
@@ -103,7 +104,12 @@ PARTS = {
     "likelihood": likelihoods.Bernoulli,
     "model": None,
 }
+EPOCHS = [training.Epoch(k, Terms(-2.0, -1.0, 1.0), Terms(-3.0, -2.0, 1.0), 1e-3, 1.0) for k in (1, 2)]
+BRIEF = {"annealing": Annealing(temperatures=2), "chains": 2}
 OWN: dict[str, dict[str, object]] = {
+    "ais": BRIEF,
+    "bracket": BRIEF,
+    "bounds": {"records": {"a": EPOCHS}},
     "fit": {"data": SPLITS},
     "interpolate": {"x_a": DATA, "x_b": DATA},
     "crossed": {"values": np.ones((2, 3))},

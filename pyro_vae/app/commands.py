@@ -6,13 +6,16 @@ import sys
 from collections.abc import Callable, Sequence
 
 from pyro_vae._version import version
-from pyro_vae.app import autoencoder, evaluation, train
+from pyro_vae.app import autoencoder, train
 from pyro_vae.app.comparisons import estimators, parts
+from pyro_vae.app.evaluation import command as evaluation
 from pyro_vae.app.options import choose, program
+from pyro_vae.app.report import command as report
 
 COMMANDS: dict[str, Callable[[Sequence[str], str], None]] = {
     "train": train.main,
     "evaluate": evaluation.main,
+    "report": report.main,
     "compare-estimators": estimators.main,
     "compare-parts": parts.main,
     "autoencoder": autoencoder.main,

@@ -59,7 +59,7 @@ class Tree:
         self._check_needed({each.place: each for each in given})
 
     def _is_left(self, given: Given, later: Sequence[Given]) -> bool:
-        """Whether an option is one of a class that gave its place to another, named later elsewhere, which has no such option."""
+        """Whether an option is of a class that gave its place to another, named later elsewhere, which has no such option."""
         for other in later:
             if other.name and given.is_below(other.place) and other.source != given.source:
                 own = self.of(other.place)

@@ -40,8 +40,8 @@ from pyro_vae.trust import Trust, here
 
 SPECIFICATIONS = (ModelSpec, TrainingPlan, Setting)
 """Classes whose fields are options."""
-FILLED_IN = frozenset({"splits", "config"})
-"""Arguments of commands that are no options: the data that were loaded, and the resolved options as YAML."""
+FILLED_IN = frozenset({"splits", "config", "command"})
+"""Arguments of commands that are no options: the data that were loaded, the resolved options as YAML, and the command line."""
 
 _ABOUT = (
     "Options that take a class, such as --prior, are followed by its name; the class brings options of its own: "

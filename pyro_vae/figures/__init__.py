@@ -5,7 +5,7 @@ They train no model, read no file and draw no random number.
 
 from pyro_vae.figures.calibration import calibration
 from pyro_vae.figures.cases import Case, cases
-from pyro_vae.figures.curves import Curve, convergence, gaps, learning_curves
+from pyro_vae.figures.curves import Curve, bounds, convergence, gaps, learning_curves
 from pyro_vae.figures.gradients import PARAMETERS, SNRLine, cost, snr
 from pyro_vae.figures.latents import Cloud, against_prior, coordinate, latents
 from pyro_vae.figures.look import Look, look_of
@@ -19,6 +19,7 @@ __all__ = [
     "Look",
     "SNRLine",
     "against_prior",
+    "bounds",
     "calibration",
     "cases",
     "convergence",

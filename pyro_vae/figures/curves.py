@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from pyro_vae.evaluate import interval, mean
 from pyro_vae.figures.layout import MARKERS, new_figure, wrapped
+from pyro_vae.figures.look import literal
 from pyro_vae.kinds import takes
 from pyro_vae.training import Epoch
 
@@ -48,6 +49,35 @@ def learning_curves(records: Sequence[Epoch], title: str = "", given: str = "") 
         values = np.array(curves)
         _within(axes, values[:, _start(values, np.array(epochs)) :])
     figure.axes[0].legend(loc="lower right")
+    return figure
+
+
+@takes
+def bounds(records: Mapping[str, Sequence[Epoch]], title: str = "", colors: Sequence[str] = ()) -> Figure:
+    """Draws the bounds of several runs against the epoch, in nats per datum: of validation data, and dotted of training data.
+
+    Args:
+        records: the records of each run's epochs, by its name.
+        title: the title of the figure.
+        colors: the colors of the runs, which are repeated where there are more runs; matplotlib's own by default.
+    """
+    figure = new_figure(9, 3.6, title)
+    axes = figure.subplots()
+    shown: list[np.ndarray] = []
+    for i, (name, epochs) in enumerate(records.items()):
+        at = np.array([record.epoch for record in epochs])
+        values = np.array([[getattr(record, split).bound for record in epochs] for split in ("train", "valid")])
+        color = colors[i % len(colors)] if colors else f"C{i}"
+        marker = MARKERS[i // len(colors) % len(MARKERS)] if colors and i >= len(colors) else ""
+        marker = marker or ("o" if len(at) < 15 else "")
+        axes.plot(at, values[0], color=color, ls=":", lw=1)
+        axes.plot(at, values[1], color=color, marker=marker, ms=3, label=literal(name))
+        shown.append(values[:, _start(values, at) :].ravel())
+    _within(axes, np.concatenate(shown))
+    axes.set(xlabel="epoch", ylabel="bound, nats per datum")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", frameon=False)
     return figure
 
 

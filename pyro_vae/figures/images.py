@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 from torch import Tensor
 
 from pyro_vae.figures.layout import new_figure, panels_of, wrapped
@@ -38,7 +39,7 @@ def plane(means: Tensor, ticks: Sequence[float], look: Look, title: str) -> Figu
     n = len(ticks)
     shown = range(0, n, max(1, (n - 1) // 6))
     figure, axes = _canvas([means[i * n : (i + 1) * n] for i in range(n)], look, title, gap=0)
-    height, width = _image(means[0], look).shape[:2]
+    height, width = pixels(means[0], look).shape[:2]
     axes.set_xticks([(j + 0.5) * width for j in shown], [f"{ticks[j]:.1f}" for j in shown])
     axes.set_yticks([(i + 0.5) * height for i in shown], [f"{ticks[n - 1 - i]:.1f}" for i in shown])
     axes.set(xlabel="$t_1$", ylabel="$t_2$")
@@ -86,7 +87,7 @@ def grid(
 ) -> Figure:
     """Draws lines of images, with labels beside the lines and above the columns."""
     figure, axes = _canvas(rows, look, title, gap=0.12, margin=0.9 if row_labels else 0.0)
-    height, width = (side * 1.12 for side in _image(rows[0][0], look).shape[:2])
+    height, width = (side * 1.12 for side in pixels(rows[0][0], look).shape[:2])
     axes.set_xticks([(j + 0.5) * width for j in range(len(column_labels))], column_labels, fontsize=8)
     axes.set_yticks([(i + 0.5) * height for i in range(len(row_labels))], row_labels, fontsize=9)
     axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
@@ -100,7 +101,7 @@ def _canvas(rows: Sequence[Tensor], look: Look, title: str, gap: float, margin: 
 
     The argument ``gap`` is the space between two images as a share of an image.
     """
-    height, width = _image(rows[0][0], look).shape[:2]
+    height, width = pixels(rows[0][0], look).shape[:2]
     columns = max(len(row) for row in rows)
     inches = min(0.7, 9 / columns)
     tall = inches * len(rows) * height / width
@@ -112,13 +113,13 @@ def _canvas(rows: Sequence[Tensor], look: Look, title: str, gap: float, margin: 
 
 def tiles(axes: Axes, rows: Sequence[Tensor], look: Look, gap: float = 0.12) -> None:
     """Draws lines of images into a pair of axes, measured in pixels."""
-    height, width = _image(rows[0][0], look).shape[:2]
+    height, width = pixels(rows[0][0], look).shape[:2]
     shades = colormaps["gray_r" if look.ink else "gray"].with_extremes(bad=MISSING)
     for i, row in enumerate(rows):
         for j, value in enumerate(row):
             left, top = j * width * (1 + gap), i * height * (1 + gap)
             axes.imshow(
-                _image(value, look),
+                pixels(value, look),
                 cmap=shades,
                 vmin=0,
                 vmax=1,
@@ -131,7 +132,7 @@ def tiles(axes: Axes, rows: Sequence[Tensor], look: Look, gap: float = 0.12) -> 
     axes.set(xlim=(-0.5, columns * width * (1 + gap)), ylim=(len(rows) * height * (1 + gap), -0.5))
 
 
-def _image(value: Tensor, look: Look) -> np.ndarray:
+def pixels(value: Tensor, look: Look) -> np.ndarray:
     """Returns a datum as an array that can be drawn, (H, W) or (H, W, 3), with the range of the data as 0 to 1.
 
     A vector becomes the rectangle of its size that is closest to a square. Of three or four channels the first three are
@@ -151,3 +152,21 @@ def _image(value: Tensor, look: Look) -> np.ndarray:
     color = array[:3].transpose(1, 2, 0)
     filled: np.ndarray = np.where(np.isnan(color).any(-1, keepdims=True), to_rgb(MISSING), np.clip(color, 0, 1))
     return filled
+
+
+def sheet(x: Tensor, look: Look, columns: int) -> Image.Image:
+    """Returns images as one, without gaps, so many in a line: what a page cuts single images from."""
+    each = [pixels(value, look) for value in x]
+    if each[0].ndim == 2:
+        gray = [np.clip(np.nan_to_num(image), 0, 1) for image in each]
+        shown = [1 - image if look.ink else image for image in gray]
+        if any(np.isnan(image).any() for image in each):
+            shown = [
+                np.where(np.isnan(image)[..., None], to_rgb(MISSING), level[..., None])
+                for image, level in zip(each, shown, strict=True)
+            ]
+        each = shown
+    empty = np.zeros_like(each[0])
+    each += [empty] * (-len(each) % columns)
+    lines = [np.concatenate(each[i : i + columns], 1) for i in range(0, len(each), columns)]
+    return Image.fromarray(np.rint(np.concatenate(lines) * 255).astype(np.uint8))

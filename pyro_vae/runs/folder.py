@@ -24,6 +24,7 @@ from pyro_vae.kinds import takes
 from pyro_vae.models import VAE, Model
 from pyro_vae.models.specification import assemble
 from pyro_vae.parts import Dims
+from pyro_vae.runs.records import METRICS
 from pyro_vae.runs.weights import read_weights, write_weights
 from pyro_vae.scopes import rebuilding, seeded
 from pyro_vae.training import Epoch
@@ -34,7 +35,7 @@ if TYPE_CHECKING:  # a second of import that only figures need
 
 _SLOTS = {"prior": "prior", "guide": "posterior", "likelihood": "likelihood"}
 """The slots of a configuration, and the attributes of a model that fill them."""
-_CONFIG, _WEIGHTS, _METRICS = "config.yaml", "model.safetensors", "metrics.jsonl"
+_CONFIG, _WEIGHTS = "config.yaml", "model.safetensors"
 _ESTIMATOR = "training/estimator/"
 """What the names of an estimator's state begin with, beside those of the weights."""
 
@@ -78,7 +79,7 @@ class Run:
         row = asdict(epoch)
         for split in ("train", "valid"):
             row[split] = getattr(epoch, split)._asdict()
-        with (self.folder / _METRICS).open("a", encoding="utf-8") as file:
+        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(to_json(row) + "\n")
 
     def result(self, values: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ _FORM = 2
 """Raised where cells of all kinds come to hold other numbers: older ones are then computed anew."""
 _OF, _FILES, _DIGEST = "computed from", "files", "sha256"
 """What a cell holds beside its numbers: digests of what it was computed from, of the files of its run, and of itself."""
+_KEY, _ABOUT = "key", "about"
+"""And its names, and what it alone was computed from, as JSON."""
 
 
 class ComparisonFolder:
@@ -53,10 +55,10 @@ class ComparisonFolder:
     """
 
     def __init__(
-        self, folder: Path | None, name: str, config: str, grid: set[str], given: Mapping[str, Any] | None = None
+        self, folder: Path | None, name: str, config: str, grid: Set[str], given: Mapping[str, Any] | None = None
     ) -> None:
         options = yaml.safe_load(config)
-        fixed = {key: value for key, value in options.items() if key not in grid | {"out", "device"}}
+        fixed = {key: value for key, value in options.items() if key not in {*grid, "out", "device"}}
         self.folder = folder or Path("runs") / f"{name}-{digest(fixed)[:8]}"
         self._common = {"form": _FORM, "options": fixed, **(given or {})}
         self.moved: list[str] = []
@@ -97,11 +99,28 @@ class ComparisonFolder:
         """
         run = self.run_folder(*key)
         files = {each.relative_to(run).as_posix(): _sha256(each) for each in sorted(run.rglob("*")) if each.is_file()}
-        whole = from_json(to_json({**cell, _OF: self._digest(of), _FILES: files}))
+        told = {_KEY: [str(each) for each in key], _ABOUT: to_json(of)}
+        whole = from_json(to_json({**cell, **told, _OF: self._digest(of), _FILES: files}))
         text = to_json(whole | {_DIGEST: digest(whole)})
         write_whole(self._path(*key), text.encode())
         cell = self._finished[self._path(*key)] = _numbers(text)
         return cell
+
+    def finished(self, name: str, of: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """The finished cells whose first name is this one, by their second.
+
+        Args:
+            name: the first name.
+            of: what they must have been computed from; they may have been from more.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for cell in self._finished.values():
+            key, about = cell.get(_KEY, []), from_json(cell.get(_ABOUT, "null"))
+            if len(key) != 2 or key[0] != name or not isinstance(about, dict) or cell.get(_OF) != self._digest(about):
+                continue
+            if all(about.get(each) == value for each, value in of.items()):
+                found[key[1]] = cell
+        return found
 
     def run_folder(self, *key: object) -> Path:
         """The run folder of a cell."""
