@@ -144,8 +144,7 @@ class _Evaluation:
         elif not self.console.is_terminal and now - self.told >= _QUIET:
             self.told, left = now, round((now - self.began) * (total - done) / done)
             self.console.print(
-                f"Evaluating {what}: {100 * done / total:.0f} % done, about {left // 60}:{left % 60:02d} left "
-                f"(fewer test_particles or test_images take less)"
+                f"Evaluating {what}: {100 * done / total:.0f} % done, about {left // 60}:{left % 60:02d} left"
             )
 
     def _end(self) -> None:

@@ -16,8 +16,10 @@ measured with draws that had no part in it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from math import log, nan, prod, sqrt
+from functools import partial
+from math import ceil, log, nan, prod, sqrt
 from typing import Any
 
 import torch
@@ -31,7 +33,7 @@ from pyro_vae.evaluate.families import Family, Members, members
 from pyro_vae.evaluate.statistics import Mean, mean
 from pyro_vae.kinds import takes
 from pyro_vae.missing import check_seen
-from pyro_vae.scopes import seeded, still, telling_memory
+from pyro_vae.scopes import seeded, still, tell_progress, telling_memory
 from pyro_vae.traces import Program, Programs, library_path, particles
 
 _CHECKED = 2000
@@ -204,9 +206,13 @@ def gaps(
     size = max(1, min(batch_size, EVALUATED // (copies * prod(x.shape[1:]))))
     measured: list[dict[str, Tensor]] = []
     with telling_memory(copies=copies, batch_size=batch_size), library_path():
+        total = rounds * ceil(len(columns) / size)
+        tell_progress("gaps", 0, total)
         for number, batch in enumerate(_batches(columns, size, device, seed)):
             with torch.enable_grad(), still(programs, device, seed, "refinement", number):
-                found, replaced, converged = search.best(family, batch, (seed, number))
+                tell = partial(_tell, number * rounds, total)
+                found, replaced, converged = search.best(family, batch, (seed, number), tell)
+            tell(rounds)
             with torch.no_grad(), still(programs, device, seed, "gaps", number):
                 row = _measure(
                     programs, found, replaced, batch, draws, None if given else K, max_plate_nesting, (seed, number)
@@ -263,6 +269,11 @@ def _given(log_px: Tensor | None, error: Tensor | None, N: int, dynamic: bool) -
     }
 
 
+def _tell(before: int, total: int, rounds: int) -> None:
+    """Tells how far it is, with so many rounds of this batch done."""
+    tell_progress("gaps", before + rounds, total)
+
+
 def _batches(columns: Any, size: int, device: torch.device, seed: int) -> Any:
     """Batches whose pixels, where they are drawn, depend on the seed alone."""
     with seeded(device, seed, "pixels"):
@@ -280,8 +291,13 @@ class _Search:
     rate: float
     max_plate_nesting: int
 
-    def best(self, family: Family, batch: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Members, Tensor, Tensor]:
-        """Returns the best member found, whether it is better than the amortized q (B,), and whether it converged (B,)."""
+    def best(
+        self, family: Family, batch: tuple[Tensor, ...], key: tuple[int, int], tell: Callable[[int], None]
+    ) -> tuple[Members, Tensor, Tensor]:
+        """Returns the best member found, whether it is better than the amortized q (B,), and whether it converged (B,).
+
+        The argument ``tell`` is told how many rounds are done.
+        """
         found = members(self.programs, family, batch, self.max_plate_nesting)
         nesting = self.max_plate_nesting
         best = log_weights(self.programs.model, self.programs.guide, batch, _CHECKED, nesting, (*key, "check"))
@@ -292,6 +308,7 @@ class _Search:
         kept = [leaf.detach().clone() for leaf in found.leaves]
         converged = replaced
         for round in range(self.rounds):
+            tell(round)
             self._climb(found, batch)
             now = log_weights(self.programs.model, found.guide, batch, _CHECKED, nesting, (*key, "check"))
             gain, error = _gain(now, last)

@@ -297,15 +297,12 @@ def test_the_schedules():
     np.testing.assert_allclose(Annealing(schedule="linear").betas(4), [0, 0.25, 0.5, 0.75, 1])
 
 
-def test_batches_seeds_and_progress():
-    oracle, told = LinearGaussian.random(), []
+def test_batches_and_seeds():
+    oracle = LinearGaussian.random()
     x = oracle.data(5)
-    first, again = (ais(oracle.vae, x, 3, annealing=SHORT, batch_size=3, on_progress=told.append) for _ in range(2))
+    first, again = (ais(oracle.vae, x, 3, annealing=SHORT, batch_size=3) for _ in range(2))
     assert torch.equal(first.log_px, again.log_px)
     assert not torch.equal(first.log_px, ais(oracle.vae, x, 3, annealing=SHORT, batch_size=3, seed=1).log_px)
-    assert told[: len(told) // 2] == sorted(told[: len(told) // 2])
-    assert told[-1] == 1.0
-    assert len(told) <= 200
     one = ais(oracle.vae, x[:1], 1, annealing=Annealing(1, 1, start="prior"))  # no move: simple importance sampling
     assert one.error.isnan().all()
     assert one.acceptance.isnan().all()

@@ -27,7 +27,7 @@ from pyro_vae.evaluate.annealing.path import Annealing
 from pyro_vae.evaluate.annealing.results import Annealed, Bracket, RateDistortion
 from pyro_vae.kinds import takes
 from pyro_vae.missing import check_seen
-from pyro_vae.scopes import evaluating, telling_memory
+from pyro_vae.scopes import evaluating, tell_progress, telling_memory
 from pyro_vae.traces import Densities, Programs, Unconstrained, simulate_arguments
 
 _AUTO_WORK, _AUTO_GRADIENTS = 2**31, 10_000
@@ -46,7 +46,6 @@ def ais(
     max_plate_nesting: int = 1,
     seed: int = 0,
     compile: Compile = "auto",
-    on_progress: Callable[[float], None] | None = None,
 ) -> Annealed:
     """Returns log p(x) of each datum by annealed importance sampling (Neal 2001; for decoders, Wu et al. 2017).
 
@@ -70,14 +69,13 @@ def ais(
         max_plate_nesting: the number of plate dimensions that the programs use.
         seed: the seed of the chains.
         compile: whether densities and their gradient are compiled; "auto" compiles where the work is large.
-        on_progress: what is called now and then with the share of the work that is done.
 
     Raises:
         ValueError: K or a size is below 1; a latent is discrete, or has no density or no known support (see
             `pyro_vae.traces.Unconstrained`); or values of the data are missing and the model was not built for such data.
     """
     path, columns = annealing or Annealing(), _columns(programs, data, K, batch_size)
-    progress = _Progress(on_progress, path, len(columns), batch_size, directions=1)
+    progress = _Progress("log p(x) by annealing", path, len(columns), batch_size, directions=1)
     on = _is_compiled(compile, progress, columns, K, batch_size)
     curve = _Curve(path) if path.start == "prior" else None
     found: list[_Summary] = []
@@ -101,7 +99,6 @@ def bracket(
     max_plate_nesting: int = 1,
     seed: int = 0,
     compile: Compile = "auto",
-    on_progress: Callable[[float], None] | None = None,
 ) -> Bracket:
     """Returns log p(x) from both sides, for data that the model draws itself: bidirectional Monte Carlo (Grosse et al. 2015).
 
@@ -118,13 +115,12 @@ def bracket(
         max_plate_nesting: the number of plate dimensions that the programs use.
         seed: the seed of the data and of the chains.
         compile: whether densities and their gradient are compiled; "auto" compiles where the work is large.
-        on_progress: what is called now and then with the share of the work that is done.
 
     Raises:
         ValueError: as `ais`; or the model observes something else than its arguments, so that it cannot draw them.
     """
     path, columns = annealing or Annealing(), _columns(programs, like, K, batch_size)
-    progress = _Progress(on_progress, path, len(columns), batch_size, directions=2)
+    progress = _Progress("the bracket of log p(x)", path, len(columns), batch_size, directions=2)
     on = _is_compiled(compile, progress, columns, K, batch_size)
     forward: list[_Summary] = []
     reverse: list[_Summary] = []
@@ -285,17 +281,17 @@ class _Curve:
 
 
 class _Progress:
-    """Tells the share of the moves that is done, at most a hundred times."""
+    """Tells how many of the moves are done, at most a hundred times."""
 
-    def __init__(
-        self, tell: Callable[[float], None] | None, path: Annealing, N: int, batch_size: int, directions: int
-    ) -> None:
+    def __init__(self, what: str, path: Annealing, N: int, batch_size: int, directions: int) -> None:
         of_batch = moves_of_preliminary(path.temperatures) + directions * (path.temperatures + 1)
-        self.tell, self.total, self.done = tell, of_batch * ceil(N / batch_size), 0
+        self.what, self.total, self.done = what, of_batch * ceil(N / batch_size), 0
         self.leapfrog = path.leapfrog
 
     def moved(self) -> None:
         """Counts a move."""
+        if self.done == 0:
+            tell_progress(self.what, 0, self.total)
         self.done += 1
-        if self.tell and self.done * 100 // self.total > (self.done - 1) * 100 // self.total:
-            self.tell(self.done / self.total)
+        if self.done * 100 // self.total > (self.done - 1) * 100 // self.total:
+            tell_progress(self.what, self.done, self.total)

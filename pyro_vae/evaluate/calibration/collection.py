@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_vae.data import Columns
 from pyro_vae.evaluate.calibration.ranks import JOINT, Particles, products, ranks_of
 from pyro_vae.evaluate.calibration.simulation import Drawn, drawn_from, rows
-from pyro_vae.scopes import evaluating, telling_memory
+from pyro_vae.scopes import evaluating, tell_progress, telling_memory
 from pyro_vae.traces import Programs, library_path, particles
 
 _SIZE = 2**21
@@ -60,13 +60,16 @@ def collect(
     batches: list[Found] = []
     with telling_memory(n=n, draws=L, M=M or 0), evaluating(programs, device, seed, "calibration"), library_path():
         apart = [(x, run.drawn(x, t, 1).t[0]) for x, t in _simulated(programs, columns, others, size, (seed, "apart"))]
-        references = References(columns, apart)
+        references, done = References(columns, apart), 0
+        tell_progress("calibration", 0, n)
         for x, truth in _simulated(programs, columns, n, K * size, (seed, "truth")):
             found = run.drawn(x, truth, K)
             found, ess = (found, found.log_w.new_zeros(len(x[0])).double()) if M is None else chosen(found, L)
             ranks = ranks_of(found, M is None, references.nearest(x), references.unit)
             spread = torch.var_mean(found.t[1:], 0)
             batches.append(Found(ranks, spread[1], spread[0], ess, _pairs(found.t)))
+            done += len(ess)
+            tell_progress("calibration", done, n)
     ranks, mean, variance, ess = (torch.cat([each[i] for each in batches]) for i in range(4))
     return run.names, Found(ranks, mean, variance, ess, torch.stack([each.pairs for each in batches]).sum(0) / n)
 
