@@ -90,6 +90,7 @@ def test_the_options_of_every_command_exist(words, script, tmp_path):
     script_of = {
         "train": "train",
         "evaluate": "evaluate",
+        "report": "report",
         "compare-estimators": "compare_estimators",
         "compare-parts": "compare_parts",
     }
