@@ -59,7 +59,7 @@ def _pareto_k(largest: np.ndarray, unit: float) -> float:
     # ArviZ fits the largest fifth of the weights that it is given, of which it reads no more.
     given = np.full(5 * len(above), -np.inf)
     given[: len(above)], given[len(above)] = above - top, largest[min(len(above), len(largest) - 1)] - top
-    return float(_psis()(given, _FIFTH)[1])
+    return _fitted(given, _FIFTH)[1]
 
 
 _FIFTH = 1e-9
@@ -80,8 +80,18 @@ def smoothed(log_w: np.ndarray) -> np.ndarray:
         for each in smooth.T:
             # Equal weights have no tail, and ArviZ asks for weights in it that differ.
             if np.isfinite(each.max()) and len(np.unique(each[each > each.max() + _UNDERFLOW])) > LEAST // 5:
-                each[:] = _psis()(each, 1.0)[0]
+                each[:] = _fitted(each, 1.0)[0]
     return smooth - logsumexp(smooth, axis=0)
+
+
+def _fitted(log_w: np.ndarray, r_eff: float) -> tuple[np.ndarray, float]:
+    """Returns what `_psis` does. Where the fit weighs two values of k̂ against each other that are far apart, exp overflows.
+
+    The weight of the worse one is 0 then, as it should be.
+    """
+    with np.errstate(over="ignore"):
+        smooth, k = _psis()(log_w, r_eff)
+    return smooth, float(k)
 
 
 @cache
