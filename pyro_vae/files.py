@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
 from math import isfinite, isnan
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from torch import Tensor
 
 LARGEST = 100_000
 """The largest number of values in a YAML file, those of aliases counted wherever they stand. A run has about a hundred."""
@@ -92,15 +96,45 @@ def from_json(text: str, null: Any = None) -> Any:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file in one move, so that a cut leaves the old one."""
+    """Writes a file in one move, so that a cut, of the program or of the power, leaves the old one or the new one.
+
+    Raises:
+        OSError: it cannot be written; the old one is left as it was.
+    """
     unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_bytes(content)
-    unfinished.replace(path)
+    try:
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise OSError(
+            error.errno, f"{path} cannot be written: {error.strerror}; what stood there before is kept"
+        ) from error
+    if os.name == "posix":  # the new name in its folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def digest(value: Any) -> str:
     """The SHA-256 of plain data, in which the order of keys does not matter."""
     return hashlib.sha256(json.dumps(_named(value), sort_keys=True).encode()).hexdigest()
+
+
+def tensor_digest(kept: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of plain data, and of the names, dtypes, shapes and bytes of tensors on the CPU."""
+    found = hashlib.sha256(json.dumps(kept).encode())
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        found.update(f"\n{name!r} {value.dtype} {tuple(value.shape)}\n".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _written(value: Any) -> Any:

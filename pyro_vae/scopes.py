@@ -23,14 +23,18 @@ def seeded(device: torch.device, *key: int | str) -> Iterator[None]:
         device: the device that the work inside runs on.
         *key: the seed, and what the numbers are for. Two uses of one seed share no numbers, since their keys differ.
     """
-    seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8]) >> 1
-    on_cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_cuda else []):
-        torch.default_generator.manual_seed(seed)
-        if on_cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        reseed(device, *key)
         yield
+
+
+def reseed(device: torch.device, *key: int | str) -> None:
+    """Seeds random numbers as `seeded` does, within such a scope, which puts back their state at its end."""
+    seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8]) >> 1
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 _listener: ContextVar[Callable[[str, int, int], None] | None] = ContextVar("listener", default=None)

@@ -5,8 +5,9 @@ Its sums stay on the device until they are read.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import nan, prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Float64
@@ -73,7 +74,7 @@ def names_of(estimate: Estimate) -> list[str]:
 
 
 class Totals:
-    """Sums over data, kept on the device in float64, and the first step at which each became NaN or infinite.
+    """Sums over data, on their device in float64, and the first step at which each became NaN or infinite.
 
     The methods that read them (`terms`, `check`) wait for the device; `add` does not.
 
@@ -83,22 +84,30 @@ class Totals:
     """
 
     def __init__(self, names: list[str], estimator: Estimator) -> None:
-        self.count = self.steps = 0
+        self.count = 0
         self.names, self.estimator = names, estimator
         self._bounds: list[Tensor] = []
-        self._pending: list[Tensor] = []
-        self._total, self._failed = torch.zeros(0), torch.zeros(0)
+        self._rows: list[Tensor] = []
 
     def add(self, batch: Sums) -> None:
         """Adds a batch, in which each datum counts once, so that a smaller last batch has a smaller weight."""
         self.count += len(batch.bound)
         self._bounds.append(batch.bound)
-        self._pending.append(batch.row)
+        self._rows.append(batch.row[None])
+
+    def state(self) -> dict[str, Any]:
+        """What was added so far but for the bound of each datum: what a checkpoint within an epoch keeps."""
+        return {"count": self.count, "rows": self._stacked()} if self._rows else {"count": 0, "rows": None}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Begins with what another one had added."""
+        self.count = state["count"]
+        if state["rows"] is not None:
+            self._rows = [state["rows"]]
 
     def terms(self) -> Terms:
         """Returns the means per datum."""
-        self._reduce()
-        bound, reconstruction, kl = (self._total[:3] / self.count).tolist()
+        bound, reconstruction, kl = (self._stacked().sum(0)[:3] / self.count).tolist()
         return Terms(bound, reconstruction, kl)
 
     def per_datum(self) -> Float[Tensor, " N"]:
@@ -125,8 +134,9 @@ class Totals:
 
     def check(self, when: str) -> None:
         """Raises DivergedError, which names the step and the sites, if a sum became NaN or infinite."""
-        self._reduce()
-        failed = self._failed.tolist()
+        rows = self._stacked()
+        steps = torch.arange(1, len(rows) + 1, dtype=rows.dtype, device=rows.device)
+        failed = torch.where(rows.isfinite(), torch.inf, steps[:, None]).amin(0).tolist()
         if (first := min(failed)) == float("inf"):
             return
         sites = [name for name, step in zip(self.names, failed, strict=True) if step == first]
@@ -137,19 +147,10 @@ class Totals:
             f"that epoch. A smaller learning rate usually helps."
         )
 
-    def _reduce(self) -> None:
-        """Adds to the totals the rows that came since the last reading."""
-        if not self._pending:
-            return
-        rows = torch.stack(self._pending)
-        steps = torch.arange(self.steps + 1, self.steps + len(rows) + 1, dtype=rows.dtype, device=rows.device)
-        failed = torch.where(rows.isfinite(), torch.inf, steps[:, None]).amin(0)
-        if self.steps:
-            self._total, self._failed = self._total + rows.sum(0), torch.minimum(self._failed, failed)
-        else:
-            self._total, self._failed = rows.sum(0), failed
-        self.steps += len(rows)
-        self._pending = []
+    def _stacked(self) -> Tensor:
+        """The rows of all steps (T, n). Their sum is the same, bit for bit, however often it was read before."""
+        self._rows = [torch.cat(self._rows)]
+        return self._rows[0]
 
 
 @takes

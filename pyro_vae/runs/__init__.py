@@ -15,6 +15,5 @@ and one of the model's description in ``config.yaml``: what was damaged or chang
 
 from pyro_vae.runs.folder import Run, build, describe_model, load, save
 from pyro_vae.runs.records import read_records
-from pyro_vae.runs.weights import tensor_digest
 
-__all__ = ["Run", "build", "describe_model", "load", "read_records", "save", "tensor_digest"]
+__all__ = ["Run", "build", "describe_model", "load", "read_records", "save"]

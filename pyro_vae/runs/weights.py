@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import sys
@@ -12,12 +11,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from pyro_vae.files import from_json, write_whole
+from pyro_vae.files import from_json, tensor_digest, write_whole
 from pyro_vae.parts import SMALLEST_SCALE, Dims
 
 logger = logging.getLogger("pyro_vae")
@@ -89,16 +87,6 @@ def read_weights(file: Path) -> Weights:
     else:
         logger.warning("%s is of an older version, without a digest: damage to it would not be seen", file)
     return Weights(tensors, _dims(kept), kept.get("slots"))
-
-
-def tensor_digest(kept: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of plain data, and of the names, dtypes, shapes and bytes of tensors on the CPU."""
-    found = hashlib.sha256(json.dumps(kept).encode())
-    for name in sorted(tensors):
-        value = tensors[name].contiguous()
-        found.update(f"\n{name!r} {value.dtype} {tuple(value.shape)}\n".encode())
-        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
 
 
 def _parsed(text: str) -> dict[str, Any]:

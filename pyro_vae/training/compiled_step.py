@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from inspect import unwrap
@@ -92,6 +92,20 @@ class CompiledStep:
         if graph is None and phase not in self._never:
             graph = self._make(index, phase)
         return graph(index, kl_weight) if graph else self.update(index, kl_weight, phase)
+
+    def state(self) -> dict[str, Any]:
+        """What decides whether the next steps run as a graph, and as which: a training that goes on must do the same."""
+        return {
+            "begun": sorted(self._begun),
+            "never": sorted(self._never),
+            "made": dict(self._made),
+            "moved": self._settings is None or self._settings.changed(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a state."""
+        self._begun, self._never, self._made = set(state["begun"]), set(state["never"]), Counter(state["made"])
+        self._settings = None if state["moved"] else Settings(self.update.optimizer)
 
     def _make(self, index: Tensor, phase: str) -> Graph | None:
         """The graph of a phase: with the optimizer, if its settings stay as they are and it can be traced; or None."""

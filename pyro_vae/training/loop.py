@@ -1,18 +1,21 @@
 """Training: stochastic variational inference on any Pyro model and guide, a record an epoch.
 
-The random numbers of epoch e (order of the data, binarization, ε) depend on the seed and on e alone, so that a run is
-reproducible bit for bit on a CPU and leaves the global random state as it was.
+The order of the data in epoch e depends on the seed and on e alone, and the random numbers of a step (binarization, ε) on the
+seed, e and the step, so that a run is reproducible bit for bit on a CPU, goes on from a checkpoint as if it had never been cut,
+and leaves the global random state as it was.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import replace
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,13 +25,15 @@ from pyro_vae.data import Splits, columns_of
 from pyro_vae.evaluate.bound import DivergedError, Totals, bound_over, names_of
 from pyro_vae.kinds import check_names, takes
 from pyro_vae.precision import has_products
-from pyro_vae.scopes import mode, seeded, telling_memory, unmoved
+from pyro_vae.scopes import mode, reseed, seeded, telling_memory, unmoved
 from pyro_vae.traces import Programs, library_path, parameters
+from pyro_vae.training.checkpoint import Every
 from pyro_vae.training.checks import check_support
 from pyro_vae.training.compiled_step import make_step
 from pyro_vae.training.optimizers import make_optimizer
 from pyro_vae.training.plan import TrainingPlan
 from pyro_vae.training.records import Epoch, Progress
+from pyro_vae.training.saving import Saving
 from pyro_vae.training.schedules import MovingSchedule
 from pyro_vae.training.step import Step, Update
 
@@ -42,6 +47,8 @@ def fit(
     plan: TrainingPlan | None = None,
     *,
     on_step: Callable[[Progress], None] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: str = "minute",
     **options: Any,
 ) -> Training:
     """Trains a model and a guide by stochastic variational inference and yields a record after each epoch.
@@ -54,7 +61,11 @@ def fit(
         programs: a `VAE`, or anything with a Pyro ``model`` and ``guide`` (see `pyro_vae.traces.Programs`).
         data: train and validation data, on the device of the programs.
         plan: how it is trained.
-        on_step: told where training stands, about ten times a second.
+        on_step: told where training stands, about ten times a second. What it raises ends the training; a KeyboardInterrupt is
+            taken for a wish to stop, before which a checkpoint is written.
+        checkpoint: a file from which the training goes on if it is there, as if it had never been cut (on a CPU bit for bit),
+            and which it writes now and then. The records that follow are those after the checkpoint.
+        checkpoint_every: how often: "10 minutes", "500 steps", "epoch".
         **options: fields of `TrainingPlan` by name, in place of the plan's.
 
     Returns:
@@ -62,12 +73,15 @@ def fit(
 
     Raises:
         TypeError: an option is no field of `TrainingPlan`.
-        ValueError: an option is out of its range, data are outside the likelihood's support, or the programs have no parameters
-            or are outside the estimator's domain.
+        ValueError: an option is out of its range, data are outside the likelihood's support, the programs have no parameters or
+            are outside the estimator's domain, or the checkpoint is damaged or that of another training.
         DivergedError: the bound became NaN or infinite; the last good weights are put back first.
     """
     check_names(options, signature(TrainingPlan), "fit")
-    return Training(programs, data, replace(plan or TrainingPlan(), **options), on_step)
+    training = Training(programs, data, replace(plan or TrainingPlan(), **options), on_step)
+    if checkpoint is not None:
+        training.keep(Path(checkpoint), Every(checkpoint_every))
+    return training
 
 
 class Training(Iterator[Epoch]):
@@ -112,7 +126,21 @@ class Training(Iterator[Epoch]):
                 raise ValueError(
                     f"lr_phi: {name} sets rates of its own: give it a list of two, for w and for φ, in its place"
                 )
+        self.done: int = 0
+        """The number of whole epochs that were trained."""
+        self._within: dict[str, Any] | None = None
+        self._saving: Saving | None = None
         self._records = self._run()
+
+    def keep(self, file: Path, every: Every) -> None:
+        """Goes on from a checkpoint if there is one, and writes one now and then.
+
+        Raises:
+            ValueError: the checkpoint is damaged, or that of another training.
+        """
+        self._saving = Saving(file, every, self)
+        if file.is_file():
+            self.done, self._within = self._saving.restore()
 
     def _prepared(self) -> tuple[list[Tensor], list[Tensor]]:
         """Runs the programs once as training will, and returns their parameters w and φ.
@@ -181,8 +209,10 @@ class Training(Iterator[Epoch]):
             precision=plan.precision,
         )
         step = make_step(update, plan.compile, plan.epochs * self.steps, plan.batch_size)
+        if self._saving:
+            self._saving.begin(step)
         state = [*self.phases["both"], *buffers]
-        for epoch in range(1, plan.epochs + 1):
+        for epoch in range(self.done + 1, plan.epochs + 1):
             self._check_places()
             with self._memory():
                 good = [tensor.detach().clone() for tensor in state]
@@ -196,25 +226,50 @@ class Training(Iterator[Epoch]):
                 raise
             for callback in plan.callbacks:
                 callback.on_epoch(record, self.programs)
+            self.done = epoch
             yield record
+            # Whoever was given the record has kept it by now: a checkpoint that came before could be all that is left of it.
+            if self._saving:
+                self._saving.after_epoch(epoch)
 
     def _epoch(self, epoch: int, step: Step) -> Epoch:
         """Takes the steps of one epoch, and evaluates on the validation data."""
-        plan, done = self.plan, (epoch - 1) * self.steps
-        start, lr, told = time.perf_counter(), float(self.optimizer.param_groups[0]["lr"]), 0.0
-        totals, kl_weight = Totals(self.names, self.estimator), plan.objective.weight(epoch)
+        plan, before, within = self.plan, (epoch - 1) * self.steps, self._within or {}
+        start, lr, told, self._within = time.perf_counter() - within.get("seconds", 0.0), self._rate(), 0.0, None
+        totals, kl_weight, lr = Totals(self.names, self.estimator), plan.objective.weight(epoch), within.get("lr", lr)
+        if within:
+            totals.restore(within["totals"])
+
+        def state(number: int) -> dict[str, Any]:
+            seconds = time.perf_counter() - start
+            return {"steps": number - before, "seconds": seconds, "lr": lr, "totals": totals.state()}
+
         with seeded(self.device, plan.seed, "epoch", epoch), library_path(), mode(self.programs, training=True):
-            undisturbed = False
-            for number, index in enumerate(plan.batches(self.train.order()), start=done):
-                totals.add(step(index, kl_weight, plan.phase(number), undisturbed))
+            undisturbed, skipped = False, within.get("steps", 0)
+            batches = plan.batches(self.train.order())[skipped:]
+            for number, index in enumerate(batches, start=before + skipped + 1):
+                reseed(self.device, plan.seed, "epoch", epoch, "step", number - before)
+                totals.add(step(index, kl_weight, plan.phase(number - 1), undisturbed))
                 self.schedule.after_step()
                 undisturbed = not self.schedule.by_step
+                if self._saving and self._saving.is_due(number):
+                    totals.check(f"in epoch {epoch}")  # no checkpoint of weights that have diverged
+                    self._saving.write(epoch - 1, state(number))
                 if self.on_step and (now := time.perf_counter()) - told > 0.1:
                     told, undisturbed = now, False
                     totals.check(f"in epoch {epoch}")
-                    self.on_step(Progress(epoch, number + 1, plan.epochs * self.steps, totals.terms().bound))
+                    try:
+                        self.on_step(Progress(epoch, number, plan.epochs * self.steps, totals.terms().bound))
+                    except KeyboardInterrupt:
+                        if self._saving:
+                            self._saving.write(epoch - 1, state(number))
+                        raise
         totals.check(f"in epoch {epoch}")
         valid = bound_over(self.programs, self.valid, self.estimator, plan.batch_size, plan.seed)
         valid.check(f"on the validation data after epoch {epoch}")
         self.schedule.after_epoch(valid.terms())
         return Epoch(epoch, totals.terms(), valid.terms(), lr, time.perf_counter() - start)
+
+    def _rate(self) -> float:
+        """The learning rate of w now."""
+        return float(self.optimizer.param_groups[0]["lr"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from inspect import signature
 from typing import Any, Literal
@@ -73,6 +74,18 @@ class MovingSchedule:
             raise ValueError(
                 f"schedule: {name} ends after total_steps = {total}, and it is moved {moves[by]} times: leave total_steps out, "
                 f"or give at least {moves[by]}"
+            )
+
+    def state(self) -> dict[str, Any] | None:
+        """What the schedule keeps from move to move."""
+        return self.scheduler.state_dict() if self.scheduler else None
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Goes on from a state. Counters, which a file holds as dictionaries, become counters again."""
+        if self.scheduler and state is not None:
+            own = vars(self.scheduler)
+            self.scheduler.load_state_dict(
+                {name: Counter(value) if isinstance(own.get(name), Counter) else value for name, value in state.items()}
             )
 
     def after_step(self) -> None:

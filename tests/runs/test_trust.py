@@ -23,14 +23,14 @@ from pyro_vae.app.comparisons.parts import compare_parts
 from pyro_vae.app.setting import Setting
 from pyro_vae.app.train import train
 from pyro_vae.construction import _hints, make
-from pyro_vae.files import digest
+from pyro_vae.files import digest, tensor_digest
 from pyro_vae.guides import DiagonalNormal
 from pyro_vae.likelihoods import Bernoulli
 from pyro_vae.models import ModelSpec
 from pyro_vae.networks import NetworkFactory
 from pyro_vae.parts import Dims
 from pyro_vae.priors import StandardNormal
-from pyro_vae.runs.weights import read_weights, tensor_digest, write_weights
+from pyro_vae.runs.weights import read_weights, write_weights
 from pyro_vae.training import TrainingPlan
 from pyro_vae.trust import Trust
 

@@ -21,10 +21,10 @@ from pyro_vae.app.table import Blocks
 from pyro_vae.data import Splits
 from pyro_vae.estimators import Estimator
 from pyro_vae.evaluate import Mean
-from pyro_vae.files import digest, from_json, read_text, read_yaml, to_json, write_whole
+from pyro_vae.files import digest, from_json, read_text, read_yaml, tensor_digest, to_json, write_whole
 from pyro_vae.kinds import shortened
 from pyro_vae.models import Model
-from pyro_vae.runs import Run, tensor_digest
+from pyro_vae.runs import Run
 from pyro_vae.training import Training
 
 EstimatorFactory = Callable[[int], Estimator]

@@ -19,8 +19,9 @@ from pyro_vae.app.setting import Setting
 from pyro_vae.data import Columns, Splits, columns_for
 from pyro_vae.estimators import IWAE, STL, VIMCO, DReG
 from pyro_vae.evaluate import GROUPS, SIDES, Draws, Interval, Moments, draw_gradients, fit_line, moments
+from pyro_vae.files import tensor_digest
 from pyro_vae.models import Model, ModelSpec
-from pyro_vae.runs import load, tensor_digest
+from pyro_vae.runs import load
 from pyro_vae.scopes import seeded
 from pyro_vae.training import check_support
 from pyro_vae.trust import here

@@ -22,10 +22,10 @@ from pyro_vae.construction import make
 from pyro_vae.data import Data
 from pyro_vae.estimators import ELBO, Estimator
 from pyro_vae.evaluate import mean
-from pyro_vae.files import read_yaml
+from pyro_vae.files import read_yaml, tensor_digest
 from pyro_vae.models import Model
 from pyro_vae.reports import Metric, Trained
-from pyro_vae.runs import load, read_records, tensor_digest
+from pyro_vae.runs import load, read_records
 from pyro_vae.training import TrainingPlan
 from pyro_vae.trust import Trust, here
 

@@ -1,0 +1,187 @@
+"""What a checkpoint of a training holds, and how a training goes on from one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.description import Described
+from pyro_vae.files import tensor_digest
+from pyro_vae.training.checkpoint import Every, NotKeptError, read_checkpoint, surroundings, write_checkpoint
+from pyro_vae.training.compiled_step import CompiledStep
+from pyro_vae.training.step import Step
+
+if TYPE_CHECKING:
+    from pyro_vae.training.loop import Training
+
+logger = logging.getLogger("pyro_vae")
+
+
+class Saving:
+    """Writes and reads the checkpoints of a training.
+
+    Args:
+        file: the file.
+        every: how often it is written.
+        training: the training.
+    """
+
+    def __init__(self, file: Path, every: Every, training: Training) -> None:
+        self.file, self.every, self.training = file, every, training
+        self._step: CompiledStep | None = None
+        self._restored: Mapping[str, Any] | None = None
+        self._off = False
+        self._identity = _identity(training)
+
+    def begin(self, step: Step) -> None:
+        """Is told the step, when the training begins or goes on."""
+        self._step = step if isinstance(step, CompiledStep) else None
+        if self._step and self._restored:
+            self._step.restore(self._restored)
+
+    def is_due(self, done: int) -> bool:
+        """Whether a checkpoint is due after a step, of which so many were taken."""
+        return not self._off and self.every.step(done)
+
+    def after_epoch(self, epoch: int) -> None:
+        """Writes a checkpoint if one is due after this epoch, or if it was the last one."""
+        if self.every.epoch(epoch) or epoch == self.training.plan.epochs:
+            self.write(epoch, None)
+
+    def write(self, done: int, within: Mapping[str, Any] | None) -> None:
+        """Writes a checkpoint.
+
+        Args:
+            done: the number of whole epochs that were trained.
+            within: where the next epoch stands, unless it has not begun.
+
+        Raises:
+            OSError: the file cannot be written; the checkpoint before is left.
+        """
+        if self._off:
+            return
+        training = self.training
+        state = {
+            "training": self._identity,
+            "surroundings": surroundings(training.device),
+            "done": done,
+            "within": within,
+            "leaves": list(training.phases["both"]),
+            "buffers": dict(_buffers(training)),
+            "optimizer": training.optimizer.state_dict(),
+            "schedule": training.schedule.state(),
+            "estimator": dict(training.estimator.state),
+            "step": self._step.state() if self._step else None,
+            "callbacks": [each.state_dict() for each in training.plan.callbacks],
+        }
+        try:
+            write_checkpoint(self.file, state)
+        except NotKeptError as error:
+            logger.warning("This training cannot be kept, and cannot go on where it is cut: %s", error)
+            self._off = True
+        self.every.wrote()
+
+    def restore(self) -> tuple[int, dict[str, Any] | None]:
+        """Puts a training where the checkpoint was written; returns the whole epochs, and where the next one stands.
+
+        Raises:
+            ValueError: the checkpoint is damaged, or that of another training.
+        """
+        state, training = read_checkpoint(self.file), self.training
+        try:
+            self._check(state)
+            with torch.no_grad():
+                _fill(list(training.phases["both"]), state["leaves"])
+                _fill([each for _, each in _buffers(training)], list(state["buffers"].values()))
+                _fill(list(training.estimator.state.values()), list(state["estimator"].values()))
+            training.optimizer.load_state_dict(state["optimizer"])
+            _in_order(training.optimizer)
+            training.schedule.restore(state["schedule"])
+            for callback, kept in zip(training.plan.callbacks, state["callbacks"], strict=True):
+                if kept is not None:
+                    callback.load_state_dict(kept)
+        except (KeyError, TypeError, RuntimeError, IndexError, AttributeError) as error:
+            raise ValueError(f"{self.file}: it does not fit this training ({type(error).__name__}: {error})") from error
+        self._restored = state["step"]
+        within = state["within"]
+        if within and within["totals"]["rows"] is not None:
+            within["totals"]["rows"] = within["totals"]["rows"].to(training.device)
+        return state["done"], within
+
+    def _check(self, state: Mapping[str, Any]) -> None:
+        """Checks that a checkpoint is of this training, and tells where its bits may differ.
+
+        Raises:
+            ValueError: it is of another one; the message says in what they differ.
+        """
+        kept, own = state["training"], self._identity
+        for name, value in own.items():
+            if kept.get(name) == value or (name == "epochs" and own["schedule"] is None and value > state["done"]):
+                continue
+            if name == "data":
+                raise ValueError(f"{self.file}: this checkpoint is of a training with other data")
+            raise ValueError(
+                f"{self.file}: this checkpoint is of a training with another {name}: there {kept.get(name)}, here {value}"
+            )
+        before, now = state["surroundings"], surroundings(self.training.device)
+        moved = [
+            f"{name} {before.get(name)} there, {value} here" for name, value in now.items() if value != before.get(name)
+        ]
+        if moved:
+            logger.warning(
+                "The training goes on with other rounding, so that its bits may differ: %s", "; ".join(moved)
+            )
+
+
+def _identity(training: Training) -> dict[str, Any]:
+    """What must be the same for a training to go on: as text and numbers."""
+    plan, data = training.plan, dict[str, Tensor]()
+    for name, columns in (("train", training.train), ("valid", training.valid)):
+        data |= {f"{name}.{i}": tensor.detach().cpu() for i, tensor in enumerate(columns.tensors)}
+    names = ("batch_size", "seed", "e_steps", "m_steps", "clip_norm", "precision", "lr_phi", "epochs")
+    return {name: getattr(plan, name) for name in names} | {
+        "estimator": _told(training.estimator),
+        "objective": str(asdict(plan.objective)),
+        "optimizer": type(training.optimizer).__name__,
+        "schedule": type(training.schedule.scheduler).__name__ if training.schedule.scheduler else None,
+        "parameters": [list(leaf.shape) for leaf in training.phases["both"]],
+        "data": tensor_digest({"dynamic": training.train.dynamic}, data),
+    }
+
+
+def _told(part: Any) -> str:
+    """An object by its class and what it was made with."""
+    return str(part.described()) if isinstance(part, Described) else type(part).__name__
+
+
+def _buffers(training: Training) -> Iterator[tuple[str, Tensor]]:
+    programs = training.programs
+    yield from programs.named_buffers() if isinstance(programs, nn.Module) else ()
+
+
+def _fill(tensors: list[Tensor], kept: list[Tensor]) -> None:
+    """Writes values into tensors, in place.
+
+    Raises:
+        ValueError: there are others, or they have other shapes or types.
+    """
+    for tensor, value in zip(tensors, kept, strict=True):
+        if (tensor.shape, tensor.dtype) != (value.shape, value.dtype):
+            raise ValueError(
+                f"a tensor {tuple(tensor.shape)} of {tensor.dtype} is {tuple(value.shape)} of {value.dtype} there"
+            )
+        tensor.copy_(value)
+
+
+def _in_order(optimizer: torch.optim.Optimizer) -> None:
+    """Gives the optimizer's state the order in memory of its parameters, which PyTorch's fused optimizers take for granted."""
+    for leaf, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == leaf.shape and value.stride() != leaf.stride():
+                state[name] = torch.empty_like(leaf, dtype=value.dtype).copy_(value)
