@@ -51,28 +51,39 @@ _QUIET = 60.0
 class StopRequest:
     """The first Ctrl-C only asks to stop, so that nothing is cut in the middle of a write; the second one interrupts.
 
-    Use it as a context, and call `check` where stopping is safe.
+    SIGTERM, which schedulers of clusters send before they kill, asks for the same. Use it as a context, and call `check` where
+    stopping is safe.
+
+    Attributes:
+        made: whether it was asked to stop.
+        status: the exit status that belongs to who asked.
     """
 
     def __init__(self) -> None:
-        self.made = False
+        self.made, self.status = False, 130
 
     def __enter__(self) -> StopRequest:
-        """Takes Ctrl-C over."""
-        self._before = signal.signal(signal.SIGINT, self._ask)
+        """Takes Ctrl-C and SIGTERM over."""
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Gives Ctrl-C back."""
-        signal.signal(signal.SIGINT, self._before)
+        """Gives them back."""
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    @property
+    def hurried(self) -> bool:
+        """Whether a scheduler asked, which kills soon."""
+        return self.status == 128 + signal.SIGTERM
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.made:
+        if self.made and number == signal.SIGINT:
             signal.default_int_handler(number, frame)
-        self.made = True
+        self.made, self.status = True, 128 + number
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt if Ctrl-C was pressed."""
+        """Raises KeyboardInterrupt if it was asked to stop."""
         if self.made:
             raise KeyboardInterrupt
 

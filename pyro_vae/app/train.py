@@ -43,6 +43,7 @@ from pyro_vae.reports import (
 from pyro_vae.reports.base import given_to
 from pyro_vae.runs import Run, load
 from pyro_vae.training import Epoch, Progress, Training, TrainingPlan, fit
+from pyro_vae.training.checkpoint import Every
 from pyro_vae.trust import here
 
 console = screen()
@@ -56,6 +57,8 @@ def train(
     setting: Setting,
     metrics: Sequence[Callable[[], Metric]] = (TestBound, LogLikelihood),
     figures: Sequence[Callable[[], Picture]] = (LearningCurves, Reconstructions, Samples, Latents, Plane, Traversals),
+    resume: bool = False,
+    checkpoint_every: str = "minute",
     *,
     splits: Splits,
     config: str,
@@ -68,9 +71,15 @@ def train(
         setting: On which data, where, and how the end is judged.
         metrics: A list of what is measured at the end, on the test data, such as "[TestBound, my_file.Mine]".
         figures: A list of what is drawn at the end, such as "[Samples, my_file.Mine]"; [] for nothing.
+        resume: true goes on with the run in --out where it was cut, as if it had never been; it begins the run where there is
+            none, and leaves one that is finished as it is.
+        checkpoint_every: How often a checkpoint is written, from which a run goes on: "10 minutes", "500 steps", "epoch".
         splits: The data, loaded.
         config: The resolved options, for the run folder.
     """
+    every = Every(checkpoint_every)
+    if resume and not setting.out:
+        raise ValueError("resume: name the folder of the run that goes on, with --out")
     setting.test(splits, least=1)
     where = setting.place
     splits = splits.to(where)
@@ -86,31 +95,76 @@ def train(
             bar.update(task, description=text, total=now.steps, completed=now.step, live=now.bound)
 
         training = fit(model, splits, plan, on_step=on_step)
-        run = Run(setting.out or Path("runs") / f"{setting.name}-{datetime.now():%Y%m%d-%H%M%S}", config)
+        run = _begun(setting, config, resume)
+        if resume and run.finished():
+            console.print(f"{run.folder} is finished: nothing is left to do.", soft_wrap=True)
+            return
+        training.keep(run.checkpoint, every)
+        records = run.before(training.done)
         introduce(model, setting.name, splits, where)
+        if records or training.step_of_epoch:
+            step = f" and {training.step_of_epoch} steps of the next one" if training.step_of_epoch else ""
+            console.print(f"Going on after epoch {len(records)}{step}.")
         start = time.perf_counter()
-        records = follow(training, model, run, plan.epochs, stop)
+        records += follow(training, model, run, plan.epochs, stop)
         trained_for = time.perf_counter() - start
 
     interrupted = len(records) < plan.epochs
-    if not records:
-        console.print(f"No epoch was finished: {run.folder} holds the configuration alone.")
-        raise SystemExit(130)
+    if not records or (interrupted and stop.hurried):
+        kept = "a checkpoint" if run.checkpoint.is_file() else "the configuration alone"
+        console.print(f"{len(records)} epochs were finished: {run.folder} holds {kept}. {_go_on(run)}", soft_wrap=True)
+        raise SystemExit(stop.status)
+    if interrupted:
+        model = load(run.folder, here()).to(where)
+        console.print(f"Evaluating the weights of epoch {len(records)}; Ctrl-C again skips this.")
+    trained = Trained(model, splits, plan, records, setting.test_particles, setting.test_images)
+    conclude(run, trained, measured, drawn, trained_for, interrupted)
+
+
+def conclude(
+    run: Run,
+    trained: Trained,
+    measured: Sequence[Metric],
+    drawn: Sequence[Picture],
+    trained_for: float,
+    interrupted: bool,
+) -> None:
+    """Measures and draws a trained model, and says where everything is. One that was interrupted ends the program so."""
     try:
-        if interrupted:
-            model = load(run.folder, here()).to(where)
-            console.print(f"Evaluating the weights of epoch {len(records)}; Ctrl-C again skips this.")
-        trained = Trained(model, splits, plan, records, setting.test_particles, setting.test_images)
-        report(run, trained, measured, trained_for)
+        values = report(run, trained, measured, trained_for)
         for picture in drawn:
             draw(run, trained, picture)
+        if not interrupted:
+            run.result(values | {"finished": True})
     except KeyboardInterrupt:
         interrupted = True
     shown = f", {run.folder / 'figures'}/*.png" if drawn else ""
     contents = f"configuration, metrics, weights{shown}"
     console.print(f"Run folder: {run.folder}   ({contents})", soft_wrap=True)
     if interrupted:
+        console.print(_go_on(run), soft_wrap=True)
         raise SystemExit(130)
+
+
+def _go_on(run: Run) -> str:
+    return f"To go on from there: the same command with --out {run.folder} --resume true"
+
+
+def _begun(setting: Setting, config: str, resume: bool) -> Run:
+    """The folder of the run. Two runs that begin in the same second get two folders.
+
+    Raises:
+        FileExistsError: it exists, and is not to be gone on with.
+        ValueError: it holds a run with other options.
+    """
+    if setting.out:
+        return Run(setting.out, config, again=resume)
+    named, number = Path("runs") / f"{setting.name}-{datetime.now():%Y%m%d-%H%M%S}", 1
+    while True:
+        try:
+            return Run(named if number == 1 else named.with_name(f"{named.name}-{number}"), config)
+        except FileExistsError:
+            number += 1
 
 
 def made(option: str, classes: Sequence[Callable[[], Made]]) -> list[Made]:
@@ -164,9 +218,11 @@ def follow(training: Training, model: Model, run: Run, epochs: int, stop: StopRe
             run.record(record, model, training.estimator.state)
             records.append(record)
             console.print(line(record, epochs))
-            stop.check()
+            if stop.made:
+                training.save()
+                stop.check()
     except KeyboardInterrupt:
-        console.print(f"Stopped in epoch {len(records) + 1}.")
+        console.print(f"Stopped in epoch {training.done + 1}.")
     return records
 
 
@@ -184,8 +240,8 @@ def short(value: float) -> str:
     return f"{value:.2f}" if abs(value) < 1e6 else f"{value:.2e}"
 
 
-def report(run: Run, trained: Trained, metrics: Sequence[Metric], trained_for: float) -> None:
-    """The final table, on the screen and in result.json, which each metric adds to."""
+def report(run: Run, trained: Trained, metrics: Sequence[Metric], trained_for: float) -> dict[str, Any]:
+    """The final table, on the screen and in result.json, which each metric adds to; returns what stands there."""
     noun = trained.noun
     table = quantities("Test set, nats per datum", noun)
     values: dict[str, Any] = {}
@@ -213,6 +269,7 @@ def report(run: Run, trained: Trained, metrics: Sequence[Metric], trained_for: f
         for notice in notices:
             console.print(f"Note: {notice}", markup=False)
     console.print(f"Training took {trained_for:.0f} s.")
+    return values
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:

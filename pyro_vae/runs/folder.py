@@ -1,98 +1,28 @@
-"""Saving and loading: the folder of a run as it is written, and the model that is built again from it."""
+"""Saving and loading: a model that was built in Python, and the model that is built again from the folder of a run."""
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import yaml
 from torch import Tensor
 
-from pyro_vae._version import version as own_version
 from pyro_vae.construction import options
 from pyro_vae.description import Described, undescribed
-from pyro_vae.files import digest, read_yaml, to_json
+from pyro_vae.files import digest, read_yaml
 from pyro_vae.kinds import takes
 from pyro_vae.models import VAE, Model
 from pyro_vae.models.specification import assemble
 from pyro_vae.parts import Dims
-from pyro_vae.runs.records import METRICS
-from pyro_vae.runs.weights import read_weights, write_weights
+from pyro_vae.runs.run import CONFIG, ESTIMATOR, SLOTS, WEIGHTS, Run, slots_of
+from pyro_vae.runs.weights import read_weights
 from pyro_vae.scopes import rebuilding, seeded
-from pyro_vae.training import Epoch
 from pyro_vae.trust import Trust, UntrustedError
-
-if TYPE_CHECKING:  # a second of import that only figures need
-    from matplotlib.figure import Figure
-
-_SLOTS = {"prior": "prior", "guide": "posterior", "likelihood": "likelihood"}
-"""The slots of a configuration, and the attributes of a model that fill them."""
-_CONFIG, _WEIGHTS = "config.yaml", "model.safetensors"
-_ESTIMATOR = "training/estimator/"
-"""What the names of an estimator's state begin with, beside those of the weights."""
-
-
-class Run:
-    """The folder of one run, written as the run goes on.
-
-    Args:
-        folder: its path; it is made here.
-        config: the resolved options, in YAML.
-
-    Raises:
-        FileExistsError: the folder exists: nothing is ever overwritten.
-        OSError: the folder cannot be made.
-    """
-
-    def __init__(self, folder: Path, config: str) -> None:
-        self.folder = folder
-        try:
-            folder.mkdir(parents=True)
-            (folder / "figures").mkdir()
-        except FileExistsError:
-            raise FileExistsError(f"out: {folder} exists and is left as it is; choose another folder") from None
-        except OSError as error:
-            raise OSError(f"out: {folder} cannot be made ({error.strerror})") from error
-        (folder / _CONFIG).write_text(config, encoding="utf-8")
-        self._slots = digest(_slots(yaml.safe_load(config)))
-        names = ["torch", "pyro-ppl", "numpy", "safetensors"]
-        versions = {"pyro_vae": own_version, "python": platform.python_version()} | {n: version(n) for n in names}
-        (folder / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
-
-    def record(self, epoch: Epoch, model: Model, estimator: Mapping[str, Tensor] | None = None) -> None:
-        """Keeps an epoch: its weights, replaced in one move so that a cut leaves the old ones, and then its line.
-
-        Args:
-            epoch: the record.
-            model: the model with the weights of that epoch.
-            estimator: the state of the estimator, if it has one.
-        """
-        self._keep_weights(model, epoch.epoch, estimator or {})
-        row = asdict(epoch)
-        for split in ("train", "valid"):
-            row[split] = getattr(epoch, split)._asdict()
-        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
-            file.write(to_json(row) + "\n")
-
-    def result(self, values: dict[str, Any]) -> None:
-        """Keeps the final evaluation."""
-        (self.folder / "result.json").write_text(to_json(values, indent=2) + "\n", encoding="utf-8")
-
-    def figure(self, name: str, figure: Figure) -> None:
-        """Keeps a figure as ``figures/<name>.png``."""
-        figure.savefig(self.folder / "figures" / f"{name}.png")
-
-    def _keep_weights(self, model: Model, epoch: int | None, estimator: Mapping[str, Tensor]) -> None:
-        state = model.state_dict() | {_ESTIMATOR + name: value for name, value in estimator.items()}
-        write_weights(self.folder / _WEIGHTS, state, model.dims, epoch, self._slots)
 
 
 @takes
@@ -122,17 +52,17 @@ def save(model: Model, folder: str | os.PathLike[str]) -> None:
         _fill(_empty(model.dims.without_values(), made), model.state_dict())
     except (ValueError, TypeError, RuntimeError, KeyError) as error:
         raise ValueError(f"this model cannot be saved, since it could not be loaded again: {error}") from error
-    Run(Path(folder), yaml.safe_dump(config, sort_keys=False))._keep_weights(model, None, {})
+    Run(Path(folder), yaml.safe_dump(config, sort_keys=False)).keep_weights(model, None, {})
 
 
 def describe_model(model: Model) -> dict[str, Any]:
     """The slots of a model, as config.yaml has them: its prior, guide and likelihood, and its class unless it is a `VAE`."""
     slots: dict[str, Any] = {}
-    for slot, attribute in _SLOTS.items():
+    for slot, attribute in SLOTS.items():
         part = getattr(model, attribute, None)
         slots[slot] = part.described() if isinstance(part, Described) else model.made_with.get(slot)
     if not isinstance(model, VAE):
-        own = {name: value for name, value in model.made_with.items() if name not in _SLOTS}
+        own = {name: value for name, value in model.made_with.items() if name not in SLOTS}
         slots["model"] = {**model.described(), "init_args": own}
     return slots
 
@@ -156,38 +86,30 @@ def load(folder: str | os.PathLike[str], trust: str | Sequence[str] | Trust = ()
     path = Path(folder)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: there is no such run folder")
-    for name in (_CONFIG, _WEIGHTS):
+    for name in (CONFIG, WEIGHTS):
         if not (path / name).is_file():
             raise FileNotFoundError(f"{path}: not a complete run folder, it has no {name}")
-    with _blamed(path / _WEIGHTS):
-        weights = read_weights(path / _WEIGHTS)
-    config = read_yaml(path / _CONFIG)
-    with _blamed(path / _CONFIG):
-        if not isinstance(config, dict) or not config.keys() >= set(_SLOTS):
-            raise ValueError(f"no configuration of a run: it has not all of the keys {', '.join(_SLOTS)}")
-        slots = _slots(config)
+    with _blamed(path / WEIGHTS):
+        weights = read_weights(path / WEIGHTS)
+    config = read_yaml(path / CONFIG)
+    with _blamed(path / CONFIG):
+        if not isinstance(config, dict) or not config.keys() >= set(SLOTS):
+            raise ValueError(f"no configuration of a run: it has not all of the keys {', '.join(SLOTS)}")
+        slots = slots_of(config)
         made = options(assemble, slots, 1, "", Trust.of(trust))
         if weights.slots not in (None, digest(slots)):
             raise ValueError(
-                f"the description of the model ({', '.join(slots)}) is not the one that {_WEIGHTS} was written with: it was "
+                f"the description of the model ({', '.join(slots)}) is not the one that {WEIGHTS} was written with: it was "
                 f"changed or damaged since"
             )
-    state = {name: value for name, value in weights.tensors.items() if not name.startswith(_ESTIMATOR)}
-    with _blamed(path / _WEIGHTS):
+    state = {name: value for name, value in weights.tensors.items() if not name.startswith(ESTIMATOR)}
+    with _blamed(path / WEIGHTS):
         _check_sizes(weights.dims, made, state)
-    with _blamed(path / _CONFIG):
+    with _blamed(path / CONFIG):
         model = _empty(weights.dims, made)
-    with _blamed(path / _WEIGHTS):
+    with _blamed(path / WEIGHTS):
         _fill(model, state)
     return model.eval()
-
-
-def _slots(config: Any) -> dict[str, Any]:
-    """The part of a configuration that describes the model. A ``model`` of null, the `VAE`, is the same as none."""
-    if not isinstance(config, dict):
-        return {}
-    names = [*_SLOTS, "model"] if config.get("model") is not None else _SLOTS
-    return {name: config[name] for name in names if name in config}
 
 
 def _modules(description: Any) -> set[str]:

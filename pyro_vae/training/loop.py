@@ -142,6 +142,16 @@ class Training(Iterator[Epoch]):
         if file.is_file():
             self.done, self._within = self._saving.restore()
 
+    def save(self) -> None:
+        """Writes a checkpoint now, between two epochs, where checkpoints are kept."""
+        if self._saving:
+            self._saving.write(self.done, None)
+
+    @property
+    def step_of_epoch(self) -> int:
+        """How many steps of the next epoch were taken before the checkpoint that this training goes on from."""
+        return int(self._within["steps"]) if self._within else 0
+
     def _prepared(self) -> tuple[list[Tensor], list[Tensor]]:
         """Runs the programs once as training will, and returns their parameters w and φ.
 
