@@ -125,6 +125,7 @@ def test_what_evaluate_measured_is_in_the_page_and_not_measured_again(trained, p
         _, text = page(run, *QUICK)
     assert "mutual information" in text
     assert f'alt="calibration of {run}"' in text
+    assert '<td class="under">  of other data, at least</td>' in text  # a row that belongs to the one above
     assert (
         "Measured: TestBound, LogLikelihood, Calibration(images=20, draws=9), Surgery(images=9, draws=2)"
         in html.unescape(text)
