@@ -55,7 +55,7 @@ def read_yaml(path: Path) -> Any:
             raise ValueError(f"{path}: its aliases (&, *) stand for more than {LARGEST} values")
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: damaged, or no YAML ({error})") from error
+        raise ValueError(f"{path}: damaged, or no YAML ({' '.join(str(error).split())})") from error
     except RecursionError:
         raise ValueError(f"{path}: damaged: its lists stand in each other without end") from None
 

@@ -67,10 +67,11 @@ def bounds(records: Mapping[str, Sequence[Epoch]], title: str = "", colors: Sequ
     for i, (name, epochs) in enumerate(records.items()):
         at = np.array([record.epoch for record in epochs])
         values = np.array([[getattr(record, split).bound for record in epochs] for split in ("train", "valid")])
+        values[~np.isfinite(values)] = np.nan
         color = colors[i % len(colors)] if colors else f"C{i}"
         marker = MARKERS[i // len(colors) % len(MARKERS)] if colors and i >= len(colors) else ""
         marker = marker or ("o" if len(at) < 15 else "")
-        axes.plot(at, values[0], color=color, ls=":", lw=1)
+        axes.plot(at, values[0], color=color, ls=":", lw=1, marker="" if len(at) > 1 else "x", ms=4)
         axes.plot(at, values[1], color=color, marker=marker, ms=3, label=literal(name))
         shown.append(values[:, _start(values, at) :].ravel())
     _within(axes, np.concatenate(shown))
@@ -100,6 +101,8 @@ def _start(values: np.ndarray, at: np.ndarray) -> int:
 def _within(axes: Axes, values: np.ndarray) -> None:
     """Makes the vertical axis show these values."""
     finite = values[np.isfinite(values)]
+    if not finite.size:
+        return
     margin = 0.05 * np.ptp(finite) or 1.0
     axes.set_ylim(finite.min() - margin, finite.max() + margin)
 

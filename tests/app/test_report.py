@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import html
+import io
 import json
 import re
 import shutil
@@ -13,7 +15,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import rows as rows_of
+from PIL import Image
 
+from pyro_vae.app.report.page import _differences, _flat
 from pyro_vae.files import read_yaml
 from pyro_vae.reports import LogLikelihood
 from pyro_vae.runs import read_records
@@ -75,7 +79,7 @@ def test_a_page_of_two_runs_has_their_numbers_pictures_and_differences(trained, 
     out, text = page(*runs, *QUICK)
     assert "report.html" in out
     for row in rows_of(tmp_path / "ev" / "runs.csv"):
-        assert row["log p(x)"].replace("-", "−") in html.unescape(text)
+        assert row["log p(x)"].replace("-", "−") in html.unescape(text).replace("\u00a0", " ")
     for run in runs:
         for picture in (tmp_path / run / "figures").glob("*.png"):
             assert f'alt="{picture.stem.replace("_", " ")} of {run}"' in text
@@ -121,6 +125,7 @@ def test_what_evaluate_measured_is_in_the_page_and_not_measured_again(trained, p
         _, text = page(run, *QUICK)
     assert "mutual information" in text
     assert f'alt="calibration of {run}"' in text
+    assert '<td class="under">  of other data, at least</td>' in text  # a row that belongs to the one above
     assert (
         "Measured: TestBound, LogLikelihood, Calibration(images=20, draws=9), Surgery(images=9, draws=2)"
         in html.unescape(text)
@@ -188,6 +193,133 @@ def test_large_data_do_not_make_a_large_page(script, page, tmp_path):
     assert not galleries(text)
 
 
+def test_a_page_stays_below_3_mb_whatever_the_pictures_are_and_tells_what_it_left_out(trained, page, script, tmp_path):
+    (run,) = trained("table", 1)
+    figures = tmp_path / run / "figures"
+    noise = rng.integers(0, 256, (1500, 1500, 3), dtype=np.uint8)
+    for name in ("one", "two", "three"):
+        Image.fromarray(noise).save(figures / f"{name}.png")
+    Image.new("RGB", (20_000, 20)).save(figures / "wide.png")
+    Image.new("1", (12_000, 9_000)).save(figures / "bomb.png")
+    Image.new("RGBA", (5, 5), (0, 0, 0, 0)).save(figures / "clear.png")
+    (figures / "broken.png").write_bytes(b"no picture")
+    np.save(tmp_path / "colors.npy", rng.integers(0, 256, (300, 3, 30, 30), dtype=np.uint8))
+    small = ["--guide.network.hidden", "[4]", "--likelihood.network.hidden", "[4]", "--figures", "[]", "--epochs", "1"]
+    assert script("train", "--data", "Arrays", "--data.path", "colors.npy", *TINY, *small, "--out", "colors")[0] == 0
+    for copy in "abc":
+        shutil.copytree(tmp_path / "colors", tmp_path / copy)
+    _, text = page(run, "colors", *"abc", *QUICK)
+    assert len(text) < 3_000_000
+    told = html.unescape(text)
+    for name in ("bomb", "broken"):
+        assert f"Left out: {run}/figures/{name}.png: no PNG that can be shown" in told
+    assert "Smaller or coarser here than in the folder, for the size of this page: one, three, two" in told
+    assert picture_of(text, f"wide of {run}").size == (4000, 4)
+    assert picture_of(text, f"clear of {run}").getpixel((0, 0)) == (255, 255, 255)
+
+
+def picture_of(text: str, alt: str) -> Image.Image:
+    source = re.search(rf'src="data:image/\w+;base64,([^"]*)" alt="{alt}"', text)[1]
+    return Image.open(io.BytesIO(base64.b64decode(source)))
+
+
+def test_a_large_image_is_shown_smaller(script, page, tmp_path):
+    np.save(tmp_path / "large.npy", rng.random((30, 1, 20, 800)))
+    small = ["--guide.network.hidden", "[4]", "--likelihood.network.hidden", "[4]", "--figures", "[]", "--epochs", "1"]
+    words = ["--data", "Arrays", "--data.path", "large.npy", "--data.kind", "image", *TINY, *small, "--out", "run"]
+    assert script("train", *words)[0] == 0
+    _, text = page("run", *QUICK)
+    assert galleries(text)[0]["size"] == [4, 160]
+
+
+def test_particles_too_few_for_k_are_told_and_data_are_sorted_by_what_is_known(trained, page):
+    (run,) = trained("table", 1)
+    _, text = page(run, "--test_particles", "5", "--out", "ev")
+    assert "k̂ is not known, since that takes K of at least 30 particles, and K is 5 (--test_particles)." in text
+    assert [each["name"] for each in galleries(text)[0]["measures"]] == ["bound", "log_px", "ess"]
+
+
+def test_one_datum_that_is_shown_is_the_worst(trained, page, tmp_path):
+    (run,) = trained("table", 1)
+    _, text = page(run, *QUICK, "--shown", "1")
+    cell = json.loads(next((tmp_path / "ev" / "cells").glob(f"{run}-LogLikelihood*.json")).read_text())
+    assert galleries(text)[0]["index"] == [int(np.nanargmax(np.array(cell["each"]["pareto_k"], float)))]
+
+
+def test_a_run_whose_record_is_not_finite_or_is_gone(trained, page, tmp_path):
+    runs = trained("table", 2)
+    record = tmp_path / runs[0] / "metrics.jsonl"
+    record.write_text(
+        re.sub(r"(: )-?[\d.]+(?=[,}])", r"\1null", record.read_text()).replace('"epoch": null', '"epoch": 1')
+    )
+    (tmp_path / runs[1] / "metrics.jsonl").unlink()
+    _, text = page(runs[0], *QUICK)
+    assert "<svg" in text
+    _, text = page(*runs, *QUICK)
+    assert "How the training went is not known: metrics.jsonl holds no epoch, or is not there." in text
+
+
+def test_the_same_run_by_several_names_is_one_and_a_copy_is_told(trained, page, tmp_path):
+    (run,) = trained("table", 1)
+    (tmp_path / "link").symlink_to(run)
+    out, text = page(run, f"./{run}", "link", f"{run}/../{run}", *QUICK)
+    assert out.count("measured") == 1
+    assert f"<title>{run}</title>" in text
+    shutil.copytree(tmp_path / run, tmp_path / "copy")
+    _, text = page(run, "copy", *QUICK)
+    assert f"The weights are the same: {run}, copy." in text
+    footer = text.split("<footer")[1].split("</footer>")[0]
+    assert f" {run} copy --test_particles" in footer
+    assert "&#39;" not in footer  # the command, which can be given again
+
+
+def test_a_damaged_configuration_is_told_in_one_line(trained, page, tmp_path):
+    runs = trained("table", 2)
+    config = tmp_path / runs[0] / "config.yaml"
+    config.write_text(config.read_text()[:-20] + "\n  a: [b\nc: d")
+    out, _ = page(*runs, *QUICK)
+    (line,) = [line for line in out.splitlines() if line.startswith("Left out: ")]
+    assert "damaged, or no YAML" in line
+    assert line.endswith(")")
+
+
+def test_log_px_given_labels_is_not_taken_for_log_px(trained, page):
+    one, *_ = trained("named", 1, "--model", "Conditional")
+    Path(one).rename("conditional")
+    (other,) = trained("named", 1)
+    out, text = page(other, "conditional", *QUICK)
+    assert "Not the same quantity in all rows: conditional: log p(x|y)" in " ".join(out.split())
+    assert "Not the same quantity in all rows: conditional: log p(x|y)" in text
+    assert {"name": "log_px", "label": "log p(x) or log p(x|y)", "high": False} in galleries(text)[0]["measures"]
+
+
+def test_data_that_are_given_are_named(trained, page, tmp_path):
+    (run,) = trained("table", 1)
+    _, text = page(run, *QUICK)
+    assert "Measured on data that were given" not in text
+    assert "36 training, 12 validation and 12 test data" in text
+    shutil.rmtree(tmp_path / "ev")
+    np.save(tmp_path / "other.npy", rng.normal(size=(90, 3)))
+    _, text = page(run, *QUICK, "--data", "Arrays", "--data.path", "other.npy")
+    assert "Measured on data that were given with the command: <code>--data Arrays, --data.path other.npy" in text
+    assert "18 test data" in text
+    assert "validation and" not in text
+
+
+def test_classes_of_one_name_and_two_modules_are_told_apart():
+    configs = [
+        _flat({"prior": {"class_path": f"{module}.Normal", "init_args": {"scale": 1}}}) for module in ("mine", "yours")
+    ]
+    assert _differences(configs) == {"prior": ["mine.Normal", "yours.Normal"]}
+    other = _flat({"prior": {"class_path": "mine.Laplace", "init_args": {"scale": 1}}})
+    assert _differences([configs[0], other]) == {"prior": ["Normal", "Laplace"]}
+    mixed = [
+        _flat({"guide": {"class_path": f"mine.{name}", "init_args": {option: 1}}, "seed": seed})
+        for seed, (name, option) in enumerate([("One", "x"), ("Other", "y")])
+    ]
+    assert list(_differences(mixed)) == ["guide", "guide.x", "guide.y", "seed"]
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -211,6 +343,11 @@ addEventListener("load", () => setTimeout(() => {
   found.best = order();
   first.querySelectorAll(".tile")[1].dispatchEvent(new MouseEvent("mouseenter"));
   found.pointed = first.querySelector(".detail").textContent;
+  found.stops = first.querySelectorAll(".tile[tabindex='0']").length;
+  first.querySelectorAll(".tile")[1].focus();
+  document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true }));
+  found.next = Number(document.activeElement.dataset.at);
+  found.narrowest = Math.min(...[...document.querySelectorAll("th:first-child")].map(each => each.offsetWidth));
   found.index = data.index;
   found.width = innerWidth;
   found.wide = document.documentElement.scrollWidth - innerWidth;
@@ -255,6 +392,9 @@ def test_in_a_browser_the_worst_stand_first_and_nothing_is_wider_than_a_phone(tr
         assert str(gallery["index"][seen["worst"][0]]) in seen["shown"]
         assert f"Test datum {gallery['index'][seen['best'][1]]}" in seen["pointed"]
         assert all(run in seen["pointed"] for run in runs)
+        assert seen["stops"] == 1
+        assert seen["next"] == seen["best"][2]
+        assert seen["narrowest"] >= 40
         assert seen["width"] == 390
         assert seen["wide"] <= 0
         assert seen["hidden"] == 0

@@ -205,6 +205,8 @@ class Evaluation:
                 row["annealed"] = f"{annealed['mean']:.2f} (n = {annealed['n']})"
             columns.append("annealed")
         lines = [
+            *_given(runs),
+            *_twice(runs),
             f"±: 95 % intervals over the test {noun} (Student's t), of a difference paired by datum. Left out: the spread over "
             f"trainings, since each row is one (compare-parts and compare-estimators train with several seeds).",
             *undecided({name: {0: values} for name, values in kept.items()}, over),
@@ -250,9 +252,32 @@ class Evaluation:
         }
 
 
+def _given(runs: Sequence[Opened]) -> list[str]:
+    """A sentence where models are told different things beside the data, so that their numbers are of different quantities."""
+    named = {run.name: run.trained.log_px for run in runs}
+    if len(set(named.values())) < 2:
+        return []
+    those = "; ".join(f"{name}: {what}" for name, what in named.items() if what != "log p(x)")
+    return [
+        f"Not the same quantity in all rows: {those}, of a model that is given labels; of the others log p(x). A difference "
+        f"between the two kinds does not say which model is better."
+    ]
+
+
+def _twice(runs: Sequence[Opened]) -> list[str]:
+    """A sentence for each group of runs that have the same weights."""
+    same: dict[str, list[str]] = {}
+    for run in runs:
+        same.setdefault(run.digests[0], []).append(run.name)
+    return [f"The weights are the same: {', '.join(names)}." for names in same.values() if len(names) > 1]
+
+
 def _named(runs: Sequence[Path]) -> dict[str, Path]:
-    """The folders by the shortest ends of their paths that tell them apart."""
-    whole = list(dict.fromkeys(Path(run) for run in runs))
+    """The folders by the shortest ends of their paths that tell them apart. One that is named twice is one."""
+    once: dict[Path, Path] = {}
+    for run in runs:
+        once.setdefault(Path(run).resolve(), Path(run))
+    whole = list(once.values())
     for parts in range(1, 1 + max(len(path.resolve().parts) for path in whole)):
         names = ["/".join(path.resolve().parts[-parts:]) for path in whole]
         if len(set(names)) == len(names):

@@ -67,7 +67,8 @@ def report(
     evaluation.add_finished()
     if len(evaluation.runs) > 1:
         compare(evaluation)
-    text = page(evaluation, shown, command, list(Slot(Metric).known())).encode()
+    given = yaml.safe_load(config)["data"]
+    text = page(evaluation, shown, command, list(Slot(Metric).known()), given).encode()
     path = evaluation.cells.folder / "report.html"
     write_whole(path, text)
     console.print(f"Report: {path}   ({len(text) / 1e6:.1f} MB; open it in a browser)", soft_wrap=True)
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> Non
     options = Options(report, of_runs(words), prog=prog)
     with failing_clearly():
         try:
-            report(**options.made(), config=options.as_yaml(), command=shlex.join([options.parser.prog, *words]))
+            report(**options.made(), config=options.as_yaml(), command=f"{options.parser.prog} {shlex.join(words)}")
         except KeyboardInterrupt:
             console.print("Stopped. Finished metrics are kept: the same command goes on from them.")
             raise SystemExit(130) from None

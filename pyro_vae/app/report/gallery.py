@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from math import ceil, isfinite, isqrt
 from typing import Any
 
@@ -18,6 +19,7 @@ from pyro_vae.app.evaluation.measured import Opened
 from pyro_vae.evaluate import reconstruct
 from pyro_vae.figures.images import pixels, sheet
 from pyro_vae.figures.look import Look
+from pyro_vae.files import to_json
 from pyro_vae.reports import Trained
 
 _PIXELS = 300_000
@@ -26,7 +28,9 @@ _NUMBERS = 60_000
 """How many numbers those that are no images have in all."""
 _LONGEST = 400
 """A longer signal is drawn by so many of its points, evenly spaced."""
-_KNOWN = {
+_LONGEST_SIDE = 160
+"""A larger image is shown by so many pixels."""
+_KNOWN: dict[str, tuple[str, bool | None]] = {
     "pareto_k": ("k̂", True),
     "rise": ("rise with K", True),
     "ess": ("effective particles", False),
@@ -38,27 +42,41 @@ _KNOWN = {
     "log_px_refined": ("log p(x), refined q", False),
     "approximation": ("approximation gap", True),
     "amortization": ("amortization gap", True),
-    "information": ("information on t", False),
-    "marginal_kl": ("log q(t) − log p(t)", True),
+    "information": ("information on t", None),
+    "marginal_kl": ("log q(t) − log p(t)", None),
+    "log_px": ("log p(x)", False),
 }
-"""What a number of each datum is called, and whether a high one is bad."""
+"""What a number of each datum is called, and whether a high one is bad; None where neither a high nor a low one is."""
 
 
-def gallery(runs: Sequence[Opened], shown: int) -> dict[str, Any]:
+def gallery(runs: Sequence[Opened], shown: int, room: int) -> dict[str, Any]:
     """Some test data, chosen by what can be trusted least, with their reconstructions by each run, as plain data.
 
     Args:
         runs: runs that were evaluated on the same data.
         shown: the number of data; fewer where they are large.
+        room: how many bytes they have.
     """
+    shown = min(shown, _most(runs[0].trained), len(runs[0].trained.data.test))
+    while True:
+        found = _of(runs, shown)
+        size = len(to_json(found))
+        if size <= room or shown == 1:
+            return found
+        shown = max(1, min(shown - 1, int(0.95 * shown * room / size)))
+
+
+def _of(runs: Sequence[Opened], shown: int) -> dict[str, Any]:
+    """So many test data."""
     trained = runs[0].trained
     look, each = trained.look, [run.joined("each") for run in runs]
     n = len(trained.data.test)
-    index, chosen = _chosen(each, n, min(shown, _most(trained)))
+    index, chosen = _chosen(each, n, shown)
     x = trained.data.test.x[index]
     labels = trained.data.test.labels
     means = [_reconstructed(run.trained, index) for run in runs]
-    names = list(dict.fromkeys(name for numbers in each for name in numbers))
+    names = list(dict.fromkeys(name for numbers in each for name in numbers if np.isfinite(numbers[name]).any()))
+    log_px = " or ".join(dict.fromkeys(run.trained.log_px for run in runs))
     return {
         "kind": look.kind,
         "noun": look.noun,
@@ -69,7 +87,7 @@ def gallery(runs: Sequence[Opened], shown: int) -> dict[str, Any]:
         if look.kind == "table"
         else [],
         "measures": [
-            {"name": name, "label": _label(name, trained), "high": _KNOWN.get(name, ("", False))[1]} for name in names
+            {"name": name, "label": _label(name, log_px), "high": _KNOWN.get(name, ("", None))[1]} for name in names
         ],
         "runs": [
             {"name": run.name, "numbers": {name: _some(numbers[name], index) for name in names if name in numbers}}
@@ -79,8 +97,8 @@ def gallery(runs: Sequence[Opened], shown: int) -> dict[str, Any]:
     }
 
 
-def _label(name: str, trained: Trained) -> str:
-    return trained.log_px if name == "log_px" else _KNOWN.get(name, (name.replace("_", " "), False))[0]
+def _label(name: str, log_px: str) -> str:
+    return _KNOWN.get(name, (name.replace("_", " "), None))[0].replace("log p(x)", log_px)
 
 
 def _most(trained: Trained) -> int:
@@ -88,8 +106,8 @@ def _most(trained: Trained) -> int:
     one = trained.data.test.x[0]
     if trained.look.kind == "image":
         height, width = pixels(one, trained.look).shape[:2]
-        return max(4, _PIXELS // (height * width))
-    return max(4, _NUMBERS // min(one.numel(), 4 * _LONGEST))
+        return max(1, _PIXELS // min(height * width, _LONGEST_SIDE**2))
+    return max(1, _NUMBERS // min(one.numel(), 4 * _LONGEST))
 
 
 def _chosen(each: Sequence[dict[str, Any]], n: int, shown: int) -> tuple[Tensor, str]:
@@ -103,15 +121,16 @@ def _chosen(each: Sequence[dict[str, Any]], n: int, shown: int) -> tuple[Tensor,
     for numbers in each:
         k = np.array(numbers.get("pareto_k", []), dtype=float)
         bad = k if np.isfinite(k).any() else -np.array(numbers.get("log_px", numbers.get("bound", [])), dtype=float)
-        bad = np.nan_to_num(bad, nan=-np.inf)
-        orders.append(np.argsort(-bad, kind="stable"))
-    worst = list(dict.fromkeys(int(i) for places in zip(*orders, strict=False) for i in places))[: shown // 2]
+        orders.append([i for i in np.argsort(-bad, kind="stable").tolist() if np.isfinite(bad[i])])
+    places = [i for some in zip_longest(*orders) for i in some if i is not None]
+    known = list(dict.fromkeys(places))
+    worst = known[: ceil(shown / 2)]
     first = [i for i in range(n) if i not in set(worst)][: shown - len(worst)]
-    told = (
-        f": the {len(worst)} of the heaviest tails or the lowest log p(x), and the first others"
-        if worst
-        else ": the first"
-    )
+    which = f"the {len(worst)} of the heaviest tails or the lowest log p(x)"
+    if len(worst) == len(known):
+        which = f"the {len(worst)} whose tails or log p(x) were measured"
+    told = " and ".join([which] * bool(worst) + ["the first others" if worst else "the first"] * bool(first))
+    told = f": {told}"
     return torch.tensor(sorted(worst + first)), told
 
 
@@ -136,8 +155,14 @@ def _drawn(x: Tensor, means: Sequence[Tensor | None], look: Look) -> dict[str, A
     if look.kind == "image":
         height, width = pixels(x[0], look).shape[:2]
         columns = ceil(len(x) / max(1, isqrt(len(x))))
-        sheets = [None if each is None else data_url(sheet(each, look, columns)) for each in (x, *means)]
-        return {"size": [height, width], "columns": columns, "lines": ceil(len(x) / columns), "sheets": sheets}
+        lines, longest = ceil(len(x) / columns), max(height, width)
+        if longest > _LONGEST_SIDE:
+            height, width = (max(1, round(side * _LONGEST_SIDE / longest)) for side in (height, width))
+        whole = [None if each is None else sheet(each, look, columns) for each in (x, *means)]
+        if longest > _LONGEST_SIDE:
+            whole = [each and each.resize((columns * width, lines * height), Image.Resampling.BOX) for each in whole]
+        sheets = [None if each is None else data_url(each) for each in whole]
+        return {"size": [height, width], "columns": columns, "lines": lines, "sheets": sheets}
     return {
         "low": look.low,
         "high": look.high,
@@ -167,8 +192,19 @@ def _rounded(values: Sequence[float]) -> list[float | None]:
     return [float(f"{value:.4g}") if isfinite(value) else None for value in values]
 
 
-def data_url(picture: Image.Image) -> str:
-    """The address that holds a picture, without loss: as WebP, which takes half of PNG's place, where Pillow writes it."""
-    file, form = io.BytesIO(), "WEBP" if features.check("webp") else "PNG"
-    picture.convert("RGB").save(file, form, **({"lossless": True} if form == "WEBP" else {"optimize": True}))
+def data_url(picture: Image.Image, side: int | None = None, quality: int | None = None) -> str:
+    """The address that holds a picture: as WebP, which takes half of PNG's place, where Pillow writes it.
+
+    Args:
+        picture: the picture, which is kept without loss where nothing else is told.
+        side: what the longer side has at most, in pixels.
+        quality: how well it is kept, up to 100, where it may lose details.
+    """
+    file, web = io.BytesIO(), features.check("webp")
+    shown = picture.convert("RGB")
+    if side:
+        shown.thumbnail((side, side))
+    form = "WEBP" if web else "JPEG" if quality else "PNG"
+    told: dict[str, Any] = {"quality": quality} if quality else {"lossless": True} if web else {"optimize": True}
+    shown.save(file, form, **told)
     return f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"

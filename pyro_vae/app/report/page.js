@@ -12,11 +12,11 @@ const shown = value => value === null || value === undefined ? "–"
   : Math.abs(value) >= 1e5 || (value !== 0 && Math.abs(value) < 1e-3) ? value.toExponential(2)
   : String(Number(value.toPrecision(Math.abs(value) >= 100 ? 4 : 3))).replace("-", "−");
 
-function image(data, sheet, at) {
+function image(data, sheet, at, label = "x") {
   // One image of a sheet: the sheet is the background, moved so that only this image is seen.
   const place = (cell, cells) => cells > 1 ? 100 * cell / (cells - 1) : 0;
   const x = place(at % data.columns, data.columns), y = place(Math.floor(at / data.columns), data.lines);
-  return make("span", { class: "pic", role: "img", style: `aspect-ratio:${data.size[1]}/${data.size[0]};` +
+  return make("span", { class: "pic", role: "img", "aria-label": label, style: `aspect-ratio:${data.size[1]}/${data.size[0]};` +
     `background-image:url(${sheet});background-size:${100 * data.columns}% ${100 * data.lines}%;background-position:${x}% ${y}%` });
 }
 
@@ -54,18 +54,20 @@ function tile(data, at) {
 function pictures(data, at) {
   // A datum and its reconstructions, large.
   if (data.kind === "image") {
-    const figures = data.sheets.map((sheet, j) => sheet && make("div", {}, image(data, sheet, at),
-      make("span", { class: "soft" }, j ? (data.runs.length > 1 ? data.runs[j - 1].name : "reconstruction") : "x")));
+    const names = ["x", ...data.runs.map(run => data.runs.length > 1 ? run.name : "reconstruction")];
+    const figures = data.sheets.map((sheet, j) => sheet && make("div", {}, image(data, sheet, at, names[j]),
+      make("span", { class: "soft" }, names[j])));
     return make("div", { class: "pair" }, ...figures.filter(Boolean));
   }
   if (data.kind === "signal") {
-    const several = data.values.map((values, j) =>
-      ({ signal: values && values[at], color: `var(${j ? COLORS[(j - 1) % COLORS.length] : "--ink"})` }));
-    const key = data.runs.map((run, j) => make("span", { style: `color:var(${COLORS[j % COLORS.length]})` }, `— ${run.name} `));
-    return make("div", { class: "pair lines" }, lines(data, several), make("span", { class: "soft" }, "— x ", ...key));
+    const dash = j => j < COLORS.length ? "" : `;stroke-dasharray:${2 + 2 * Math.floor(j / COLORS.length)} 3`;
+    const several = data.values.map((values, j) => ({ signal: values && values[at],
+      color: j ? `var(${COLORS[(j - 1) % COLORS.length]})${dash(j - 1)}` : "var(--ink)" }));
+    const key = data.runs.map((run, j) => make("span", { style: `color:var(${COLORS[j % COLORS.length]})` }, `${j < COLORS.length ? "—" : "- -"} ${run.name} `));
+    return make("div", { class: "pair lines" }, lines(data, several), make("span", { class: "soft" }, make("span", { style: "color:var(--ink)" }, "— x "), ...key));
   }
   const head = ["", "x", ...data.runs.map(run => data.runs.length > 1 ? run.name : "reconstruction")];
-  return grid(head, data.names.map((name, j) => [name, ...data.values.map(values => values ? values[at][j] : null)]), "missing");
+  return grid(head, data.names.map((name, j) => [name, ...data.values.map(values => values ? values[at][j] : "–")]), "missing");
 }
 
 function grid(head, rows, missing = "–") {
@@ -83,7 +85,7 @@ function gallery(section) {
   by.append(make("option", { value: "" }, "number"));
   data.runs.forEach((run, j) => of.append(make("option", { value: j }, run.name)));
   of.closest("label").hidden = data.runs.length < 2;
-  if (data.measures.some(measure => measure.name === "pareto_k")) by.value = "pareto_k";
+  for (const name of ["log_px", "pareto_k"]) if (data.measures.some(measure => measure.name === name)) by.value = name;
   if (data.kind !== "image") tiles.style.setProperty("--tile", "7rem");
   let worst = true, chosen = null;
 
@@ -93,6 +95,7 @@ function gallery(section) {
     const label = data.label ? `, label ${data.label[at]}` : "";
     const head = ["", ...data.runs.map(run => data.runs.length > 1 ? run.name : "")];
     const rows = data.measures.map(measure => [measure.label, ...data.runs.map(run => (run.numbers[measure.name] || [])[at])]);
+    tiles.querySelectorAll(".tile").forEach(each => { each.tabIndex = Number(each.dataset.at) === at ? 0 : -1; });
     detail.replaceChildren(make("strong", {}, `Test datum ${data.index[at]}${label}`), pictures(data, at), grid(head, rows));
   };
   const sort = () => {
@@ -104,7 +107,9 @@ function gallery(section) {
       if (isNaN(left) || isNaN(right)) return isNaN(left) - isNaN(right) || a - b;
       return sign * (left - right) || a - b;
     });
-    order.textContent = measure ? (worst ? "worst first" : "best first") : (worst ? "first to last" : "last to first");
+    const [one, other] = !measure ? ["first to last", "last to first"] : measure.high === null
+      ? ["lowest first", "highest first"] : ["worst first", "best first"];
+    order.textContent = worst ? one : other;
     tiles.replaceChildren(...places.map(at => {
       const text = measure ? shown(value(at)) : `#${data.index[at]}`;
       const button = make("button", { class: "tile", type: "button", "aria-pressed": "false", "data-at": at,
@@ -114,6 +119,13 @@ function gallery(section) {
     }));
     show(places[0]);
   };
+  tiles.addEventListener("keydown", event => {  // one stop for the key Tab; arrows move from datum to datum
+    const all = [...tiles.children], here = all.indexOf(document.activeElement);
+    const to = { ArrowRight: here + 1, ArrowLeft: here - 1, Home: 0, End: all.length - 1 }[event.key];
+    if (here < 0 || !all[to]) return;
+    event.preventDefault();
+    all[to].focus();
+  });
   by.addEventListener("change", sort);
   of.addEventListener("change", sort);
   order.addEventListener("click", () => { worst = !worst; sort(); });
