@@ -84,7 +84,7 @@ def test_a_change_of_units_moves_the_bound_by_its_jacobian_alone():
         assert after == pytest.approx(before - factor.log().sum().item(), abs=0.05)
 
 
-def test_standardized_models_are_saved_loaded_and_compiled(tmp_path):
+def test_standardized_models_are_saved_loaded_and_compiled(tmp_path, traced):
     splits = _splits(_table(1000))
     model = _spec(2).build(splits, seed=0)
     list(fit(model, splits, epochs=1, batch_size=100))
