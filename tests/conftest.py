@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from jaxtyping import install_import_hook
+import typechecker
 
-install_import_hook("pyro_vae", "typechecker.check")
+typechecker.install()
 
 import numpy as np  # noqa: E402
 import pyro  # noqa: E402

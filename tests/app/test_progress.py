@@ -12,7 +12,7 @@ from pyro_vae.evaluate import Annealing, ais, bracket, calibrate, gaps, log_px
 from pyro_vae.scopes import tell_progress, telling_progress
 
 
-def test_every_chunk_is_told_with_and_without_a_compiled_graph(monkeypatch):
+def test_every_chunk_is_told_with_and_without_a_compiled_graph(monkeypatch, traced):
     oracle = LinearGaussian.random()
     monkeypatch.setattr("pyro_vae.evaluate.importance_sampling._CHUNK", 100)
     seen: list[tuple[str, int, int]] = []

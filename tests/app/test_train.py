@@ -267,7 +267,7 @@ def test_divergence_is_told_and_the_last_epoch_kept(train, tmp_path):
 
 
 def test_ctrl_c_keeps_what_was_reached(tmp_path, start_script):
-    process = start_script("train", "--epochs", "100000", "--test_particles", "5", "--out", "run")
+    process = start_script("train", "--epochs", "100000", "--compile", "off", "--test_particles", "5", "--out", "run")
     try:
         metrics = tmp_path / "run" / "metrics.jsonl"
         while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) >= 3):

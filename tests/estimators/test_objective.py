@@ -49,7 +49,7 @@ def test_mean_gradient_of_every_objective(name, objective):
 def test_a_running_average_never_contains_the_draws_that_it_is_used_with():
     """One datum and one particle a step, and no memory: an average that held them would leave no gradient by φ at all."""
     oracle = LinearGaussian.random(d=1, n=2)
-    x, runs = oracle.data(1), 1200
+    x, runs = oracle.data(1), 300
     _, expected = exact_gradients(elbo, oracle, x, 2.0)
     estimator = ScoreFunction(1, control="running", decay=0.0)
     _, found = independent_gradients(estimator, oracle, x, runs=runs, copies=1, objective=Objective(beta=2.0))

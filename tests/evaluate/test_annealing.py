@@ -278,10 +278,10 @@ def test_every_model_against_importance_sampling(cls):
     from_prior = poutine.block(model.model, hide=["x"])
     exact = log_px(SimpleNamespace(model=model.model, guide=from_prior, inputs=model.inputs), split, 20_000)
     for start in ("prior", "guide"):
-        found = ais(model, split, K=32, annealing=Annealing(40, 2, start=start))
+        found = ais(model, split, K=64, annealing=Annealing(16, 2, start=start))
         assert ((found.log_px - exact).abs() < N_SE * found.error + 0.03).all()
         assert (found.error < 0.35).all()
-    both = bracket(model, split, K=8, annealing=Annealing(20, 2))
+    both = bracket(model, split, K=16, annealing=Annealing(8, 2))
     assert both.x.shape == split.x.shape
     assert both.mean_width.mean < 0.5
 

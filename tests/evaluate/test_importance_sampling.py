@@ -36,17 +36,19 @@ def test_log_px_in_chunks_is_log_px(monkeypatch):
 
 
 def test_chunks_weigh_particles_equally(monkeypatch):
-    """Chunks of 3, 3 and 1 of K = 7 particles: the average over runs is that of one chunk, not of chunk averages."""
-    oracle = LinearGaussian.random()
-    split = Split(oracle.data(6))
+    """Chunks of 1 or 3 of K = 7 particles, in graphs of 4 and 3 or of 7: the average over copies is that of one chunk."""
+    oracle, copies = LinearGaussian.random(), 2000
+    split = Split(oracle.data(6).repeat(copies, 1))
 
-    def average(chunk):
+    def estimates(chunk):
         monkeypatch.setattr(importance_sampling, "_CHUNK", chunk)
-        return torch.stack([ev.log_px(oracle.vae, split, 7, seed=seed) for seed in range(400)])
+        return ev.log_px(oracle.vae, split, 7, batch_size=len(split.x)).reshape(copies, 6)
 
-    one, many = average(2**20), average(3 * split.x.numel())
-    error = (one.var(0) / 400 + many.var(0) / 400).sqrt()
-    assert ((one.mean(0) - many.mean(0)).abs() < 4 * error).all()
+    one = estimates(2**20)
+    for size in (1, 3):
+        many = estimates(size * split.x.numel())
+        error = ((one.var(0) + many.var(0)) / copies).sqrt()
+        assert ((one.mean(0) - many.mean(0)).abs() < 4 * error).all()
 
 
 def test_log_px_rises_with_k():

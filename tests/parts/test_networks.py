@@ -7,8 +7,10 @@ from functools import partial
 import pytest
 import torch
 from helpers import agree, update_of
+from torch import autograd, nn
 
 from pyro_vae import VAE, Dims
+from pyro_vae.compilation import compiled
 from pyro_vae.guides import DiagonalNormal
 from pyro_vae.likelihoods import Normal
 from pyro_vae.networks import MLP, Backbone, Convolutional, GatedMLP
@@ -126,12 +128,34 @@ def test_a_training_step_of_convolutions_on_the_meta_device(shape):
         assert update(torch.arange(6, device="meta"), 1.0, "both").bound.device.type == "meta"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(40,), (2, 33), (1, 5, 6, 7)], ids=str)
-def test_compiled_convolutions_are_the_eager_ones(shape):
+def test_compiled_convolutions_are_the_eager_ones(shape, traced):
     network, dims = partial(Convolutional, channels=[3, 4], blocks=1), Dims(2, shape)
     vae = VAE(StandardNormal(dims), DiagonalNormal(dims, network), Normal(dims, network))
     agree(update_of(vae, torch.randn(8, *shape)))
+
+
+@pytest.mark.slow
+def test_compiled_convolutions_in_full():
+    """Signals with channels both ways, and volumes into numbers, in one graph with its gradient."""
+    networks = nn.ModuleList(
+        [
+            Convolutional((2, 9), (3,), channels=[3], blocks=1),
+            Convolutional((3,), (2, 9), channels=[3]),
+            Convolutional((1, 5, 4, 3), (2,), channels=[3]),
+        ]
+    )
+
+    def all_of(swapped, held, x, t, v):
+        found = [network(each) for network, each in zip(networks, (x, t, v), strict=True)]
+        return [each.detach() for each in found] + list(
+            autograd.grad(sum(each.square().sum() for each in found), swapped)
+        )
+
+    leaves, inputs = list(networks.parameters()), [torch.randn(4, 2, 9), torch.randn(4, 3), torch.randn(4, 1, 5, 4, 3)]
+    found = compiled(networks, all_of, leaves, inputs, {})(*inputs)
+    for one, other in zip(found, all_of(leaves, leaves, *inputs), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_gates_by_hand():
