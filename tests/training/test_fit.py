@@ -114,6 +114,7 @@ def test_one_sgd_step_is_the_gradient_of_the_mean():
     before, phi = weights(vae), list(vae.parameters())
     with seeded(torch.device("cpu"), 0, "epoch", 1):
         (x,) = data.train.columns().take(data.train.columns().order())
+    with seeded(torch.device("cpu"), 0, "epoch", 1, "step", 1):
         gradient = torch.autograd.grad(ELBO().estimate(vae.model, vae.guide, x).surrogate.mean(), phi)
     next(fit(vae, data, epochs=1, batch_size=50, optimizer=partial(SGD, lr=0.01)))
     expected = before + 0.01 * torch.cat([g.flatten() for g in gradient])
@@ -191,7 +192,8 @@ def test_bare_pyro_programs_are_trained():
     split = Split(torch.randn(200, 1, generator=torch.Generator().manual_seed(0)) + 3)
     data = Splits(split, split, split, constraints.real)
     programs = SimpleNamespace(model=model, guide=guide)
-    for _ in fit(programs, data, epochs=100, batch_size=50, optimizer=partial(Adam, lr=0.03)):
+    to_zero = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=100)
+    for _ in fit(programs, data, epochs=100, batch_size=50, optimizer=partial(Adam, lr=0.03), schedule=to_zero):
         pass
     store = pyro.get_param_store()
     assert store["a"].item() == pytest.approx(split.x.mean().item(), abs=0.05)
