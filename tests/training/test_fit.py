@@ -192,8 +192,8 @@ def test_bare_pyro_programs_are_trained():
     split = Split(torch.randn(200, 1, generator=torch.Generator().manual_seed(0)) + 3)
     data = Splits(split, split, split, constraints.real)
     programs = SimpleNamespace(model=model, guide=guide)
-    to_zero = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=100)
-    for _ in fit(programs, data, epochs=100, batch_size=50, optimizer=partial(Adam, lr=0.03), schedule=to_zero):
+    to_zero = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=150)
+    for _ in fit(programs, data, epochs=150, batch_size=50, optimizer=partial(Adam, lr=0.05), schedule=to_zero):
         pass
     store = pyro.get_param_store()
     assert store["a"].item() == pytest.approx(split.x.mean().item(), abs=0.05)
