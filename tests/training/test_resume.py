@@ -148,7 +148,7 @@ def test_every_estimator(cls, tmp_path):
         {"clip_norm": 0.1, "lr_phi": 1e-4},
         {"seed": 3, "batch_size": 50},
     ],
-    ids=str,
+    ids=",".join,
 )
 def test_every_way_to_train(options, tmp_path):
     plan = TrainingPlan(**{"epochs": 3, "batch_size": 12, "compile": "off"} | options)
