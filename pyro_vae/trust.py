@@ -51,7 +51,7 @@ class Trust:
     opened: tuple[Path, ...] = ()
 
     @classmethod
-    def of(cls, trust: str | Sequence[str] | Trust) -> Trust:
+    def of(cls, trust: Trust | str | Sequence[str]) -> Trust:
         """The trust that a caller gives by the name of a module, or by several."""
         if isinstance(trust, Trust):
             return trust

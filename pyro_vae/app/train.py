@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ from pyro_vae.app.options import Options
 from pyro_vae.app.setting import Setting
 from pyro_vae.app.table import quantities
 from pyro_vae.data import Splits
+from pyro_vae.files import to_json
 from pyro_vae.models import Model, ModelSpec
 from pyro_vae.networks import count_parameters
 from pyro_vae.reports import (
@@ -109,16 +111,35 @@ def train(
         records += follow(training, model, run, plan.epochs, stop)
         trained_for = time.perf_counter() - start
 
-    interrupted = len(records) < plan.epochs
+    interrupted = not training.is_over
     if not records or (interrupted and stop.hurried):
         kept = "a checkpoint" if run.checkpoint.is_file() else "the configuration alone"
         console.print(f"{len(records)} epochs were finished: {run.folder} holds {kept}. {_go_on(run)}", soft_wrap=True)
         raise SystemExit(stop.status)
     if interrupted:
         model = load(run.folder, here()).to(where)
-        console.print(f"Evaluating the weights of epoch {len(records)}; Ctrl-C again skips this.")
+        console.print("Evaluating the weights that were kept so far; Ctrl-C again skips this.")
+    else:
+        run.conclude(model, training)
+        if len(records) < plan.epochs:
+            console.print(f"Ended after epoch {len(records)}: no better validation bound for {plan.patience} epochs.")
     trained = Trained(model, splits, plan, records, setting.test_particles, setting.test_images)
-    conclude(run, trained, measured, drawn, trained_for, interrupted)
+    conclude(run, trained, measured, drawn, trained_for, interrupted, _weights(training, records))
+
+
+def _weights(training: Training, records: Sequence[Epoch]) -> dict[str, str]:
+    """The weights that are evaluated, by the names of their files, and what they are called; the first ones are the kept."""
+    keep, kept, last = training.plan.keep, training.kept, f"of the last epoch, {len(records)}"
+    best = f"of the best epoch by validation, {kept.epoch}"
+    mean = f"averaged over steps ({training.plan.average})"
+    found = {"model": {"last": last, "best": best, "average": mean if kept.averaged else last}[keep]}
+    if keep != "last" and found["model"] != last and not (keep == "best" and kept.epoch == len(records)):
+        found["last"] = last
+    if keep != "best" and kept.wants_best and kept.epoch < len(records):
+        found["best"] = best
+    if keep != "average" and kept.averaged:
+        found["average"] = mean
+    return found
 
 
 def conclude(
@@ -128,10 +149,21 @@ def conclude(
     drawn: Sequence[Picture],
     trained_for: float,
     interrupted: bool,
+    weights: Mapping[str, str],
 ) -> None:
-    """Measures and draws a trained model, and says where everything is. One that was interrupted ends the program so."""
+    """Measures and draws a trained model, and says where everything is. One that was interrupted ends the program so.
+
+    Args:
+        run: its folder.
+        trained: the model with the weights that are kept.
+        measured: the metrics.
+        drawn: the pictures.
+        trained_for: the seconds that training took.
+        interrupted: whether it came to no end.
+        weights: all weights that are measured, by the names of their files, and what they are called, the kept ones first.
+    """
     try:
-        values = report(run, trained, measured, trained_for)
+        values = report(run, trained, measured, trained_for, weights)
         for picture in drawn:
             draw(run, trained, picture)
         if not interrupted:
@@ -215,7 +247,7 @@ def follow(training: Training, model: Model, run: Run, epochs: int, stop: StopRe
     records: list[Epoch] = []
     try:
         for record in training:
-            run.record(record, model, training.estimator.state)
+            run.follow(record, model, training)
             records.append(record)
             console.print(line(record, epochs))
             if stop.made:
@@ -240,14 +272,32 @@ def short(value: float) -> str:
     return f"{value:.2f}" if abs(value) < 1e6 else f"{value:.2e}"
 
 
-def report(run: Run, trained: Trained, metrics: Sequence[Metric], trained_for: float) -> dict[str, Any]:
-    """The final table, on the screen and in result.json, which each metric adds to; returns what stands there."""
-    noun = trained.noun
-    table = quantities("Test set, nats per datum", noun)
+def report(
+    run: Run, trained: Trained, metrics: Sequence[Metric], trained_for: float, weights: Mapping[str, str]
+) -> dict[str, Any]:
+    """The final tables, on the screen and in result.json, which each metric adds to; returns what stands there."""
     values: dict[str, Any] = {}
+    console.print(f"Evaluating on the test data, with up to {trained.test_particles} particles for each …")
+    for name, told in weights.items():
+        if name == "model":
+            values["weights"] = told
+            measure(run, trained, metrics, values, values, "" if len(weights) == 1 else f", weights {told}")
+        else:  # others that were kept: as numbers beside
+            model = load(run.folder, here(), name).to(trained.data.test.x.device)
+            other = values.setdefault("others", {}).setdefault(name, {"weights": told})
+            measure(run, replace(trained, model=model), metrics, values, other, f", weights {told}")
+    console.print(f"Training took {trained_for:.0f} s.")
+    return values
+
+
+def measure(
+    run: Run, trained: Trained, metrics: Sequence[Metric], values: dict[str, Any], own: dict[str, Any], told: str
+) -> None:
+    """Measures one set of weights, as a table on the screen, and adds what is found to its own values and the run's result."""
+    noun = trained.noun
+    table = quantities(f"Test set, nats per datum{told}", noun)
     rows: list[Row] = []
     notices: list[str] = []
-    console.print(f"Evaluating on the test data, with up to {trained.test_particles} particles for each …")
     with progress_bar(console):
         for metric in metrics:
             try:
@@ -256,8 +306,9 @@ def report(run: Run, trained: Trained, metrics: Sequence[Metric], trained_for: f
                     table.add_row(*row)
                     rows.append(row)
                 notices += measured.notices
-                run.result(values | measured.values)
-                values |= measured.values
+                to_json(measured.values)  # a metric of one's own may give what cannot be written
+                own |= measured.values
+                run.result(values)
             except Exception as error:  # a metric may be a user's own, which raises anything
                 console.print(
                     f"Left out: metric {type(metric).__name__}: {type(error).__name__}: {error}", markup=False
@@ -268,8 +319,6 @@ def report(run: Run, trained: Trained, metrics: Sequence[Metric], trained_for: f
         console.print(f"{over}Left out: the errors of the terms, and the spread over seeds (there is one).")
         for notice in notices:
             console.print(f"Note: {notice}", markup=False)
-    console.print(f"Training took {trained_for:.0f} s.")
-    return values
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:

@@ -19,7 +19,7 @@ from pyro_vae.kinds import takes
 from pyro_vae.models import VAE, Model
 from pyro_vae.models.specification import assemble
 from pyro_vae.parts import Dims
-from pyro_vae.runs.run import CONFIG, ESTIMATOR, SLOTS, WEIGHTS, Run, slots_of
+from pyro_vae.runs.run import CONFIG, ESTIMATOR, MODEL, SLOTS, Run, slots_of
 from pyro_vae.runs.weights import read_weights
 from pyro_vae.scopes import rebuilding, seeded
 from pyro_vae.trust import Trust, UntrustedError
@@ -68,7 +68,7 @@ def describe_model(model: Model) -> dict[str, Any]:
 
 
 @takes
-def load(folder: str | os.PathLike[str], trust: str | Sequence[str] | Trust = ()) -> Model:
+def load(folder: str | os.PathLike[str], trust: str | Sequence[str] | Trust = (), weights: str = MODEL) -> Model:
     """Rebuilds the model of a run folder, on the CPU, in evaluation mode, with its trained weights.
 
     A run folder may come from anybody. Nothing in it is unpickled, and nothing that it names is imported or called, unless it
@@ -78,6 +78,8 @@ def load(folder: str | os.PathLike[str], trust: str | Sequence[str] | Trust = ()
         folder: a folder that a run or `save` wrote.
         trust: the modules of your own whose classes the model is made of, by name: ``"my_parts"``, or ``"__main__"`` for those
             of the program that calls this. Trust a module that you would run. It must be importable.
+        weights: which weights, by the name of their file: "model", those that the run ended with, or "best" or "last" where the
+            run kept others.
 
     Raises:
         FileNotFoundError: there is no such folder, or a file of it is missing.
@@ -86,28 +88,31 @@ def load(folder: str | os.PathLike[str], trust: str | Sequence[str] | Trust = ()
     path = Path(folder)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: there is no such run folder")
-    for name in (CONFIG, WEIGHTS):
+    file = f"{weights}.safetensors"
+    if Path(file).name != file:
+        raise ValueError(f"weights: expected the name of a file without its suffix, such as 'best', got {weights!r}")
+    for name in (CONFIG, file):
         if not (path / name).is_file():
             raise FileNotFoundError(f"{path}: not a complete run folder, it has no {name}")
-    with _blamed(path / WEIGHTS):
-        weights = read_weights(path / WEIGHTS)
+    with _blamed(path / file):
+        held = read_weights(path / file)
     config = read_yaml(path / CONFIG)
     with _blamed(path / CONFIG):
         if not isinstance(config, dict) or not config.keys() >= set(SLOTS):
             raise ValueError(f"no configuration of a run: it has not all of the keys {', '.join(SLOTS)}")
         slots = slots_of(config)
         made = options(assemble, slots, 1, "", Trust.of(trust))
-        if weights.slots not in (None, digest(slots)):
+        if held.slots not in (None, digest(slots)):
             raise ValueError(
-                f"the description of the model ({', '.join(slots)}) is not the one that {WEIGHTS} was written with: it was "
+                f"the description of the model ({', '.join(slots)}) is not the one that {file} was written with: it was "
                 f"changed or damaged since"
             )
-    state = {name: value for name, value in weights.tensors.items() if not name.startswith(ESTIMATOR)}
-    with _blamed(path / WEIGHTS):
-        _check_sizes(weights.dims, made, state)
+    state = {name: value for name, value in held.tensors.items() if not name.startswith(ESTIMATOR)}
+    with _blamed(path / file):
+        _check_sizes(held.dims, made, state)
     with _blamed(path / CONFIG):
-        model = _empty(weights.dims, made)
-    with _blamed(path / WEIGHTS):
+        model = _empty(held.dims, made)
+    with _blamed(path / file):
         _fill(model, state)
     return model.eval()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -20,14 +20,16 @@ from pyro_vae.kinds import shortened
 from pyro_vae.models import Model
 from pyro_vae.runs.records import METRICS, read_records
 from pyro_vae.runs.weights import write_weights
-from pyro_vae.training import Epoch
+from pyro_vae.training import Epoch, Training
 
 if TYPE_CHECKING:  # a second of import that only figures need
     from matplotlib.figure import Figure
 
 SLOTS = {"prior": "prior", "guide": "posterior", "likelihood": "likelihood"}
 """The slots of a configuration, and the attributes of a model that fill them."""
-CONFIG, WEIGHTS, RESULT = "config.yaml", "model.safetensors", "result.json"
+CONFIG, RESULT = "config.yaml", "result.json"
+MODEL = "model"
+"""The file of the weights that a run ends with, without its suffix."""
 ESTIMATOR = "training/estimator/"
 """What the names of an estimator's state begin with, beside those of the weights."""
 
@@ -71,6 +73,24 @@ class Run:
         versions = {"pyro_vae": own_version, "python": platform.python_version()} | {n: version(n) for n in names}
         write_whole(folder / "versions.json", (json.dumps(versions, indent=2) + "\n").encode())
 
+    def follow(self, record: Epoch, model: Model, training: Training) -> None:
+        """Keeps an epoch of a training, in the files of the weights that are of interest: the kept, the best, the last ones."""
+        keep, best = training.plan.keep, training.kept.wants_best and training.kept.epoch == record.epoch
+        names = {
+            "last": [MODEL, *(["best"] if best else [])],
+            "best": ["last", *([MODEL] if best else [])],
+            "average": [MODEL, "last", *(["best"] if best else [])],
+        }
+        self.record(record, model, training.estimator.state, names[keep])
+
+    def conclude(self, model: Model, training: Training) -> None:
+        """Keeps the averaged weights of a training that ended, if there are some."""
+        if training.ends_with == "average":
+            self.keep_weights(model, None, training.estimator.state)
+        elif training.kept.averaged:
+            with training.kept.average_in_place():
+                self.keep_weights(model, None, training.estimator.state, "average")
+
     @property
     def checkpoint(self) -> Path:
         """The file from which training goes on where it was cut."""
@@ -108,15 +128,23 @@ class Run:
             write_whole(path, "".join(f"{line}\n" for line in lines).encode())
         return records[:epochs]
 
-    def record(self, epoch: Epoch, model: Model, estimator: Mapping[str, Tensor] | None = None) -> None:
+    def record(
+        self,
+        epoch: Epoch,
+        model: Model,
+        estimator: Mapping[str, Tensor] | None = None,
+        names: Sequence[str] = (MODEL,),
+    ) -> None:
         """Keeps an epoch: its weights, replaced in one move so that a cut leaves the old ones, and then its line.
 
         Args:
             epoch: the record.
             model: the model with the weights of that epoch.
             estimator: the state of the estimator, if it has one.
+            names: the names of the files of weights that these are kept in, without their suffix.
         """
-        self.keep_weights(model, epoch.epoch, estimator or {})
+        for name in names:
+            self.keep_weights(model, epoch.epoch, estimator or {}, name)
         row = asdict(epoch)
         for split in ("train", "valid"):
             row[split] = getattr(epoch, split)._asdict()
@@ -133,10 +161,10 @@ class Run:
         figure.savefig(file, format="png")
         write_whole(self.folder / "figures" / f"{name}.png", file.getvalue())
 
-    def keep_weights(self, model: Model, epoch: int | None, estimator: Mapping[str, Tensor]) -> None:
+    def keep_weights(self, model: Model, epoch: int | None, estimator: Mapping[str, Tensor], name: str = MODEL) -> None:
         """Keeps weights, of an epoch if they are of one, and the state of the estimator beside them."""
         state = model.state_dict() | {ESTIMATOR + name: value for name, value in estimator.items()}
-        write_weights(self.folder / WEIGHTS, state, model.dims, epoch, self._slots)
+        write_weights(self.folder / f"{name}.safetensors", state, model.dims, epoch, self._slots)
 
 
 _MAY_DIFFER = frozenset({"out", "device", "resume", "checkpoint_every", "config", "print_config", "metrics", "figures"})

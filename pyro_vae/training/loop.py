@@ -30,8 +30,9 @@ from pyro_vae.traces import Programs, library_path, parameters
 from pyro_vae.training.checkpoint import Every
 from pyro_vae.training.checks import check_support
 from pyro_vae.training.compiled_step import make_step
+from pyro_vae.training.kept import Kept, check_average
 from pyro_vae.training.optimizers import make_optimizer
-from pyro_vae.training.plan import TrainingPlan
+from pyro_vae.training.plan import Keep, TrainingPlan
 from pyro_vae.training.records import Epoch, Progress
 from pyro_vae.training.saving import Saving
 from pyro_vae.training.schedules import MovingSchedule
@@ -69,7 +70,8 @@ def fit(
         **options: fields of `TrainingPlan` by name, in place of the plan's.
 
     Returns:
-        An iterator over records (`Epoch`); with each, the weights of that epoch are in place.
+        An iterator over records (`Epoch`); with each, the weights of that epoch are in place, and at its end those that the
+        plan keeps.
 
     Raises:
         TypeError: an option is no field of `TrainingPlan`.
@@ -126,6 +128,11 @@ class Training(Iterator[Epoch]):
                 raise ValueError(
                     f"lr_phi: {name} sets rates of its own: give it a list of two, for w and for φ, in its place"
                 )
+        check_average(plan, programs)
+        buffers = list(programs.buffers()) if isinstance(programs, nn.Module) else []
+        self.kept = Kept(plan, self.phases["both"], buffers, steps)
+        self.ends_with: Keep = "last"
+        """Which weights are in place: those of the last epoch while it goes on, and at the end what the plan keeps."""
         self.done: int = 0
         """The number of whole epochs that were trained."""
         self._within: dict[str, Any] | None = None
@@ -141,6 +148,11 @@ class Training(Iterator[Epoch]):
         self._saving = Saving(file, every, self)
         if file.is_file():
             self.done, self._within = self._saving.restore()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to train: all epochs are done, or the patience is at its end."""
+        return self.done >= self.plan.epochs or self.kept.is_over(self.done)
 
     def save(self) -> None:
         """Writes a checkpoint now, between two epochs, where checkpoints are kept."""
@@ -207,7 +219,7 @@ class Training(Iterator[Epoch]):
         return next(self._records)
 
     def _run(self) -> Iterator[Epoch]:
-        plan, buffers = self.plan, list(self.programs.buffers()) if isinstance(self.programs, nn.Module) else []
+        plan = self.plan
         update = Update(
             self.programs,
             self.estimator,
@@ -221,8 +233,10 @@ class Training(Iterator[Epoch]):
         step = make_step(update, plan.compile, plan.epochs * self.steps, plan.batch_size)
         if self._saving:
             self._saving.begin(step)
-        state = [*self.phases["both"], *buffers]
+        state = [*self.phases["both"], *self.kept.buffers]
         for epoch in range(self.done + 1, plan.epochs + 1):
+            if self.kept.is_over(epoch - 1):
+                break
             self._check_places()
             with self._memory():
                 good = [tensor.detach().clone() for tensor in state]
@@ -234,13 +248,15 @@ class Training(Iterator[Epoch]):
                     for tensor, kept in zip(state, good, strict=True):
                         tensor.copy_(kept)
                 raise
+            self.kept.after_epoch(epoch, record.valid.bound)
             for callback in plan.callbacks:
                 callback.on_epoch(record, self.programs)
             self.done = epoch
             yield record
             # Whoever was given the record has kept it by now: a checkpoint that came before could be all that is left of it.
             if self._saving:
-                self._saving.after_epoch(epoch)
+                self._saving.after_epoch(epoch, last=epoch == plan.epochs or self.kept.is_over(epoch))
+        self.ends_with = self.kept.put()
 
     def _epoch(self, epoch: int, step: Step) -> Epoch:
         """Takes the steps of one epoch, and evaluates on the validation data."""
@@ -261,6 +277,7 @@ class Training(Iterator[Epoch]):
                 reseed(self.device, plan.seed, "epoch", epoch, "step", number - before)
                 totals.add(step(index, kl_weight, plan.phase(number - 1), undisturbed))
                 self.schedule.after_step()
+                self.kept.after_step(number)
                 undisturbed = not self.schedule.by_step
                 if self._saving and self._saving.is_due(number):
                     totals.check(f"in epoch {epoch}")  # no checkpoint of weights that have diverged

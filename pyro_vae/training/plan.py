@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args, get_type_hints
+from typing import Literal, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -16,6 +16,10 @@ from pyro_vae.precision import Precision
 from pyro_vae.training.callbacks import Callback
 from pyro_vae.training.optimizers import OptimizerFactory, check_optimizer
 from pyro_vae.training.schedules import MovesBy, ScheduleFactory, check_schedule
+
+Keep = Literal["last", "best", "average"]
+"""The weights that a training ends with."""
+Averaging = Literal["ema", "tail"]
 
 
 @names_checked
@@ -45,6 +49,12 @@ class TrainingPlan:
             evaluated in float32.
         seed: The seed of the first weights, the order of the data and the noise. The division of the data has a seed of its
             own.
+        patience: Epochs without a better validation bound after which training ends. By default it goes on to the last one.
+        keep: The weights that training ends with: last, best (of the epoch with the best validation bound), or average.
+        average: Weights are averaged over steps, beside training: ema (exponentially), or tail (the mean over the last steps).
+            By default they are not.
+        average_decay: What an exponential average keeps of itself in a step.
+        average_tail: The share of all steps, at the end, that a mean over the tail is taken over.
         callbacks: A list of objects that are told of each epoch, such as "[my_file.Mine]".
 
     Raises:
@@ -65,11 +75,16 @@ class TrainingPlan:
     compile: Compile = "auto"
     precision: Precision = "fp32"
     seed: int = 0
+    patience: int | None = None
+    keep: Keep = "last"
+    average: Averaging | None = None
+    average_decay: float = 0.999
+    average_tail: float = 0.25
     callbacks: Sequence[Callback] = ()
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        for name, kind in (("compile", Compile), ("precision", Precision), ("schedule_by", MovesBy)):
+        for name, kind in (("compile", Compile), ("precision", Precision), ("schedule_by", MovesBy), ("keep", Keep)):
             *others, last = get_args(kind)
             if not isinstance(given := getattr(self, name), str) or given not in (*others, last):
                 raise ValueError(f"{name}: expected {', '.join(others)} or {last}, got {shown(given)}")
@@ -87,6 +102,14 @@ class TrainingPlan:
             raise ValueError(f"lr_phi: expected a learning rate of at least 0, got {self.lr_phi}")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm: expected a norm above 0, got {self.clip_norm}")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience: expected at least 1 epoch, got {self.patience}")
+        if self.keep == "average" and self.average is None:
+            raise ValueError("keep: average weights are kept where there are some: choose average ema or tail")
+        if not 0 < self.average_decay < 1:
+            raise ValueError(f"average_decay: expected a number between 0 and 1, got {self.average_decay}")
+        if not 0 < self.average_tail <= 1:
+            raise ValueError(f"average_tail: expected a share above 0 and up to 1, got {self.average_tail}")
 
     def check(self) -> None:
         """Checks the options of the optimizer and of the schedule, as far as that needs no data.

@@ -49,9 +49,9 @@ class Saving:
         """Whether a checkpoint is due after a step, of which so many were taken."""
         return not self._off and self.every.step(done)
 
-    def after_epoch(self, epoch: int) -> None:
+    def after_epoch(self, epoch: int, last: bool) -> None:
         """Writes a checkpoint if one is due after this epoch, or if it was the last one."""
-        if self.every.epoch(epoch) or epoch == self.training.plan.epochs:
+        if self.every.epoch(epoch) or last:
             self.write(epoch, None)
 
     def write(self, done: int, within: Mapping[str, Any] | None) -> None:
@@ -77,6 +77,7 @@ class Saving:
             "optimizer": training.optimizer.state_dict(),
             "schedule": training.schedule.state(),
             "estimator": dict(training.estimator.state),
+            "kept": training.kept.state(),
             "step": self._step.state() if self._step else None,
             "callbacks": [each.state_dict() for each in training.plan.callbacks],
         }
@@ -103,6 +104,7 @@ class Saving:
             training.optimizer.load_state_dict(state["optimizer"])
             _in_order(training.optimizer)
             training.schedule.restore(state["schedule"])
+            training.kept.restore(state["kept"])
             for callback, kept in zip(training.plan.callbacks, state["callbacks"], strict=True):
                 if kept is not None:
                     callback.load_state_dict(kept)
@@ -145,7 +147,8 @@ def _identity(training: Training) -> dict[str, Any]:
     for name, columns in (("train", training.train), ("valid", training.valid)):
         data |= {f"{name}.{i}": tensor.detach().cpu() for i, tensor in enumerate(columns.tensors)}
     names = ("batch_size", "seed", "e_steps", "m_steps", "clip_norm", "precision", "lr_phi", "epochs")
-    return {name: getattr(plan, name) for name in names} | {
+    more = ("patience", "keep", "average", "average_decay", "average_tail")
+    return {name: getattr(plan, name) for name in (*names, *more)} | {
         "estimator": _told(training.estimator),
         "objective": str(asdict(plan.objective)),
         "optimizer": type(training.optimizer).__name__,

@@ -57,6 +57,7 @@ class MovingSchedule:
     def __init__(
         self, factory: ScheduleFactory | None, optimizer: Optimizer, by: MovesBy, epochs: int, steps: int
     ) -> None:
+        self.optimizer = optimizer
         kind = called_by(factory)
         moves = {"epoch": epochs, "step": steps}
         self.scheduler = _made(factory, kind, optimizer, moves[_moves_by(kind, by)]) if factory else None
@@ -84,6 +85,8 @@ class MovingSchedule:
         """Goes on from a state. Counters, which a file holds as dictionaries, become counters again."""
         if self.scheduler and state is not None:
             own = vars(self.scheduler)
+            # The optimizer took its steps in another process; PyTorch would warn that the schedule moves before it does.
+            self.optimizer._opt_called = True  # type: ignore[attr-defined]
             self.scheduler.load_state_dict(
                 {name: Counter(value) if isinstance(own.get(name), Counter) else value for name, value in state.items()}
             )

@@ -277,8 +277,9 @@ def keep_epochs(records: Training, model: Model, run: Run, stop: StopRequest) ->
     seconds = 0.0
     for record in records:
         seconds += record.seconds
-        run.record(record, model, records.estimator.state)
+        run.follow(record, model, records)
         stop.check()
+    run.conclude(model, records)
     return seconds
 
 

@@ -139,12 +139,16 @@ def _follow(
     seconds = 0.0
     for record in records:
         seconds += record.seconds
-        run.record(record, model, records.estimator.state)
+        run.follow(record, model, records)
         if record.epoch % every == 0:
             evaluate(record.epoch, seconds)
         stop.check()
     if record.epoch % every:
         evaluate(record.epoch, seconds)
+    run.conclude(model, records)
+    if records.ends_with != "last":  # the curve is of the weights on the way, and the result of those that were kept
+        found = evidence(model, first, K)
+        cell["final"], cell["evidence"] = found.log_px.tolist(), found.as_dict()
     return cell
 
 
