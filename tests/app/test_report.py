@@ -64,7 +64,8 @@ def page(script, tmp_path):
     def make(*words: str) -> tuple[str, str]:
         code, out, err = script("report", *words)
         assert (code, err) == (0, "")
-        return out, (tmp_path / "ev" / "report.html").read_text(encoding="utf-8")
+        path = re.search(r"Report: (\S+\.html)", out)[1]
+        return out, (tmp_path / path).read_text(encoding="utf-8")
 
     return make
 
@@ -77,7 +78,7 @@ def galleries(text: str) -> list[dict]:
 def test_a_page_of_two_runs_has_their_numbers_pictures_and_differences(trained, page, tmp_path):
     runs = trained("table", 2, "--prior", "Laplace")
     out, text = page(*runs, *QUICK)
-    assert "report.html" in out
+    assert f"ev/report-{'-'.join(runs)}.html" in out
     for row in rows_of(tmp_path / "ev" / "runs.csv"):
         assert row["log p(x)"].replace("-", "−") in html.unescape(text).replace("\u00a0", " ")
     for run in runs:

@@ -18,6 +18,7 @@ from pathlib import Path
 import yaml
 
 from pyro_vae.app.comparisons.folder import ComparisonFolder
+from pyro_vae.app.comparisons.names import file_name
 from pyro_vae.app.console import failing_clearly, screen
 from pyro_vae.app.evaluation.command import GRID, compare, of_runs
 from pyro_vae.app.evaluation.measured import Asked, Evaluation
@@ -69,7 +70,8 @@ def report(
         compare(evaluation)
     given = yaml.safe_load(config)["data"]
     text = page(evaluation, shown, command, list(Slot(Metric).known()), given).encode()
-    path = evaluation.cells.folder / "report.html"
+    named = file_name("report", "-".join(run.name for run in evaluation.runs))
+    path = evaluation.cells.folder / f"{named}.html"  # reports of other runs are in the same folder
     write_whole(path, text)
     console.print(f"Report: {path}   ({len(text) / 1e6:.1f} MB; open it in a browser)", soft_wrap=True)
 
