@@ -147,6 +147,22 @@ class Log(Callback):
         with Path(self.file).open("a") as log:
             log.write(f"{record.epoch} {record.valid.bound:.1f} {type(programs).__name__}\\n")
 '''
+TRACKER = '''
+import json
+from pathlib import Path
+from pyro_vae.reports import Tracker, scalars
+
+
+class Sheet(Tracker):
+    """A line for each epoch, in a file beside the runs."""
+
+    def __init__(self, file: str = "sheet.txt"):
+        self.file = Path(file)
+
+    def epoch(self, record):
+        with self.file.open("a") as sheet:
+            sheet.write(json.dumps({"epoch": record.epoch, **scalars(record.as_dict())}) + "\\n")
+'''
 SCHEDULE = '''
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -202,6 +218,7 @@ ADDITIONS = {
     "metric": ("my_metrics", METRIC, ["--metrics", "[TestBound, my_metrics.Norm]"]),
     "figure": ("my_pictures", PICTURE, ["--figures", "[LearningCurves, my_pictures.Nine]"]),
     "callback": ("my_callbacks", CALLBACK, ["--callbacks", "[my_callbacks.Log]"]),
+    "tracker": ("my_trackers", TRACKER, ["--trackers", "[my_trackers.Sheet]", "--watch", "[rates, gradient_norm]"]),
     "schedule": ("my_schedules", SCHEDULE, ["--schedule", "my_schedules.Halving", "--schedule.every", "20"]),
     "model of latents a, b, c": ("my_models", MODEL, ["--model", "my_models.Chain"]),
 }

@@ -13,17 +13,20 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import yaml
 
 from pyro_vae.app.console import StopRequest, failing_clearly, progress_bar, screen
 from pyro_vae.app.options import Options
 from pyro_vae.app.setting import Setting
 from pyro_vae.app.table import quantities
+from pyro_vae.app.tracking import Told
 from pyro_vae.data import Splits
 from pyro_vae.files import to_json
 from pyro_vae.models import Model, ModelSpec
@@ -39,12 +42,13 @@ from pyro_vae.reports import (
     Row,
     Samples,
     TestBound,
+    Tracker,
     Trained,
     Traversals,
 )
 from pyro_vae.reports.base import given_to
 from pyro_vae.runs import Run, load
-from pyro_vae.training import Epoch, Progress, Training, TrainingPlan, fit
+from pyro_vae.training import Epoch, Progress, Training, TrainingPlan, Watch, fit
 from pyro_vae.training.checkpoint import Every
 from pyro_vae.trust import here
 
@@ -61,6 +65,8 @@ def train(
     figures: Sequence[Callable[[], Picture]] = (LearningCurves, Reconstructions, Samples, Latents, Plane, Traversals),
     resume: bool = False,
     checkpoint_every: str = "minute",
+    trackers: Sequence[Tracker] = (),
+    watch: Sequence[Watch] = (),
     *,
     splits: Splits,
     config: str,
@@ -76,6 +82,10 @@ def train(
         resume: true goes on with the run in --out where it was cut, as if it had never been; it begins the run where there is
             none, and leaves one that is finished as it is.
         checkpoint_every: How often a checkpoint is written, from which a run goes on: "10 minutes", "500 steps", "epoch".
+        trackers: A list of who else is told of the run while it goes on, such as "[TensorBoard, my_file.Mine]".
+        watch: A list of what else is kept of each epoch, any of rates, gradient_norm, steps_per_second, kl_per_dimension: the
+            learning rates and the gradient's norms of w and φ, speed, and the KL of each latent's dimensions on validation
+            data.
         splits: The data, loaded.
         config: The resolved options, for the run folder.
     """
@@ -88,43 +98,49 @@ def train(
     model = spec.build(splits, plan.seed).to(where)
     measured, drawn = made("metrics", metrics), made("figures", figures)  # before training: a wrong one costs nothing
 
-    with progress_bar(console) as bar, StopRequest() as stop:
-        task = bar.add_task("")
+    with Told(trackers, console) as tell:
+        with progress_bar(console) as bar, StopRequest() as stop:
+            task = bar.add_task("")
 
-        def on_step(now: Progress) -> None:
-            stop.check()
-            text = f"epoch {now.epoch}/{plan.epochs}"
-            bar.update(task, description=text, total=now.steps, completed=now.step, live=now.bound)
+            def on_step(now: Progress) -> None:
+                stop.check()
+                text = f"epoch {now.epoch}/{plan.epochs}"
+                bar.update(task, description=text, total=now.steps, completed=now.step, live=now.bound)
 
-        training = fit(model, splits, plan, on_step=on_step)
-        run = _begun(setting, config, resume)
-        if resume and run.finished():
-            console.print(f"{run.folder} is finished: nothing is left to do.", soft_wrap=True)
-            return
-        training.keep(run.checkpoint, every)
-        records = run.before(training.done)
-        introduce(model, setting.name, splits, where)
-        if records or training.step_of_epoch:
-            step = f" and {training.step_of_epoch} steps of the next one" if training.step_of_epoch else ""
-            console.print(f"Going on after epoch {len(records)}{step}.")
-        start = time.perf_counter()
-        records += follow(training, model, run, plan.epochs, stop)
-        trained_for = time.perf_counter() - start
+            training = fit(model, splits, plan, on_step=on_step, watch=watch)
+            run = _begun(setting, config, resume)
+            if resume and run.finished():
+                console.print(f"{run.folder} is finished: nothing is left to do.", soft_wrap=True)
+                return
+            training.keep(run.checkpoint, every)
+            records = run.before(training.done)
+            introduce(model, setting.name, splits, where)
+            if records or training.step_of_epoch:
+                step = f" and {training.step_of_epoch} steps of the next one" if training.step_of_epoch else ""
+                console.print(f"Going on after epoch {len(records)}{step}.")
+            tell.begin(run.folder, yaml.safe_load(config), len(records))
+            start = time.perf_counter()
+            records += follow(training, model, run, plan.epochs, stop, tell)
+            trained_for = time.perf_counter() - start
 
-    interrupted = not training.is_over
-    if not records or (interrupted and stop.hurried):
-        kept = "a checkpoint" if run.checkpoint.is_file() else "the configuration alone"
-        console.print(f"{len(records)} epochs were finished: {run.folder} holds {kept}. {_go_on(run)}", soft_wrap=True)
-        raise SystemExit(stop.status)
-    if interrupted:
-        model = load(run.folder, here()).to(where)
-        console.print("Evaluating the weights that were kept so far; Ctrl-C again skips this.")
-    else:
-        run.conclude(model, training)
-        if len(records) < plan.epochs:
-            console.print(f"Ended after epoch {len(records)}: no better validation bound for {plan.patience} epochs.")
-    trained = Trained(model, splits, plan, records, setting.test_particles, setting.test_images)
-    conclude(run, trained, measured, drawn, trained_for, interrupted, _weights(training, records))
+        interrupted = not training.is_over
+        if not records or (interrupted and stop.hurried):
+            kept = "a checkpoint" if run.checkpoint.is_file() else "the configuration alone"
+            console.print(
+                f"{len(records)} epochs were finished: {run.folder} holds {kept}. {_go_on(run)}", soft_wrap=True
+            )
+            raise SystemExit(stop.status)
+        if interrupted:
+            model = load(run.folder, here()).to(where)
+            console.print("Evaluating the weights that were kept so far; Ctrl-C again skips this.")
+        else:
+            run.conclude(model, training)
+            if len(records) < plan.epochs:
+                console.print(
+                    f"Ended after epoch {len(records)}: no better validation bound for {plan.patience} epochs."
+                )
+        trained = Trained(model, splits, plan, records, setting.test_particles, setting.test_images)
+        conclude(run, trained, measured, drawn, trained_for, interrupted, _weights(training, records), tell)
 
 
 def _weights(training: Training, records: Sequence[Epoch]) -> dict[str, str]:
@@ -150,6 +166,7 @@ def conclude(
     trained_for: float,
     interrupted: bool,
     weights: Mapping[str, str],
+    tell: Told,
 ) -> None:
     """Measures and draws a trained model, and says where everything is. One that was interrupted ends the program so.
 
@@ -161,11 +178,13 @@ def conclude(
         trained_for: the seconds that training took.
         interrupted: whether it came to no end.
         weights: all weights that are measured, by the names of their files, and what they are called, the kept ones first.
+        tell: the trackers.
     """
     try:
         values = report(run, trained, measured, trained_for, weights)
+        tell("result", deepcopy(values))
         for picture in drawn:
-            draw(run, trained, picture)
+            draw(run, trained, picture, tell)
         if not interrupted:
             run.result(values | {"finished": True})
     except KeyboardInterrupt:
@@ -211,11 +230,12 @@ def made(option: str, classes: Sequence[Callable[[], Made]]) -> list[Made]:
         raise ValueError(f"{option}: {error}") from error
 
 
-def draw(run: Run, trained: Trained, picture: Picture) -> None:
+def draw(run: Run, trained: Trained, picture: Picture, tell: Told) -> None:
     """Keeps the figures of a picture. One that fails is told, and costs neither the others nor what is saved already."""
     try:
         for name, figure in picture.draw(trained).items():
             run.figure(name, figure)
+            tell("figure", name, figure)
     except Exception as error:  # a picture may be a user's own, which raises anything
         console.print(f"Left out: figure {type(picture).__name__}: {type(error).__name__}: {error}", markup=False)
 
@@ -242,14 +262,15 @@ def introduce(model: Model, data: str, splits: Splits, device: torch.device) -> 
     console.print(HEADER, style="bold")
 
 
-def follow(training: Training, model: Model, run: Run, epochs: int, stop: StopRequest) -> list[Epoch]:
-    """Trains to the end or until Ctrl-C, and keeps and prints each epoch."""
+def follow(training: Training, model: Model, run: Run, epochs: int, stop: StopRequest, tell: Told) -> list[Epoch]:
+    """Trains to the end or until Ctrl-C, and keeps, prints and tells each epoch."""
     records: list[Epoch] = []
     try:
         for record in training:
             run.follow(record, model, training)
             records.append(record)
             console.print(line(record, epochs))
+            tell("epoch", record)
             if stop.made:
                 training.save()
                 stop.check()

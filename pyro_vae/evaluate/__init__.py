@@ -14,7 +14,7 @@ module                what it computes
 `predictions`         latents of data, reconstructions, samples, posterior predictive draws
 `latents`             mean, scale and draws of q(t|x,φ); interpolation between data
 `exported`            encoder and decoder through ``torch.export``
-`latent_use`          which latents are in use
+`latent_use`          which latents are in use, the KL of each dimension
 `calibration`         whether q(t|x) is the posterior of its own model: ranks, coverage, TARP
 `gradients`           mean, variance, signal-to-noise ratio, bias and cost of an estimator's gradient
 `statistics`          means with errors, intervals, the jackknife, a fitted line
@@ -30,7 +30,7 @@ from pyro_vae.evaluate.families import NoFamilyError
 from pyro_vae.evaluate.gradients import GROUPS, SIDES, Draws, Moments, draw_gradients, moments
 from pyro_vae.evaluate.importance_sampling import bits_per_dim, evidence, log_px
 from pyro_vae.evaluate.inference_gaps import Gaps, gaps, generalization_gap
-from pyro_vae.evaluate.latent_use import active_units, variance_of_means
+from pyro_vae.evaluate.latent_use import active_units, kl_per_dimension, variance_of_means
 from pyro_vae.evaluate.latents import Posterior, interpolate, posterior
 from pyro_vae.evaluate.predictions import decode, encode, posterior_predictive, reconstruct, sample
 from pyro_vae.evaluate.statistics import (
@@ -92,6 +92,7 @@ __all__ = [
     "interpolate",
     "interval",
     "interval_of_median",
+    "kl_per_dimension",
     "log_px",
     "mean",
     "moments",

@@ -52,10 +52,13 @@ class Sums(NamedTuple):
         row: the sums over the batch, in float64, of the bound, E_q log p(x|t), the KL and each site's log-probability,
             in this order.
         bound: the bound of each datum (B,).
+        norms: the norms of the gradient by w and by φ, of a training step that is asked for them; 0 for a side that it does not
+            move.
     """
 
     row: Float64[Tensor, " n"]
     bound: Float[Tensor, " B"]
+    norms: Float64[Tensor, " 2"] | None = None
 
 
 def sums(estimate: Estimate) -> Sums:

@@ -25,16 +25,15 @@ from typing import Any
 import torch
 from jaxtyping import Float64
 from torch import Tensor
-from torch.distributions import Independent, kl_divergence
 
 from pyro_vae.data import DataLike, columns_for
 from pyro_vae.evaluate.bound import EVALUATED
-from pyro_vae.evaluate.latent_use import THRESHOLD, variance_of_means
+from pyro_vae.evaluate.latent_use import THRESHOLD, kl_of_draws, variance_of_means
 from pyro_vae.evaluate.statistics import Mean, mean
 from pyro_vae.kinds import takes
 from pyro_vae.missing import check_seen
 from pyro_vae.scopes import evaluating, telling_memory
-from pyro_vae.traces import Particles, Programs, crossed, library_path, particles, singles
+from pyro_vae.traces import Programs, crossed, library_path, particles, singles
 
 _KEPT = 2**26
 """The number of log q(t|x') that are kept for the second pass over all pairs: half a gigabyte. More are computed twice."""
@@ -294,7 +293,7 @@ class _Pairs:
             rows.append({name: getattr(found, name).double().flatten() for name in ("log_lik", "log_prior", "log_q")})
             latents.append(singles(found))
             kls.append({name: (found.guide[name] - found.model[name]).double().mean(0) for name in found.guide})
-            dimensions.append(_kl_per_dimension(found))
+            dimensions.append(kl_of_draws(found))
             if number == 0:
                 self._check(batch, latents[0], rows[0])
         self.latents = {name: torch.cat([each[name] for each in latents]) for name in latents[0]}
@@ -375,36 +374,6 @@ def _over_draws(values: Tensor, owner: Tensor, N: int) -> tuple[Tensor, Tensor]:
     average = total / S
     squares = torch.zeros_like(total).index_add_(0, owner, (values - average[owner]).square())
     return average, squares / (S - 1)
-
-
-def _kl_per_dimension(draws: Particles) -> dict[str, tuple[Tensor, bool]]:
-    """Returns E_q [log q_j - log p_j] of each datum and dimension (B, *event), and whether it is in closed form, by site.
-
-    Sites are left out where q or p is not independent over dimensions. A closed form holds only where the guide draws its
-    latents in the model's order: only then do a site's q and p depend on the same draws before it.
-    """
-    found = {}
-    in_order = list(draws.guide) == [name for name in draws.model if name not in draws.observed]
-    for name, distributions in draws.distributions.items():
-        q, p = (_independent(each) for each in distributions)
-        value = draws.values[name]
-        if q is None or p is None or q.batch_shape != value.shape or draws.log_q.shape != value.shape[:2]:
-            continue
-        try:
-            if not in_order:
-                raise NotImplementedError
-            kl, exact = kl_divergence(q, p.expand(q.batch_shape)), True
-        except NotImplementedError:
-            kl, exact = q.log_prob(value) - p.log_prob(value), False
-        found[name] = kl.expand(value.shape).double().mean(0), exact
-    return found
-
-
-def _independent(distribution: Any) -> Any:
-    """Returns the distribution of single numbers that another one is made of, or None where it is not."""
-    while isinstance(distribution, Independent):
-        distribution = distribution.base_dist
-    return None if distribution.event_shape or hasattr(distribution, "_mask") else distribution
 
 
 def _activity(programs: Programs, columns: Any, pairs: _Pairs, seed: int) -> dict[str, Tensor]:

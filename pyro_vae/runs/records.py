@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pyro_vae.evaluate import Terms
 from pyro_vae.files import from_json, read_text
-from pyro_vae.training import Epoch
+from pyro_vae.training import Epoch, Watch
 
 METRICS = "metrics.jsonl"
 """The file of a run that has a line for each epoch."""
@@ -37,7 +37,8 @@ def _epoch(line: str, place: str) -> Epoch:
     try:
         row: dict[str, Any] = from_json(line, null=float("nan"))
         terms = {name: Terms(*(float(row[name][key]) for key in Terms._fields)) for name in ("train", "valid")}
-        return Epoch(epoch=int(row["epoch"]), lr=float(row["lr"]), seconds=float(row["seconds"]), **terms)
+        watched = {name: row[name] for name in get_args(Watch) if name in row}
+        return Epoch(int(row["epoch"]), **terms, lr=float(row["lr"]), seconds=float(row["seconds"]), watched=watched)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
         raise ValueError(
             f"{place}: damaged: it holds no record of an epoch ({type(error).__name__}: {error})"

@@ -6,7 +6,6 @@ import io
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,11 +144,8 @@ class Run:
         """
         for name in names:
             self.keep_weights(model, epoch.epoch, estimator or {}, name)
-        row = asdict(epoch)
-        for split in ("train", "valid"):
-            row[split] = getattr(epoch, split)._asdict()
         with (self.folder / METRICS).open("a", encoding="utf-8") as file:
-            file.write(to_json(row) + "\n")
+            file.write(to_json(epoch.as_dict()) + "\n")
 
     def result(self, values: dict[str, Any]) -> None:
         """Keeps the final evaluation."""
@@ -167,7 +163,11 @@ class Run:
         write_weights(self.folder / f"{name}.safetensors", state, model.dims, epoch, self._slots)
 
 
-_MAY_DIFFER = frozenset({"out", "device", "resume", "checkpoint_every", "config", "print_config", "metrics", "figures"})
+_MAY_DIFFER = frozenset(
+    {
+        "out", "device", "resume", "checkpoint_every", "config", "print_config", "metrics", "figures", "trackers", "watch",
+    }
+)  # fmt: skip
 """Options that do not change how a model is trained: a run goes on with others."""
 
 

@@ -10,6 +10,7 @@ module               what it holds
 `optimizers`         the optimizer in groups of w and φ
 `schedules`          learning rates that move by the epoch or by the step
 `callbacks`          objects that are told of each epoch
+`watch`              what can be watched of an epoch beside its bound
 `checks`             what is checked before training begins
 ==================== ===========================================================================================
 """
@@ -21,6 +22,7 @@ from pyro_vae.training.optimizers import OptimizerFactory
 from pyro_vae.training.plan import TrainingPlan
 from pyro_vae.training.records import Epoch, Progress
 from pyro_vae.training.schedules import BurdaSchedule, ScheduleFactory
+from pyro_vae.training.watch import Watch
 
 __all__ = [
     "BurdaSchedule",
@@ -31,6 +33,7 @@ __all__ = [
     "ScheduleFactory",
     "Training",
     "TrainingPlan",
+    "Watch",
     "check_support",
     "fit",
 ]

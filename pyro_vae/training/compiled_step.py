@@ -174,6 +174,7 @@ class Graph:
 
     def __init__(self, update: Update, index: Tensor, phase: str, whole: bool = True) -> None:
         self.update, self.phase, self.whole, self.leaves = update, phase, whole, update.leaves(phase)
+        self._of_phi = update.of_phi(self.leaves)
         self._moved = list(map(_requires_grad, update.candidates(phase)))
         _refuse_hooks(update.optimizer if whole else None, self.leaves)
         self._bind()
@@ -188,10 +189,10 @@ class Graph:
 
     def __call__(self, index: Tensor, kl_weight: float) -> Sums:
         """One step. `stale` is to be asked first."""
-        row, bound, *gradients = self._run(*self._inputs(index, kl_weight))
+        found, gradients = self._outcome(index, kl_weight)
         if not self.whole:
             self.update.follow(self.leaves, gradients)
-        return Sums(row, bound)
+        return found
 
     def stale(self) -> str | None:
         """Returns the name of what the graph holds as a constant and is another now, or None."""
@@ -247,13 +248,14 @@ class Graph:
         rates, states = rest[: at - len(self._state)], rest[at - len(self._state) : at]
         try:
             estimator.state = dict(zip(own, rest[at:], strict=True))  # what moves is the graph's input
-            found, gradients = self.update.gradients(inputs[:n], index, kl_weight, swapped)
+            found, gradients = self.update.gradients(inputs[:n], index, kl_weight, swapped, self._of_phi)
         finally:
             estimator.state = own
+        told = [each for each in found if each is not None]
         if not self.whole:
-            return [*found, *gradients]
+            return [*told, *gradients]
         self._move(held, gradients, rates, states)
-        return list(found)
+        return told
 
     def _move(
         self, held: Sequence[Tensor], gradients: Sequence[Tensor], rates: Sequence[Tensor], states: Sequence[Tensor]
@@ -287,7 +289,9 @@ class Graph:
             found = []
             for step in (self._outcome, self._eager_outcome):
                 with seeded(index.device, "check"), library_path(), self._put_back() as moved, self._scaled(factor):
-                    found.append([*step(index, factor), *moved()])
+                    told, gradients = step(index, factor)
+                    norms = [] if told.norms is None else [told.norms]
+                    found.append([told.row, *norms, *gradients, *moved()])
             # A step of Adam is nearly the sign of the gradient: where that is near zero, rounding shows.
             first, others = (1e-4, 0.02) if self.update.precision == "fp32" else (0.02, 0.5)
             for i, (one, other) in enumerate(zip(*found, strict=True)):
@@ -295,16 +299,16 @@ class Graph:
                 if not gap <= (others if i else first) * size + 1e-6:
                     raise NotCompiledError(f"its result is {gap / size:.1g} of its size away from the eager path's")
 
-    def _outcome(self, index: Tensor, kl_weight: float) -> list[Tensor]:
-        """The sums of a step, and the gradients, unless the optimizer took them."""
-        row, _, *gradients = self._run(*self._inputs(index, kl_weight))
-        return [row, *gradients]
+    def _outcome(self, index: Tensor, kl_weight: float) -> tuple[Sums, list[Tensor]]:
+        """What the graph gives: the sums of a step, and the gradients, unless the optimizer took them."""
+        outputs = self._run(*self._inputs(index, kl_weight))
+        told = 2 if self._of_phi is None else 3
+        return Sums(*outputs[:told]), outputs[told:]
 
-    def _eager_outcome(self, index: Tensor, kl_weight: float) -> list[Tensor]:
+    def _eager_outcome(self, index: Tensor, kl_weight: float) -> tuple[Sums, list[Tensor]]:
         if self.whole:
-            return [self.update(index, kl_weight, self.phase).row]
-        found, gradients = self.update.gradients(self.update.columns.tensors, index, kl_weight, self.leaves)
-        return [found.row, *gradients]
+            return self.update(index, kl_weight, self.phase), []
+        return self.update.gradients(self.update.columns.tensors, index, kl_weight, self.leaves, self._of_phi)
 
     @contextmanager
     def _scaled(self, factor: float) -> Iterator[None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import replace
@@ -37,6 +37,7 @@ from pyro_vae.training.records import Epoch, Progress
 from pyro_vae.training.saving import Saving
 from pyro_vae.training.schedules import MovingSchedule
 from pyro_vae.training.step import Step, Update
+from pyro_vae.training.watch import Watched, check_kl, check_watch
 
 logger = logging.getLogger("pyro_vae")
 
@@ -50,6 +51,7 @@ def fit(
     on_step: Callable[[Progress], None] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: str = "minute",
+    watch: Sequence[str] = (),
     **options: Any,
 ) -> Training:
     """Trains a model and a guide by stochastic variational inference and yields a record after each epoch.
@@ -67,6 +69,8 @@ def fit(
         checkpoint: a file from which the training goes on if it is there, as if it had never been cut (on a CPU bit for bit),
             and which it writes now and then. The records that follow are those after the checkpoint.
         checkpoint_every: how often: "10 minutes", "500 steps", "epoch".
+        watch: what else each record has, in its ``watched``, such as ["gradient_norm"] (see `pyro_vae.training.watch`). It
+            changes no weight.
         **options: fields of `TrainingPlan` by name, in place of the plan's.
 
     Returns:
@@ -75,12 +79,13 @@ def fit(
 
     Raises:
         TypeError: an option is no field of `TrainingPlan`.
-        ValueError: an option is out of its range, data are outside the likelihood's support, the programs have no parameters or
-            are outside the estimator's domain, or the checkpoint is damaged or that of another training.
+        ValueError: an option is out of its range, a name in ``watch`` is wrong, data are outside the likelihood's support, the
+            programs have no parameters or are outside the estimator's domain, or the checkpoint is damaged or that of another
+            training.
         DivergedError: the bound became NaN or infinite; the last good weights are put back first.
     """
     check_names(options, signature(TrainingPlan), "fit")
-    training = Training(programs, data, replace(plan or TrainingPlan(), **options), on_step)
+    training = Training(programs, data, replace(plan or TrainingPlan(), **options), on_step, watch)
     if checkpoint is not None:
         training.keep(Path(checkpoint), Every(checkpoint_every))
     return training
@@ -94,9 +99,15 @@ class Training(Iterator[Epoch]):
     """
 
     def __init__(
-        self, programs: Programs, data: Splits, plan: TrainingPlan, on_step: Callable[[Progress], None] | None
+        self,
+        programs: Programs,
+        data: Splits,
+        plan: TrainingPlan,
+        on_step: Callable[[Progress], None] | None,
+        watch: Sequence[str] = (),
     ) -> None:
-        self.programs, self.plan, self.on_step = programs, plan, on_step
+        check_watch(watch)
+        self.programs, self.plan, self.on_step, self.watch = programs, plan, on_step, tuple(watch)
         self.train, self.valid = columns_of(programs, data.train), columns_of(programs, data.valid)
         self.device, self.steps = self.train.x.device, plan.steps(len(self.train))
         self.estimator = deepcopy(plan.estimator)  # it may keep a state, and a run has its own
@@ -195,6 +206,7 @@ class Training(Iterator[Epoch]):
                 ) from error
             raise
         self.names = names_of(estimate)
+        check_kl(self, list(estimate.particles.guide))
         return w, phi
 
     def _places(self) -> set[int]:
@@ -229,6 +241,7 @@ class Training(Iterator[Epoch]):
             self.phases,
             clip_norm=plan.clip_norm,
             precision=plan.precision,
+            norms="gradient_norm" in self.watch,
         )
         step = make_step(update, plan.compile, plan.epochs * self.steps, plan.batch_size)
         if self._saving:
@@ -265,17 +278,21 @@ class Training(Iterator[Epoch]):
         totals, kl_weight, lr = Totals(self.names, self.estimator), plan.objective.weight(epoch), within.get("lr", lr)
         if within:
             totals.restore(within["totals"])
+        watched = Watched(self, within.get("watched"))
 
         def state(number: int) -> dict[str, Any]:
             seconds = time.perf_counter() - start
-            return {"steps": number - before, "seconds": seconds, "lr": lr, "totals": totals.state()}
+            kept = {"totals": totals.state(), "watched": watched.state()}
+            return {"steps": number - before, "seconds": seconds, "lr": lr, **kept}
 
         with seeded(self.device, plan.seed, "epoch", epoch), library_path(), mode(self.programs, training=True):
             undisturbed, skipped = False, within.get("steps", 0)
             batches = plan.batches(self.train.order())[skipped:]
             for number, index in enumerate(batches, start=before + skipped + 1):
                 reseed(self.device, plan.seed, "epoch", epoch, "step", number - before)
-                totals.add(step(index, kl_weight, plan.phase(number - 1), undisturbed))
+                found = step(index, kl_weight, phase := plan.phase(number - 1), undisturbed)
+                totals.add(found)
+                watched.step(found, phase)
                 self.schedule.after_step()
                 self.kept.after_step(number)
                 undisturbed = not self.schedule.by_step
@@ -292,10 +309,12 @@ class Training(Iterator[Epoch]):
                             self._saving.write(epoch - 1, state(number))
                         raise
         totals.check(f"in epoch {epoch}")
+        stepped = time.perf_counter() - start
         valid = bound_over(self.programs, self.valid, self.estimator, plan.batch_size, plan.seed)
         valid.check(f"on the validation data after epoch {epoch}")
+        more = watched.values(stepped)
         self.schedule.after_epoch(valid.terms())
-        return Epoch(epoch, totals.terms(), valid.terms(), lr, time.perf_counter() - start)
+        return Epoch(epoch, totals.terms(), valid.terms(), lr, time.perf_counter() - start, more)
 
     def _rate(self) -> float:
         """The learning rate of w now."""

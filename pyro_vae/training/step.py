@@ -46,6 +46,7 @@ class Update:
         phases: the parameters that move in each phase, by its name; those of "both" are all of them.
         clip_norm: the largest norm of the gradient by the parameters that move; None clips nothing.
         precision: the precision of the networks' matrix products.
+        norms: whether the norms of the gradient are told.
     """
 
     programs: Programs
@@ -56,12 +57,13 @@ class Update:
     phases: Mapping[str, Sequence[Tensor]]
     clip_norm: float | None = None
     precision: Precision = "fp32"
+    norms: bool = False
 
     def __call__(self, index: Tensor, kl_weight: float, phase: str, undisturbed: bool = False) -> Sums:
         """One step, eagerly (see `Step`)."""
         del undisturbed
         leaves = self.leaves(phase)
-        found, gradients = self.gradients(self.columns.tensors, index, kl_weight, leaves)
+        found, gradients = self.gradients(self.columns.tensors, index, kl_weight, leaves, self.of_phi(leaves))
         self.follow(leaves, gradients)
         return found
 
@@ -110,12 +112,32 @@ class Update:
             )
         return found
 
+    def of_phi(self, leaves: Sequence[Tensor]) -> list[bool] | None:
+        """Whether each of these parameters is in the group of φ; None where nobody asks for norms."""
+        if not self.norms:
+            return None
+        groups = (group["params"] for group in self.optimizer.param_groups if group.get("name") == "phi")
+        phi = {id(each) for group in groups for each in group}
+        return [id(leaf) in phi for leaf in leaves]
+
     def gradients(
-        self, tensors: Sequence[Tensor], index: Tensor, kl_weight: float | Tensor, leaves: Sequence[Tensor]
+        self,
+        tensors: Sequence[Tensor],
+        index: Tensor,
+        kl_weight: float | Tensor,
+        leaves: Sequence[Tensor],
+        of_phi: Sequence[bool] | None = None,
     ) -> tuple[Sums, list[Tensor]]:
         """Returns sums over a batch, and the clipped gradient of minus the mean surrogate by the leaves.
 
         The estimator's state moves on.
+
+        Args:
+            tensors: the training data.
+            index: the indices of the batch.
+            kl_weight: the weight of the KL.
+            leaves: the parameters.
+            of_phi: whether each of them is one of φ: the sums have then the norms of the gradient before it is clipped.
         """
         batch = self.columns.take(index, tensors)
         model, guide = (in_precision(each, self.precision) for each in (self.programs.model, self.programs.guide))
@@ -123,9 +145,19 @@ class Update:
             model, guide, leaves, *batch, objective=self.objective, kl_weight=kl_weight
         )
         gradients = [gradient.neg() for gradient in uphill]
+        norms = None if of_phi is None else _norms(gradients, of_phi)
         if self.clip_norm:
             # The formula of torch.nn.utils.clip_grad_norm_, on tensors that are no parameter's.
             factor = (self.clip_norm / (nn.utils.get_total_norm(gradients) + 1e-6)).clamp(max=1.0)
             gradients = [gradient * factor for gradient in gradients]
         self.estimator.after_step(estimate)
-        return sums(estimate), gradients
+        return sums(estimate)._replace(norms=norms), gradients
+
+
+def _norms(gradients: Sequence[Tensor], of_phi: Sequence[bool]) -> Tensor:
+    """The norm of the gradient by w, and by φ (2,)."""
+    found = []
+    for side in (False, True):
+        mine = [gradient for gradient, phi in zip(gradients, of_phi, strict=True) if phi is side]
+        found.append(nn.utils.get_total_norm(mine) if mine else gradients[0].new_zeros(()))
+    return torch.stack(found).detach().to(torch.float64)

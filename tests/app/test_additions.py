@@ -27,7 +27,7 @@ def test_it_trains_from_a_file_of_ones_own(kind, script, tmp_path):
     code, out, err = script("train", *options, *SMALL)
     assert (code, err) == (0, ""), err
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
-    if kind not in ("metric", "callback"):
+    if kind not in ("metric", "callback", "tracker"):
         assert load(tmp_path / "run", trust=file).dims.latent == 3
     if kind == "metric":
         assert "length of t" in out
@@ -36,6 +36,10 @@ def test_it_trains_from_a_file_of_ones_own(kind, script, tmp_path):
         assert {path.stem for path in (tmp_path / "run" / "figures").iterdir()} == {"learning_curves", "nine"}
     if kind == "callback":
         assert re.fullmatch(r"1 -\d+\.\d VAE\n2 -\d+\.\d VAE\n", (tmp_path / "log.txt").read_text())
+    if kind == "tracker":
+        first, second = map(json.loads, (tmp_path / "sheet.txt").read_text().splitlines())
+        assert (first["epoch"], second["epoch"], first["rates/w"]) == (1, 2, 1e-3)
+        assert {"valid/bound", "train/kl", "gradient_norm/phi"} <= second.keys()
     if kind == "schedule":
         rates = [json.loads(line)["lr"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
         assert rates == [1e-3, 0.5e-3]  # 26 steps an epoch: halved once before the second begins

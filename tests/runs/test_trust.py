@@ -113,7 +113,7 @@ def test_trust_in_a_module_does_not_make_a_function_a_part(saved, trust, path):
 
 
 HARMFUL = ["os.system", "runpy.run_path", "antigravity.fly", "builtins.eval"]
-LISTS = ["--metrics", "--figures", "--callbacks"]
+LISTS = ["--metrics", "--figures", "--callbacks", "--trackers"]
 SINGLE = [
     "--guide.network",
     "--likelihood",
