@@ -19,11 +19,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from pyro_vae.app.console import StopRequest, failing_clearly, progress_bar, screen
+from pyro_vae.app.console import StopRequest, failing_clearly, progress_bar, screen, status_of
 from pyro_vae.app.options import Options
 from pyro_vae.app.setting import Setting
 from pyro_vae.app.table import quantities
 from pyro_vae.data import Splits
+from pyro_vae.files import NotWrittenError
 from pyro_vae.models import Model, ModelSpec
 from pyro_vae.networks import count_parameters
 from pyro_vae.reports import (
@@ -130,20 +131,21 @@ def conclude(
     interrupted: bool,
 ) -> None:
     """Measures and draws a trained model, and says where everything is. One that was interrupted ends the program so."""
+    status = 130
     try:
         values = report(run, trained, measured, trained_for)
         for picture in drawn:
             draw(run, trained, picture)
         if not interrupted:
             run.result(values | {"finished": True})
-    except KeyboardInterrupt:
-        interrupted = True
+    except KeyboardInterrupt as stop:
+        interrupted, status = True, status_of(stop)
     shown = f", {run.folder / 'figures'}/*.png" if drawn else ""
     contents = f"configuration, metrics, weights{shown}"
     console.print(f"Run folder: {run.folder}   ({contents})", soft_wrap=True)
     if interrupted:
         console.print(_go_on(run), soft_wrap=True)
-        raise SystemExit(130)
+        raise SystemExit(status)
 
 
 def _go_on(run: Run) -> str:
@@ -184,6 +186,8 @@ def draw(run: Run, trained: Trained, picture: Picture) -> None:
     try:
         for name, figure in picture.draw(trained).items():
             run.figure(name, figure)
+    except NotWrittenError:
+        raise
     except Exception as error:  # a picture may be a user's own, which raises anything
         console.print(f"Left out: figure {type(picture).__name__}: {type(error).__name__}: {error}", markup=False)
 
@@ -217,10 +221,14 @@ def follow(training: Training, model: Model, run: Run, epochs: int, stop: StopRe
         for record in training:
             run.record(record, model, training.estimator.state)
             records.append(record)
-            console.print(line(record, epochs))
             if stop.made:
                 training.save()
-                stop.check()
+            try:
+                console.print(line(record, epochs))
+            except (OSError, SystemExit):  # nobody reads it any more
+                training.save()
+                raise
+            stop.check()
     except KeyboardInterrupt:
         console.print(f"Stopped in epoch {training.done + 1}.")
     return records
@@ -258,6 +266,8 @@ def report(run: Run, trained: Trained, metrics: Sequence[Metric], trained_for: f
                 notices += measured.notices
                 run.result(values | measured.values)
                 values |= measured.values
+            except NotWrittenError:
+                raise
             except Exception as error:  # a metric may be a user's own, which raises anything
                 console.print(
                     f"Left out: metric {type(metric).__name__}: {type(error).__name__}: {error}", markup=False
