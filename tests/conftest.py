@@ -22,7 +22,11 @@ from torch.distributions import Distribution  # noqa: E402
 
 from pyro_vae.app.start import SIGNALS  # noqa: E402
 from pyro_vae.data import Digits, Splits  # noqa: E402
+from pyro_vae.trust import Trust  # noqa: E402
 
+Trust.of(
+    Trust()
+)  # beartype finds what a class names itself at the first call, and until then hasattr takes it for anything
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 

@@ -194,7 +194,10 @@ def report(cells: ComparisonFolder, done: Cells, named: Sequence[Sequence[str]],
         row |= dict(zip(KINDS, names, strict=True)) | {"own bound": each("bound")}
         rows.append(row | result | of_particles)
     columns = list(rows[0])[: list(rows[0]).index("parameters") + 1]
-    telling = [({"cell": ", ".join(_telling(names, named))}, of_cell) for names, of_cell in every.items()]
+    telling = [
+        ({"cell": ", ".join(_telling(names, named)), **dict(zip(KINDS, names, strict=True))}, of_cell)
+        for names, of_cell in every.items()
+    ]
     columns += tell_left_out(rows, telling, over)
     console.print(cells.table("parts", f"Test log p(x), nats per datum, ± 95 % {over.what}: {title}", columns, rows))
     for line in told(found, over, lambda names: ", ".join(_telling(names, named))):
