@@ -1,6 +1,10 @@
 """What noise and the KL each do: ``pyro-vae autoencoder`` as a script (see `pyro_vae.app.autoencoder`)."""
 
-from pyro_vae.app.autoencoder import main
+from functools import partial
+
+from pyro_vae.app.start import run
+
+main = partial(run, "pyro_vae.app.autoencoder")
 
 if __name__ == "__main__":
     main()

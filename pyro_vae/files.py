@@ -6,24 +6,35 @@ under the same name and ``_missing``, the reason: ``{"error": null, "error_missi
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from math import isfinite, isnan
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import yaml
 from torch import Tensor
 
+if TYPE_CHECKING:  # a second of import that only figures need
+    from matplotlib.figure import Figure
+
 LARGEST = 100_000
 """The largest number of values in a YAML file, those of aliases counted wherever they stand. A run has about a hundred."""
 MISSING = "_missing"
 """What the name ends in under which the reason for a null stands."""
+UNFINISHED = ".unfinished"
+"""What the name of a file ends in that is being written, and is left behind where the program is killed meanwhile."""
+
+
+class NotWrittenError(OSError):
+    """A file cannot be written, as where a disk is full. The message names it."""
 
 
 def read_text(path: Path) -> str:
@@ -99,27 +110,64 @@ def write_whole(path: Path, content: bytes) -> None:
     """Writes a file in one move, so that a cut, of the program or of the power, leaves the old one or the new one.
 
     Raises:
-        OSError: it cannot be written; the old one is left as it was.
+        NotWrittenError: it cannot be written; the old one is left as it was.
     """
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished = path.with_name(f".{path.name}{UNFINISHED}")
     try:
         with unfinished.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
-    except OSError as error:
+    except BaseException as error:  # Ctrl-C among them
         with suppress(OSError):
             unfinished.unlink()
-        raise OSError(
-            error.errno, f"{path} cannot be written: {error.strerror}; what stood there before is kept"
-        ) from error
+        if isinstance(error, OSError):
+            raise _not_written(path, error) from error
+        raise
     if os.name == "posix":  # the new name in its folder
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def write_table(path: Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Writes a CSV file in one move, as `write_whole` does."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    write_whole(path, text.getvalue().encode())
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Writes a figure as a PNG file in one move, as `write_whole` does."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    write_whole(path, file.getvalue())
+
+
+def append_line(path: Path, line: str) -> None:
+    """Adds a line at the end of a file. Where it cannot be written whole, nothing of it stays.
+
+    Raises:
+        NotWrittenError: it cannot be written.
+    """
+    before = path.stat().st_size if path.is_file() else None
+    try:
+        with path.open("ab") as file:
+            file.write(f"{line}\n".encode())
+    except OSError as error:
+        with suppress(OSError):
+            if before is not None:
+                os.truncate(path, before)
+            elif path.is_file():
+                path.unlink()
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: OSError) -> NotWrittenError:
+    return NotWrittenError(error.errno, f"{path} cannot be written: {error.strerror}; what stood there before is kept")
 
 
 def digest(value: Any) -> str:

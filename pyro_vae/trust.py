@@ -131,6 +131,8 @@ class Trust:
         asked for are not looked at, since making them may import anything.
         """
         inner = vars(owner).get(name)
+        if inner is None and owner.__name__ == OWN and name in getattr(owner, "__all__", ()):
+            inner = getattr(owner, name)  # this package imports its own names when they are asked for
         if isinstance(owner, type) or isinstance(inner, Named):
             return inner
         full = f"{owner.__name__}.{name}"

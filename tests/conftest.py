@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -19,8 +20,13 @@ import pyro  # noqa: E402
 import torch  # noqa: E402
 from torch.distributions import Distribution  # noqa: E402
 
+from pyro_vae.app.start import SIGNALS  # noqa: E402
 from pyro_vae.data import Digits, Splits  # noqa: E402
+from pyro_vae.trust import Trust  # noqa: E402
 
+Trust.of(
+    Trust()
+)  # beartype finds what a class names itself at the first call, and until then hasattr takes it for anything
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
@@ -84,8 +90,10 @@ def script(tmp_path, monkeypatch, capsys):
     """Runs a script of experiments/ in this process and in a folder of its own: exit code, output, errors."""
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.chdir(tmp_path)
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
     def run(name: str, *options: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *options])
@@ -97,6 +105,8 @@ def script(tmp_path, monkeypatch, capsys):
         return code, *capsys.readouterr()
 
     yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)  # a script takes them for good
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", "")).startswith(str(tmp_path)):
             del sys.modules[name]  # another test has a file of that name too

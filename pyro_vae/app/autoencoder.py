@@ -72,27 +72,38 @@ def autoencoder(
     for objective in CASES.values():  # what one of them cannot do is told before any is trained
         fit(spec.build(splits, plan.seed).to(where), splits, _case(plan, objective))
     cells = ComparisonFolder(setting.out, "cases", config, set(), {"data": data})
-    rows, kept, columns = [], [], {}
-    with progress_bar(console) as bar, StopRequest() as stop:
+    rows, kept, columns, left = [], [], {}, list[str]()
+    with progress_bar(console) as bar:
         task = bar.add_task("", total=len(CASES))
         for i, (name, objective) in enumerate(CASES.items()):
             case = _case(plan, objective)
             one = {"estimator": {"class_path": path_of(type(case.estimator))}, "objective": vars(objective)}
-            if (cell := cells.get(name, of=one)) is None:
 
-                def on_step(now: Progress, i: int = i, name: str = name) -> None:
-                    stop.check()
-                    bar.update(
-                        task, completed=i + now.step / now.steps, description=f"{name}, epoch {now.epoch}/{plan.epochs}"
-                    )
+            def compute(
+                i: int = i,
+                name: str = name,
+                case: TrainingPlan = case,
+                objective: Objective = objective,
+                one: dict[str, Any] = one,
+            ) -> dict[str, Any]:
+                with StopRequest() as stop:
 
-                model = spec.build(splits, plan.seed).to(where)
-                records = fit(model, splits, case, on_step=on_step)
-                run = cells.new_run(run_config(yaml.safe_load(config), set(), one), name)
-                keep_epochs(records, model, run, stop)
-                cell = {"terms": _terms(model, first, objective, plan.batch_size, setting.test_particles)}
-                cell = cells.put(cell, name, of=one)
+                    def on_step(now: Progress) -> None:
+                        stop.check()
+                        text = f"{name}, epoch {now.epoch}/{plan.epochs}"
+                        bar.update(task, completed=i + now.step / now.steps, description=text)
+
+                    model = spec.build(splits, plan.seed).to(where)
+                    records = fit(model, splits, case, on_step=on_step)
+                    run = cells.new_run(run_config(yaml.safe_load(config), set(), one), name)
+                    keep_epochs(records, model, run, stop)
+                return {"terms": _terms(model, first, objective, plan.batch_size, setting.test_particles)}
+
+            cell = cells.computed(compute, name, name, of=one)
             bar.update(task, completed=i + 1)
+            if cell is None:
+                left.append(name)
+                continue
             terms = dict(cell["terms"])
             kept.append(terms.pop("evidence"))
             terms = {key: value if key in _MEANS else mean(np.array(value)) for key, value in terms.items()}
@@ -108,6 +119,8 @@ def autoencoder(
         f"{setting.name}, d = {spec.latent}, {plan.epochs} epochs, first {len(first)} test {look.noun}; nats per datum, ± 95 % "
         f"over {look.noun}, seed {plan.seed}"
     )
+    cells.left_out(console, bool(rows))
+    rows += [dict.fromkeys(rows[0], "") | {"trained with": name, "log p(x)": "left out"} for name in left]
     console.print(cells.table("cases", title, ["trained with", "log p(x)", MISSING, TAIL, "ELBO", *_MEANS], rows))
     console.print(particles_told(kept, look.noun))
     console.print(

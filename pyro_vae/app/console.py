@@ -6,8 +6,8 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -16,32 +16,89 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from pyro_vae.app.start import close_output, heard, said
 from pyro_vae.scopes import NotEnoughMemoryError, is_out_of_memory, telling_progress
+
+
+class _Screen(Console):
+    """A screen that says so where nobody reads it, as in ``pyro-vae train | head``."""
+
+    def on_broken_pipe(self) -> None:
+        """Ends the program."""
+        self.quiet = True
+        close_output()
+        fail(said(BrokenPipeError()))
 
 
 def screen() -> Console:
     """Returns the screen. What is in square brackets is text, such as a list of widths, and no style."""
-    return Console(highlight=False, markup=False)
+    return _Screen(highlight=False, markup=False)
 
 
 def fail(message: str, status: int = 1) -> NoReturn:
     """Prints an error for a person and ends."""
-    Console(stderr=True, highlight=False).print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+    with suppress(OSError):  # of a terminal that was closed
+        Console(stderr=True, highlight=False).print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
     sys.exit(status)
 
 
 @contextmanager
 def failing_clearly() -> Iterator[None]:
-    """Turns the errors that the library raises for wrong input into one message without a traceback."""
+    """Ends a command with one message, without a traceback: after wrong input, and where somebody or something stops it.
+
+    Inside, the signals that ask it to end raise `Stopped`.
+    """
     try:
-        yield
+        with _hearing(_stop):
+            yield
+    except KeyboardInterrupt as stop:
+        with suppress(OSError):
+            screen().print("Stopped.")
+        raise SystemExit(status_of(stop)) from None
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         told = str(error) if isinstance(error, NotEnoughMemoryError) else "out of memory"
         fail(f"{told}. Fewer test data (test_images) and smaller networks need less memory too.")
-    except (ValueError, OSError, ArithmeticError) as error:
+    except BrokenPipeError as error:
+        close_output()
+        fail(said(error))
+    except OSError as error:
+        fail(said(error))
+    except (ValueError, ArithmeticError) as error:
         fail(re.split(r"\n\s*Trace Shapes:", str(error))[0])  # Pyro appends its trace to what a part raises
+
+
+class Stopped(KeyboardInterrupt):
+    """Raised where a signal asks to end.
+
+    Attributes:
+        status: the exit status that belongs to it.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.status = 128 + number
+
+
+def status_of(stop: KeyboardInterrupt) -> int:
+    """The exit status of a command that was stopped."""
+    return stop.status if isinstance(stop, Stopped) else 128 + signal.SIGINT
+
+
+def _stop(number: int, _: FrameType | None) -> NoReturn:
+    raise Stopped(number)
+
+
+@contextmanager
+def _hearing(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Has the signals that ask to end call a function, and gives them back at the end."""
+    before = {number: signal.signal(number, handler) for number in heard()}
+    try:
+        yield
+    finally:
+        for number, each in before.items():
+            signal.signal(number, each)
 
 
 _QUIET = 60.0
@@ -51,8 +108,9 @@ _QUIET = 60.0
 class StopRequest:
     """The first Ctrl-C only asks to stop, so that nothing is cut in the middle of a write; the second one interrupts.
 
-    SIGTERM, which schedulers of clusters send before they kill, asks for the same. Use it as a context, and call `check` where
-    stopping is safe.
+    SIGTERM, which schedulers of clusters send before they kill, and a terminal that is closed ask for the same. Use it as a
+    context, and call `check` where stopping is safe. Before the first call, as while a step is compiled, there is nothing that
+    a cut could damage, and the first one interrupts.
 
     Attributes:
         made: whether it was asked to stop.
@@ -60,32 +118,35 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        self.made, self.status = False, 130
+        self.made, self.status = False, 128 + int(signal.SIGINT)
+        self._begun = False
 
     def __enter__(self) -> StopRequest:
-        """Takes Ctrl-C and SIGTERM over."""
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Takes the signals over."""
+        self._hearing = _hearing(self._ask)
+        self._hearing.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Gives them back."""
-        for number, before in self._before.items():
-            signal.signal(number, before)
+        self._hearing.__exit__(None, None, None)
 
     @property
     def hurried(self) -> bool:
-        """Whether a scheduler asked, which kills soon."""
-        return self.status == 128 + signal.SIGTERM
+        """Whether somebody asked who kills soon: a scheduler, or who closed the terminal."""
+        return self.status != 128 + signal.SIGINT
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.made and number == signal.SIGINT:
-            signal.default_int_handler(number, frame)
+    def _ask(self, number: int, _: FrameType | None) -> None:
+        hurry = self.made and number == signal.SIGINT
         self.made, self.status = True, 128 + number
+        if hurry or not self._begun:
+            raise Stopped(number)
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt if it was asked to stop."""
+        """Raises `Stopped` if it was asked to stop."""
+        self._begun = True
         if self.made:
-            raise KeyboardInterrupt
+            raise Stopped(self.status - 128)
 
 
 def pick_device(name: str) -> torch.device:

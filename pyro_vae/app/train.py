@@ -22,13 +22,13 @@ from typing import Any, TypeVar
 import torch
 import yaml
 
-from pyro_vae.app.console import StopRequest, failing_clearly, progress_bar, screen
+from pyro_vae.app.console import StopRequest, failing_clearly, progress_bar, screen, status_of
 from pyro_vae.app.options import Options
 from pyro_vae.app.setting import Setting
 from pyro_vae.app.table import quantities
 from pyro_vae.app.tracking import Told
 from pyro_vae.data import Splits
-from pyro_vae.files import to_json
+from pyro_vae.files import NotWrittenError, to_json
 from pyro_vae.models import Model, ModelSpec
 from pyro_vae.networks import count_parameters
 from pyro_vae.reports import (
@@ -180,6 +180,7 @@ def conclude(
         weights: all weights that are measured, by the names of their files, and what they are called, the kept ones first.
         tell: the trackers.
     """
+    status = 130
     try:
         values = report(run, trained, measured, trained_for, weights)
         tell("result", deepcopy(values))
@@ -187,14 +188,14 @@ def conclude(
             draw(run, trained, picture, tell)
         if not interrupted:
             run.result(values | {"finished": True})
-    except KeyboardInterrupt:
-        interrupted = True
+    except KeyboardInterrupt as stop:
+        interrupted, status = True, status_of(stop)
     shown = f", {run.folder / 'figures'}/*.png" if drawn else ""
     contents = f"configuration, metrics, weights{shown}"
     console.print(f"Run folder: {run.folder}   ({contents})", soft_wrap=True)
     if interrupted:
         console.print(_go_on(run), soft_wrap=True)
-        raise SystemExit(130)
+        raise SystemExit(status)
 
 
 def _go_on(run: Run) -> str:
@@ -236,6 +237,8 @@ def draw(run: Run, trained: Trained, picture: Picture, tell: Told) -> None:
         for name, figure in picture.draw(trained).items():
             run.figure(name, figure)
             tell("figure", name, figure)
+    except NotWrittenError:
+        raise
     except Exception as error:  # a picture may be a user's own, which raises anything
         console.print(f"Left out: figure {type(picture).__name__}: {type(error).__name__}: {error}", markup=False)
 
@@ -269,11 +272,15 @@ def follow(training: Training, model: Model, run: Run, epochs: int, stop: StopRe
         for record in training:
             run.follow(record, model, training)
             records.append(record)
-            console.print(line(record, epochs))
             tell("epoch", record)
             if stop.made:
                 training.save()
-                stop.check()
+            try:
+                console.print(line(record, epochs))
+            except (OSError, SystemExit):  # nobody reads it any more
+                training.save()
+                raise
+            stop.check()
     except KeyboardInterrupt:
         console.print(f"Stopped in epoch {training.done + 1}.")
     return records
@@ -330,6 +337,8 @@ def measure(
                 to_json(measured.values)  # a metric of one's own may give what cannot be written
                 own |= measured.values
                 run.result(values)
+            except NotWrittenError:
+                raise
             except Exception as error:  # a metric may be a user's own, which raises anything
                 console.print(
                     f"Left out: metric {type(metric).__name__}: {type(error).__name__}: {error}", markup=False

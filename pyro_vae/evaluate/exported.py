@@ -6,6 +6,7 @@ is exported for a single datum, and made one for any number of data by `torch.vm
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from functools import partial, reduce
@@ -22,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from pyro_vae.data import DataLike
 from pyro_vae.evaluate.latents import closed_form
 from pyro_vae.evaluate.predictions import example_of
+from pyro_vae.files import write_whole
 from pyro_vae.kinds import shortened, takes
 from pyro_vae.scopes import evaluating
 from pyro_vae.traces import Programs, described, inputs_of, library_path, run_guide
@@ -49,7 +51,9 @@ def export(programs: Programs, folder: Path, like: DataLike | None = None) -> tu
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / f"{name}.pt2" for name in made}
     for name, program in made.items():
-        torch.export.save(program, paths[name])
+        file = io.BytesIO()
+        torch.export.save(program, file)
+        write_whole(paths[name], file.getvalue())
     return paths["encoder"], paths["decoder"]
 
 

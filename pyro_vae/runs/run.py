@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,17 @@ import yaml
 from torch import Tensor
 
 from pyro_vae._version import version as own_version
-from pyro_vae.files import digest, from_json, read_text, read_yaml, to_json, write_whole
+from pyro_vae.files import (
+    UNFINISHED,
+    append_line,
+    digest,
+    from_json,
+    read_text,
+    read_yaml,
+    to_json,
+    write_figure,
+    write_whole,
+)
 from pyro_vae.kinds import shortened
 from pyro_vae.models import Model
 from pyro_vae.runs.records import METRICS, read_records
@@ -59,7 +68,7 @@ class Run:
                 ) from None
             if (folder / CONFIG).is_file():
                 _check_same(folder / CONFIG, yaml.safe_load(config))
-            elif any(each.name != "figures" for each in folder.iterdir()):
+            elif any(each.name != "figures" and not each.name.endswith(UNFINISHED) for each in folder.iterdir()):
                 raise FileExistsError(
                     f"out: {folder} exists and holds no run ({CONFIG} is missing); choose another folder"
                 ) from None
@@ -144,8 +153,7 @@ class Run:
         """
         for name in names:
             self.keep_weights(model, epoch.epoch, estimator or {}, name)
-        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
-            file.write(to_json(epoch.as_dict()) + "\n")
+        append_line(self.folder / METRICS, to_json(epoch.as_dict()))
 
     def result(self, values: dict[str, Any]) -> None:
         """Keeps the final evaluation."""
@@ -153,9 +161,7 @@ class Run:
 
     def figure(self, name: str, figure: Figure) -> None:
         """Keeps a figure as ``figures/<name>.png``."""
-        file = io.BytesIO()
-        figure.savefig(file, format="png")
-        write_whole(self.folder / "figures" / f"{name}.png", file.getvalue())
+        write_figure(self.folder / "figures" / f"{name}.png", figure)
 
     def keep_weights(self, model: Model, epoch: int | None, estimator: Mapping[str, Tensor], name: str = MODEL) -> None:
         """Keeps weights, of an epoch if they are of one, and the state of the estimator beside them."""

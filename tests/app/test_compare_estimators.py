@@ -48,7 +48,13 @@ TRAINING = [
 ]
 TRAINING += ["--out", "t", "--seeds", "[0,1]", "--particles", "[2]"]
 MINE = """
+    from hashlib import sha256
+
+    import torch
     from pyro_vae import Estimator
+
+    # The random numbers of the first step with the seed 1.
+    BAD = int.from_bytes(sha256(repr((1, "epoch", 1, "step", 1)).encode()).digest()[:8], "big") >> 1
 
     class Halved(Estimator):
         \"\"\"The bound of the ELBO and half its gradient.
@@ -71,6 +77,14 @@ MINE = """
     class Broken(Estimator):
         def bound(self, draws):
             return draws.log_w.mean(0) * float("nan")
+
+    class Sometimes(Estimator):
+        def bound(self, draws):
+            return draws.log_w.mean(0) * (float("nan") if torch.initial_seed() == BAD else 1.0)
+
+    class Large(Estimator):
+        def bound(self, draws):
+            raise MemoryError
 """
 
 
@@ -145,11 +159,44 @@ def test_a_training_that_diverges_is_left_out(compare, tmp_path):
         for name in ("ELBO", "mine.Halved")
     )
     low, high = stats.ttest_rel(other, one).confidence_interval(0.95)
-    first, second = rows(tmp_path / "t" / "training.csv")
+    first, second, broken = rows(tmp_path / "t" / "training.csv")
+    assert {name: value for name, value in broken.items() if value} == {
+        "estimator": "mine.Broken",
+        "K": "2",
+        "left out": "seed 4",
+    }
     assert second["to the first"] == f"{(other - one).mean():+.2f} ± {(high - low) / 2:.2f}"
     assert float(first["log p(x) (number)"]) == pytest.approx(one.mean())
     assert "one seed" in out
     assert "the spread over seeds, since there is one, 4" in " ".join(out.split())
+    # The same command trains none of them again.
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "t" / "cells").iterdir()}
+    assert len(before) == 3
+    code, out, _ = compare(*options)
+    assert code == 0
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "t" / "cells").iterdir()}
+    assert "Left out: mine.Broken at K = 2, seed 4: the bound became NaN" in out
+    assert "to try it, delete its file in t/cells" in " ".join(out.split())
+    assert "mine.Broken at K = 2" in (tmp_path / "t" / "left_out.csv").read_text()
+    assert "Left out: mine.Broken at K = 2, seed 4" in (tmp_path / "t" / "training.md").read_text()
+
+
+def test_one_seed_that_diverges_is_told_beside_the_others(compare, tmp_path):
+    """The numbers of the others stay, and it is said that they are of these alone; used-up memory costs one cell too."""
+    options = [*TRAINING, "--seeds", "[0,1,2]", "--epochs", "1", "--estimators", "[ELBO, mine.Sometimes, mine.Large]"]
+    code, out, err = compare(*options)
+    assert (code, err) == (0, "")
+    out = " ".join(out.split())
+    assert "Left out: mine.Sometimes at K = 2, seed 1: the bound became NaN" in out
+    assert "Left out: mine.Large at K = 2, seed 2: out of memory" in out
+    assert "mine.Sometimes, K = 2: left out seed 1 (see above). Its numbers are of seeds 0, 2 alone" in out
+    table = rows(tmp_path / "t" / "training.csv")
+    assert [(row["estimator"], row["seeds"], row["left out"]) for row in table] == [
+        ("ELBO", "3", ""),
+        ("mine.Sometimes", "2", "seed 1"),
+        ("mine.Large", "", "seeds 0, 1, 2"),
+    ]
+    assert len(list((tmp_path / "t" / "cells").iterdir())) == 9
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from pyro_vae.figures.layout import in_lines
 from pyro_vae.guides import DiagonalNormal
 from pyro_vae.networks import MLP
 from pyro_vae.priors import Laplace
+from pyro_vae.scopes import NotEnoughMemoryError
 
 MLP_PATH, GUIDE = "pyro_vae.networks.MLP", "pyro_vae.guides.DiagonalNormal"
 
@@ -184,11 +186,24 @@ def files(tmp_path: Path) -> list[Path]:
     ]
 
 
-def test_a_flipped_bit_or_a_cut_anywhere_in_a_cell_is_found(finished):
-    """The message names the file and the way out; what it says mends it, and the other cell is kept."""
+def mended(finished: Path, capsys, told: str) -> None:
+    """A cell that is damaged is named and moved away, with its run and as it is; the other one is kept."""
+    folder = made(finished)
+    out = " ".join(capsys.readouterr().out.split())
+    assert told in out
+    assert f"This cell was moved to {finished / 'grid' / 'older'}" in out
+    assert folder.get("one", of={"name": "one"}) is None
+    assert folder.get("other", of={"name": "other"})["seconds"] == 0.5
+    assert not folder.run_folder("one").exists()
+
+
+def test_a_flipped_bit_or_a_cut_anywhere_in_a_cell_is_found(finished, capsys):
+    """The cell is computed anew, and the message names the file; nothing of it is lost."""
     generator = torch.Generator().manual_seed(0)
+    grid, kept = finished / "grid", finished / "kept"
+    shutil.copytree(grid, kept)
     assert len(files(finished)) == 5
-    for file in files(finished):
+    for number, file in enumerate(files(finished)):
         good = file.read_bytes()
         bits = torch.randint(8 * len(good), (40,), generator=generator).tolist()
         damaged = [bytearray(good) for _ in bits]
@@ -196,36 +211,126 @@ def test_a_flipped_bit_or_a_cut_anywhere_in_a_cell_is_found(finished):
             bad[bit // 8] ^= 1 << bit % 8
         for bad in (*damaged, good[:-1], good[: len(good) // 2], b"", good + b" ", b"[" * 100_000, b"null"):
             file.write_bytes(bad)
-            with pytest.raises(ValueError, match=re.escape(str(file))) as raised:
-                made(finished)
-            assert "one.json and give the same command again: this cell is computed anew, the others (1)" in str(
-                raised.value
-            )
+            mended(finished, capsys, str(file))
+            (moved,) = (grid / "older").glob("*.json")
+            place = moved if number == 0 else moved.with_suffix("") / file.relative_to(grid / "runs" / "one")
+            assert place.read_bytes() == bytes(bad)
+            shutil.rmtree(grid)
+            shutil.copytree(kept, grid)
         file.unlink()
         if file.parent.name != "cells":
-            with pytest.raises(ValueError, match=re.escape(f"{file}: this file of a finished cell is missing")):
-                made(finished)
+            mended(finished, capsys, f"{file}: this file of a finished cell is missing")
+            shutil.rmtree(grid)
+            shutil.copytree(kept, grid)
         file.write_bytes(good)
-    (finished / "grid" / "cells" / "one.json").write_text("{}x")
-    (finished / "grid" / "cells" / "one.json").unlink()
+    (grid / "cells" / "one.json").unlink()
     assert made(finished).get("one", of={"name": "one"}) is None
     assert made(finished).get("other", of={"name": "other"})["seconds"] == 0.5
 
 
-def test_an_edited_number_is_found(finished):
+def test_an_edited_number_is_found(finished, capsys):
     file = finished / "grid" / "cells" / "one.json"
     cell = json.loads(file.read_text())
-    for edited in (cell | {"seconds": 0.25}, {name: each for name, each in cell.items() if name != "sha256"}):
+    for number, edited in enumerate(
+        (cell | {"seconds": 0.25}, {name: each for name, each in cell.items() if name != "sha256"})
+    ):
         file.write_text(json.dumps(edited))
-        with pytest.raises(ValueError, match=r"one\.json: damaged"):
-            made(finished)
+        mended(finished, capsys, "one.json: damaged")
+        assert len(list((finished / "grid" / "older").glob("*.json"))) == number + 1
 
 
-@pytest.mark.parametrize("bad", ["", "null", "[1", "&a [*a]", "\xff", "x: " + "[" * 5000])
-def test_a_damaged_list_of_options_is_told(finished, bad):
-    (finished / "grid" / "config.yaml").write_bytes(bad.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"config\.yaml.*give the same command again: finished cells are kept"):
-        made(finished)
+def test_two_cells_that_are_damaged_in_the_same_way_are_both_kept(finished, capsys):
+    for _ in range(3):
+        run = finished / "grid" / "runs" / "one"
+        run.mkdir(exist_ok=True)
+        (run / "weights").write_text("mine")
+        (finished / "grid" / "cells" / "one.json").write_text("{")
+        mended(finished, capsys, "one.json: damaged")
+    assert len(list((finished / "grid" / "older").glob("*/weights"))) == 3
+
+
+@pytest.mark.parametrize("bad", ["", "null", "[1", "&a [*a]", "\xff", "x: " + "[" * 5000, None])
+def test_a_damaged_list_of_options_costs_no_cell(finished, bad, capsys):
+    """Cells say what they are of: those of the same options are kept, and a comparison of others is refused as ever."""
+    kept = finished / "grid" / "config.yaml"
+
+    def damage():
+        kept.unlink()
+        if bad is not None:
+            kept.write_bytes(bad.encode("latin-1"))
+
+    damage()
+    with pytest.raises(ValueError, match=r"holds a comparison with other options or data \(.*config\.yaml"):
+        made(finished, CONFIG.replace("epochs: 3", "epochs: 4"))
+    assert made(finished).get("one", of={"name": "one"})["seconds"] == 0.5
+    assert "config.yaml" in capsys.readouterr().out
+    assert yaml.safe_load(kept.read_text()) == yaml.safe_load(CONFIG)
+
+
+def test_what_a_cut_at_the_very_beginning_leaves_is_no_other_folder(tmp_path):
+    grid = tmp_path / "grid"
+    for cut in ([], ["cells"], ["cells", "figures"], ["cells", "figures", ".config.yaml.unfinished"]):
+        shutil.rmtree(grid, ignore_errors=True)
+        grid.mkdir()
+        for name in cut:
+            (grid / name).touch() if name.startswith(".") else (grid / name).mkdir()
+        made(tmp_path).put({"seconds": 1.0}, "one")
+        assert made(tmp_path).get("one")["seconds"] == 1.0
+    shutil.rmtree(grid)
+    for foreign in (grid / "cells" / "mine.tif", grid / "mine" / "x"):
+        foreign.parent.mkdir(parents=True)
+        foreign.touch()
+        with pytest.raises(ValueError, match="exists and holds no comparison"):
+            made(tmp_path)
+        shutil.rmtree(grid)
+    grid.touch()
+    with pytest.raises(ValueError, match="grid is a file; choose another folder"):
+        made(tmp_path)
+    with pytest.raises(OSError, match=r"out: .*/grid/inside cannot be made \(Not a directory\)"):
+        ComparisonFolder(grid / "inside", "parts", CONFIG, set())
+
+
+WHY = {
+    "the bound became NaN": ArithmeticError("the bound became NaN"),
+    "expected K of at least 2": ValueError("expected K of at least 2\nTrace"),
+    "out of memory": MemoryError(),
+    "out of memory: lower K": NotEnoughMemoryError("out of memory: lower K"),
+    "LinAlgError: singular": torch.linalg.LinAlgError("singular"),
+}
+
+
+@pytest.mark.parametrize("reason", WHY)
+def test_a_cell_that_cannot_be_computed_is_kept_with_its_reason(finished, reason):
+    calls = []
+
+    def compute():
+        calls.append(1)
+        raise WHY[reason]
+
+    for _ in range(2):
+        folder = made(finished)
+        assert folder.computed(compute, "third, seed 0", "third", "seed0", of={"name": "third"}) is None
+        assert folder.computed(compute, "one", "one", of={"name": "one"})["seconds"] == 0.5
+        assert folder.reasons == {"third, seed 0": reason}
+        console = Console(width=200)
+        with console.capture() as captured:
+            folder.left_out(console, True)
+        assert f"Left out: third, seed 0: {reason}" in captured.get()
+        assert (finished / "grid" / "left_out.csv").read_text() == f'"third, seed 0",{reason}\n'
+        folder.table("parts", "Title", ["cell"], [{"cell": "one"}])
+        assert f"Left out: third, seed 0: {reason}" in (finished / "grid" / "parts.md").read_text()
+    assert len(calls) == 1
+    (finished / "grid" / "cells" / "third-seed0.json").unlink()  # what the message says
+    assert made(finished).computed(lambda: {"seconds": 2.0}, "third", "third", "seed0", of={})["seconds"] == 2.0
+
+
+def test_a_device_that_is_of_no_more_use_ends_the_comparison(finished):
+    def compute():
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    with pytest.raises(RuntimeError, match="device-side"):
+        made(finished).computed(compute, "third", "third", of={})
+    assert made(finished).get("third", of={}) is None
 
 
 @pytest.mark.parametrize("change", ["class", "data", "version"])

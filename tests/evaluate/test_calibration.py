@@ -206,7 +206,7 @@ def power(monkeypatch):
     from conftest import EXPERIMENTS
 
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    import calibration_power
+    from benchmarks import calibration_power
 
     return calibration_power
 

@@ -138,7 +138,47 @@ def told(found: Mapping[Any, Values], over: Over, shown: Callable[[Any], str] = 
         shown: what a model is called.
     """
     lines = [over.told, _over_data(found, over)] if over.several else [over.told]
-    return [*lines, *undecided(found, over, shown)]
+    return [*fewer(found, over, shown), *lines, *undecided(found, over, shown)]
+
+
+def tell_left_out(
+    rows: list[dict[str, Any]], models: Iterable[tuple[Mapping[str, Any], Mapping[int, Any]]], over: Over
+) -> list[str]:
+    """Tells in a table which seeds of each model were left out, where any were, and adds a row for each that has no other.
+
+    Args:
+        rows: the rows of the models that have a seed, in the order of the models.
+        models: of each model the columns that name it, and what there is by seed.
+        over: the seeds.
+
+    Returns:
+        The column that tells it, if there is one.
+    """
+    missing = [(named, [seed for seed in over.seeds if seed not in found], found) for named, found in models]
+    if not any(seeds for _, seeds, _ in missing):
+        return []
+    of_rows = iter(rows)
+    alone: list[dict[str, Any]] = []
+    for named, seeds, found in missing:
+        row = next(of_rows) if found else dict.fromkeys(rows[0], "") | dict(named)
+        row[LEFT_OUT] = f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}" if seeds else ""
+        alone += [] if found else [row]
+    rows += alone
+    return [LEFT_OUT]
+
+
+def fewer(found: Mapping[Any, Values], over: Over, shown: Callable[[Any], str] = str) -> list[str]:
+    """A line for each model of which seeds were left out: its numbers are of the others alone."""
+    lines = []
+    for name, values in found.items():
+        left = [str(seed) for seed in over.seeds if seed not in values]
+        if left:
+            kept = ", ".join(map(str, values))
+            lines.append(
+                f"{shown(name)}: left out {'seeds' if len(left) > 1 else 'seed'} {', '.join(left)} (see above). Its numbers "
+                f"are of {'seeds' if len(values) > 1 else 'seed'} {kept} alone, which went well, and can look too good."
+            )
+    return lines
 
 
 def undecided(found: Mapping[Any, Values], over: Over, shown: Callable[[Any], str] = str) -> list[str]:
@@ -163,6 +203,8 @@ def undecided(found: Mapping[Any, Values], over: Over, shown: Callable[[Any], st
 
 MISSING, TAIL = "missing", "heavy"
 """Columns that say how far log p(x) can be trusted."""
+LEFT_OUT = "left out"
+"""The column that names the seeds that were left out."""
 
 
 def trust(evidence: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence, Set
+from itertools import count
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,27 @@ from rich.console import Console
 from torch import Tensor
 
 from pyro_vae.app.comparisons.names import file_name
-from pyro_vae.app.console import StopRequest
+from pyro_vae.app.console import StopRequest, screen
 from pyro_vae.app.table import Blocks
 from pyro_vae.data import Splits
 from pyro_vae.estimators import Estimator
 from pyro_vae.evaluate import Mean
-from pyro_vae.files import digest, from_json, read_text, read_yaml, tensor_digest, to_json, write_whole
+from pyro_vae.files import (
+    UNFINISHED,
+    digest,
+    from_json,
+    read_text,
+    read_yaml,
+    tensor_digest,
+    to_json,
+    write_figure,
+    write_table,
+    write_whole,
+)
 from pyro_vae.kinds import shortened
 from pyro_vae.models import Model
 from pyro_vae.runs import Run
+from pyro_vae.scopes import NotEnoughMemoryError, is_out_of_memory
 from pyro_vae.training import Training
 
 EstimatorFactory = Callable[[int], Estimator]
@@ -34,13 +46,16 @@ _OF, _FILES, _DIGEST = "computed from", "files", "sha256"
 """What a cell holds beside its numbers: digests of what it was computed from, of the files of its run, and of itself."""
 _KEY, _ABOUT = "key", "about"
 """And its names, and what it alone was computed from, as JSON."""
+_REASON = "left out"
+"""What a cell holds in place of numbers, where it could not be computed."""
 
 
 class ComparisonFolder:
     """The finished cells of a comparison, each in a file of its own: what is there is not computed again.
 
     A cell says by a digest what it was computed from: the options, the data and the class that it is of. One that was computed
-    from anything else is never taken for it. It is moved into the folder ``older``, and the cell is computed anew.
+    from anything else is never taken for it. It is moved into the folder ``older``, and the cell is computed anew; so is one
+    that is damaged. What cannot be computed, as where training diverges, is a cell that holds the reason.
 
     Args:
         folder: the folder of the comparison. None names it after the options, so that the same command goes on where it was cut
@@ -51,7 +66,8 @@ class ComparisonFolder:
         given: what the cells are computed from beside the options, such as a digest of the data.
 
     Raises:
-        ValueError: the folder holds cells of other options, or a damaged file; the message says which, and what to do.
+        ValueError: the folder holds cells of other options, or no comparison; the message says what to do.
+        OSError: the folder cannot be made.
     """
 
     def __init__(
@@ -63,15 +79,25 @@ class ComparisonFolder:
         self._common = {"form": _FORM, "options": fixed, **(given or {})}
         self.moved: list[str] = []
         """Files of cells that were moved into ``older``."""
+        self.reasons: dict[str, str] = {}
+        """Why each cell that cannot be computed is left out."""
         kept = self.folder / "config.yaml"
-        if kept.is_file():
-            _check_options(kept, fixed)
-        elif self.folder.exists() and any(self.folder.iterdir()):
-            raise ValueError(f"out: {self.folder} exists and holds no comparison; choose another folder")
+        _check_place(self.folder)
+        damage = _check_options(kept, fixed) if kept.is_file() else f"{kept} is missing"
         for each in ("cells", "figures"):
-            (self.folder / each).mkdir(parents=True, exist_ok=True)
-        paths = sorted((self.folder / "cells").glob("*.json"))
-        self._finished = {path: self._read(path, len(paths) - 1) for path in paths}
+            try:
+                (self.folder / each).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OSError(f"out: {self.folder} cannot be made ({error.strerror})") from error
+        self._finished = self._read_all()
+        if self._finished and damage:
+            if not any(map(self._fits, self._finished.values())):
+                raise ValueError(
+                    f"out: {self.folder} holds a comparison with other options or data ({damage}); choose another folder"
+                )
+            screen().print(
+                f"{damage}. It is written anew: finished cells say themselves what they are of.", soft_wrap=True
+            )
         write_whole(kept, config.encode())
 
     def get(self, *key: object, of: Any = None) -> dict[str, Any] | None:
@@ -86,8 +112,32 @@ class ComparisonFolder:
         if cell is None or cell.get(_OF) == self._digest(of):
             return cell
         self._move(path)
+        self.moved.append(path.stem)
         del self._finished[path]
         return None
+
+    def computed(
+        self, compute: Callable[[], Mapping[str, Any]], shown: str, *key: object, of: Any = None
+    ) -> dict[str, Any] | None:
+        """A finished cell, or one that is computed now and kept. None where it cannot be computed, which is kept too.
+
+        Args:
+            compute: computes its numbers, as plain data.
+            shown: what it is called where it is left out.
+            key: the names of the cell.
+            of: what it is computed from, as for `get`.
+        """
+        cell = self.get(*key, of=of)
+        if cell is None:
+            try:
+                numbers = compute()
+            except (ValueError, ArithmeticError, MemoryError, RuntimeError) as error:
+                numbers = {_REASON: _reason(error)}
+            cell = self.put(numbers, *key, of=of)  # what the error held on to is free by now
+        if _REASON in cell:
+            self.reasons[shown] = cell[_REASON]
+            return None
+        return cell
 
     def put(self, cell: Mapping[str, Any], *key: object, of: Any = None) -> dict[str, Any]:
         """Keeps a finished cell, in one move, and returns it as it was written.
@@ -147,34 +197,42 @@ class ComparisonFolder:
             keys: how many of the first columns name a row.
         """
         flat = [_flat(row) for row in rows]
-        with (self.folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(flat[0]))
-            writer.writeheader()
-            writer.writerows(flat)
+        write_table(self.folder / f"{name}.csv", [list(flat[0]), *([row[key] for key in flat[0]] for row in flat)])
         shown = [[_shown(row[column]) for column in columns] for row in rows]
         lines = [" | ".join(each.replace("|", "\\|") for each in row) for row in (columns, *shown)]
         lines.insert(1, " | ".join("---" if i < keys else "---:" for i in range(len(columns))))
         text = "\n".join(f"| {line} |" for line in lines)
-        (self.folder / f"{name}.md").write_text(f"{title}\n\n{text}\n", encoding="utf-8")
+        text += "".join(f"\n\nLeft out: {cell}: {reason}" for cell, reason in self.reasons.items())
+        write_whole(self.folder / f"{name}.md", f"{title}\n\n{text}\n".encode())
         return Blocks(title, columns, shown, keys)
 
     def figure(self, name: str, figure: Figure) -> None:
         """Keeps a figure as ``figures/<name>.png``."""
-        figure.savefig(self.folder / "figures" / f"{name}.png")
+        write_figure(self.folder / "figures" / f"{name}.png", figure)
 
-    def left_out(self, console: Console, reasons: Mapping[str, str], found: bool) -> None:
+    def left_out(self, console: Console, found: bool, others: Mapping[str, str] | None = None) -> None:
         """Says which cells were left out, and why, on the screen and in ``left_out.csv``; and which were moved away.
+
+        Args:
+            console: the screen.
+            found: whether there is anything else.
+            others: what else was left out, which the same command tries again.
 
         Raises:
             ValueError: nothing else was found.
         """
+        reasons, kept = {**self.reasons, **(others or {})}, self.folder / "cells"
+        write_table(self.folder / "left_out.csv", reasons.items())
+        again = (
+            f"What was left out is not tried again: to try it, delete its file in {kept}, and give the same command."
+        )
         if not found:
             cell, reason = next(iter(reasons.items()))
-            raise ValueError(f"nothing can be compared here. {cell}: {reason}")
+            raise ValueError(f"nothing can be compared here. {cell}: {reason}" + (f"\n{again}" if self.reasons else ""))
         for cell, reason in reasons.items():
             console.print(f"Left out: {cell}: {reason}", soft_wrap=True)
-        with (self.folder / "left_out.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(reasons.items())
+        if self.reasons:
+            console.print(again, soft_wrap=True)
         if self.moved:
             console.print(
                 f"Computed anew: {', '.join(self.moved)}. The cells of this name were of another version, or were computed "
@@ -188,49 +246,61 @@ class ComparisonFolder:
     def _digest(self, of: Any) -> str:
         return digest({**self._common, "cell": of})
 
-    def _read(self, path: Path, others: int) -> dict[str, Any]:
+    def _fits(self, cell: Mapping[str, Any]) -> bool:
+        """Whether a cell was computed from what all have in common here."""
+        about = cell.get(_ABOUT)
+        return isinstance(about, str) and bool(cell.get(_OF) == self._digest(from_json(about)))
+
+    def _read_all(self) -> dict[Path, dict[str, Any]]:
+        """The finished cells by their files. A damaged one is moved away, and told at once: its numbers are computed anew."""
+        found: dict[Path, dict[str, Any]] = {}
+        for path in sorted((self.folder / "cells").glob("*.json")):
+            try:
+                found[path] = self._read(path)
+            except ValueError as error:
+                moved = self._move(path)
+                screen().print(f"{error}. This cell was moved to {moved}, and is computed anew.", soft_wrap=True)
+        return found
+
+    def _read(self, path: Path) -> dict[str, Any]:
         """A cell, if it and all files of its run are as they were written.
 
-        Args:
-            path: its file.
-            others: how many other cells there are, for a message.
-
         Raises:
-            ValueError: one is not; the message names it and the way out.
+            ValueError: one is not; the message names it.
         """
-        way_out = (
-            f"Delete {path} and give the same command again: this cell is computed anew, the others ({others}) are kept"
-        )
         try:
             text = read_text(path)
             cell = from_json(text)
         except ValueError as error:
-            raise ValueError(f"{path}: damaged ({error}). {way_out}") from error
+            raise ValueError(f"{path}: damaged ({error})") from error
         if not isinstance(cell, dict):
-            raise ValueError(f"{path}: damaged: it holds no cell. {way_out}")
+            raise ValueError(f"{path}: damaged: it holds no cell")
         if not {_OF, _DIGEST} & cell.keys():
             return cell  # of an older version, which `get` does not take
         whole = {name: value for name, value in cell.items() if name != _DIGEST}
         if cell.get(_DIGEST) != digest(whole) or text != to_json(cell):
-            raise ValueError(f"{path}: damaged: it does not hold what was written (its digest is another). {way_out}")
+            raise ValueError(f"{path}: damaged: it does not hold what was written (its digest is another)")
         for name, written in cell[_FILES].items():
             file = self.folder / "runs" / path.stem / name
             if Path(name).is_absolute() or ".." in Path(name).parts or not file.is_file():
-                raise ValueError(f"{file}: this file of a finished cell is missing. {way_out}")
+                raise ValueError(f"{file}: this file of a finished cell is missing")
             if _sha256(file) != written:
-                raise ValueError(f"{file}: damaged or changed: its digest is not the one of its cell. {way_out}")
+                raise ValueError(f"{file}: damaged or changed: its digest is not the one of its cell")
         return _numbers(text)
 
-    def _move(self, path: Path) -> None:
-        """Moves a cell and its run away. Their names get a number for the content, so that no two are the same."""
+    def _move(self, path: Path) -> Path:
+        """Moves a cell and its run away, and returns where. The name gets a number for the content, so that none is lost."""
         older = self.folder / "older"
         older.mkdir(exist_ok=True)
-        name = f"{path.stem}-{_sha256(path)[:8]}"
-        run = self.folder / "runs" / path.stem
-        if run.is_dir() and not (older / name).exists():
-            run.rename(older / name)
-        path.replace(older / f"{name}.json")
-        self.moved.append(path.stem)
+        name, run = f"{path.stem}-{_sha256(path)[:8]}", self.folder / "runs" / path.stem
+        moved = next(
+            place
+            for place in (older / (f"{name}-{number}" if number else name) for number in count())
+            if not place.exists() and not place.with_name(f"{place.name}.json").exists()
+        )
+        if run.is_dir():
+            run.rename(moved)
+        return path.replace(moved.with_name(f"{moved.name}.json"))
 
 
 def _numbers(text: str) -> dict[str, Any]:
@@ -240,25 +310,50 @@ def _numbers(text: str) -> dict[str, Any]:
     return numbers
 
 
-def _check_options(kept: Path, fixed: Mapping[str, Any]) -> None:
-    """Checks that a comparison has these options.
+def _check_place(folder: Path) -> None:
+    """Raises ValueError if there is something else than a comparison, or one that was cut, where its folder is to be."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"out: {folder} is a file; choose another folder")
+    if folder.is_dir() and (names := {each.name for each in folder.iterdir() if not each.name.endswith(UNFINISHED)}):
+        cells = folder / "cells"
+        was_cut = names <= {"cells", "figures"} and not (cells.is_dir() and any(cells.iterdir()))
+        if not was_cut and "config.yaml" not in names and not any(cells.glob("*.json")):
+            raise ValueError(f"out: {folder} exists and holds no comparison; choose another folder")
+
+
+def _check_options(kept: Path, fixed: Mapping[str, Any]) -> str:
+    """Checks that a comparison has these options. Returns what is wrong with their file, or nothing.
 
     Raises:
-        ValueError: its file is damaged, or has others.
+        ValueError: it has others.
     """
-    way_out = f"Delete {kept} and give the same command again: finished cells are kept"
     try:
         before = read_yaml(kept)
     except ValueError as error:
-        raise ValueError(f"{error}. {way_out}") from error
+        return str(error)
     if not isinstance(before, dict):
-        raise ValueError(f"{kept}: damaged: it holds no options. {way_out}")
+        return f"{kept}: damaged: it holds no options"
     if changed := [key for key, value in fixed.items() if before.get(key) != value]:
         key = changed[0]
         raise ValueError(
             f"out: {kept.parent} holds a comparison with other options ({key}: there {_short(before.get(key))}, here "
             f"{_short(fixed[key])}); choose another folder"
         )
+    return ""
+
+
+def _reason(error: Exception) -> str:
+    """Why a cell is left out, in a line.
+
+    Raises:
+        Exception: the device is of no more use, so that no other cell could be computed either.
+    """
+    if is_out_of_memory(error):
+        return str(error) if isinstance(error, NotEnoughMemoryError) else "out of memory"
+    if "CUDA error" in str(error):
+        raise error
+    line = str(error).partition("\n")[0]
+    return line if isinstance(error, ValueError | ArithmeticError) else f"{type(error).__name__.lstrip('_')}: {line}"
 
 
 def data_digest(splits: Splits) -> str:

@@ -14,7 +14,7 @@ import yaml
 from pyro_vae import figures
 from pyro_vae.app.comparisons.folder import ComparisonFolder, EstimatorFactory, check_numbers, data_digest
 from pyro_vae.app.comparisons.names import labels
-from pyro_vae.app.console import StopRequest, progress_bar, screen
+from pyro_vae.app.console import StopRequest, fail, progress_bar, screen
 from pyro_vae.app.setting import Setting
 from pyro_vae.data import Columns, Splits, columns_for
 from pyro_vae.estimators import IWAE, STL, VIMCO, DReG
@@ -80,7 +80,6 @@ def gradients(
 
     made = dict(zip(names, estimators, strict=True))
     described_estimators = dict(zip(names, described["estimators"], strict=True))
-    skipped: dict[str, str] = {}
     done: dict[tuple[str, int], dict[str, Any]] = {}
     with progress_bar(console) as bar, StopRequest() as stop:
         # A draw costs about as much as a constant and K particles do: the time left is told by that.
@@ -98,25 +97,24 @@ def gradients(
             of_reference: Draws | None = None
             for name, make in made.items():
                 one = {"estimator": described_estimators[name], "K": K}
-                cell = cells.get(name, f"K{K}", of=one)
-                if cell is None:
+
+                def compute(name: str = name, make: EstimatorFactory = make, K: int = K) -> dict[str, Any]:
+                    nonlocal of_reference
                     try:
                         of_reference = of_reference or draw(reference_name, reference, K)
-                    except ValueError as error:
-                        raise ValueError(f"reference {reference_name} at K = {K}: {error}") from error
-                    try:
-                        found = of_reference if name == reference_name else draw(name, make, K)
-                    except ValueError as error:
-                        skipped[f"{name} at K = {K}"] = str(error)
-                        continue
+                    except ValueError as error:  # a wrong option, which leaves nothing to be compared with
+                        fail(f"reference {reference_name} at K = {K}: {error}")
+                    found = of_reference if name == reference_name else draw(name, make, K)
                     of_side = {side: m.as_dict() for side, m in moments(found, of_reference).items()}
-                    cell = {"draws": draws, "ms": 1000 * found.seconds, **of_side}
-                    cell = cells.put(cell, name, f"K{K}", of=one)
-                    console.print(f"{name}, K = {K}: {cell['ms']:.1f} ms a gradient")
-                else:
+                    console.print(f"{name}, K = {K}: {1000 * found.seconds:.1f} ms a gradient")
+                    return {"draws": draws, "ms": 1000 * found.seconds, **of_side}
+
+                if cells.get(name, f"K{K}", of=one):
                     bar.update(task, advance=draws * (20 + K))
-                done[name, K] = cell
-    cells.left_out(console, skipped, bool(done))
+                cell = cells.computed(compute, f"{name} at K = {K}", name, f"K{K}", of=one)
+                if cell is not None:
+                    done[name, K] = cell
+    cells.left_out(console, bool(done))
     done = {(name, K): done[name, K] for name in made for K in sorted(particles) if (name, K) in done}
     report_gradients(
         cells,

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from pyro_vae import figures
-from pyro_vae.app.comparisons.errors import MISSING, TAIL, Over, compared, particles_told, told, trust
+from pyro_vae.app.comparisons.errors import MISSING, TAIL, Over, compared, particles_told, tell_left_out, told, trust
 from pyro_vae.app.comparisons.folder import (
     ComparisonFolder,
     EstimatorFactory,
@@ -34,7 +34,7 @@ from pyro_vae.app.setting import Setting
 from pyro_vae.compilation import Compile
 from pyro_vae.data import Split, Splits
 from pyro_vae.estimators import ELBO, Estimator
-from pyro_vae.evaluate import DivergedError, active_units, encode, evaluate_bound, evidence, mean, sample
+from pyro_vae.evaluate import active_units, encode, evaluate_bound, evidence, mean, sample
 from pyro_vae.guides import DiagonalNormal
 from pyro_vae.models import ModelSpec
 from pyro_vae.models.specification import GuideFactory, LikelihoodFactory, PriorFactory
@@ -100,47 +100,52 @@ def compare_parts(
         for name, spec in zip(names, described[f"{kind}s"], strict=True)
     }
 
-    skipped: dict[str, str] = {}
     done: Cells = {tuple(name for name, _ in chosen): {} for chosen in product(*made)}
     grid = [(seed, chosen) for seed in seeds for chosen in product(*made)]
     steps = plan.steps(len(splits.train))
-    with progress_bar(console) as bar, StopRequest() as stop:
+    with progress_bar(console) as bar:
         task = bar.add_task("", total=len(grid) * plan.epochs * steps)
         for number, (seed, chosen) in enumerate(grid):
             names = tuple(name for name, _ in chosen)
             key, before, what = (*names, f"seed{seed}"), number * plan.epochs * steps, ", ".join(_telling(names, named))
-
-            def on_step(now: Progress, before: int = before, what: str = what) -> None:
-                stop.check()
-                text = f"{what}, epoch {now.epoch}/{plan.epochs}"
-                bar.update(task, completed=before + now.step, description=text, live=now.bound)
-
             bar.update(task, completed=before, description=what)
             one_config = _config_of(described, specs, names, K, seed)
-            cell = cells.get(*key, of=yaml.safe_load(one_config))
-            if cell is None:
-                try:
+
+            def compute(
+                seed: int = seed,
+                chosen: Sequence[tuple[str, Any]] = chosen,
+                key: tuple[str, ...] = key,
+                before: int = before,
+                what: str = what,
+                one_config: str = one_config,
+            ) -> dict[str, Any]:
+                with StopRequest() as stop:
+
+                    def on_step(now: Progress) -> None:
+                        stop.check()
+                        text = f"{what}, epoch {now.epoch}/{plan.epochs}"
+                        bar.update(task, completed=before + now.step, description=text, live=now.bound)
+
                     prior, guide, likelihood, make = (part for _, part in chosen)
                     one = replace(spec, prior=prior, guide=guide, likelihood=likelihood)
                     model, estimator = one.build(splits, seed).to(where), make(K)
                     records = fit(model, splits, replace(plan, estimator=estimator, seed=seed), on_step=on_step)
                     run = cells.new_run(one_config, *key)
                     cell = {"seconds": keep_epochs(records, model, run, stop)}
-                except (ValueError, DivergedError) as error:
-                    skipped[f"{what}, seed {seed}"] = str(error).split("\n", 1)[0]
-                    continue
                 cell |= evaluated(model, estimator, first, setting.test_particles, plan.compile)
-                reached = mean(torch.tensor(cell["log_px"]))
                 run.result({"log_px": cell["evidence"]})
-                cell = cells.put(cell, *key, of=yaml.safe_load(one_config))
+                reached = mean(torch.tensor(cell["log_px"]))
                 console.print(f"{what}, seed {seed}: log p(x) = {reached} nats after {cell['seconds']:.0f} s")
-            done[names][seed] = {**cell, "folder": str(cells.run_folder(*key))}
-    done = {names: of_cell for names, of_cell in done.items() if of_cell}
-    cells.left_out(console, skipped, bool(done))
+                return cell
+
+            cell = cells.computed(compute, f"{what}, seed {seed}", *key, of=yaml.safe_load(one_config))
+            if cell is not None:
+                done[names][seed] = {**cell, "folder": str(cells.run_folder(*key))}
+    cells.left_out(console, any(done.values()))
     over = Over(seeds, len(first), splits.view.noun(splits.x_shape))
     what = f"{setting.name}, d = {spec.latent}, {_counted(plan.epochs, 'epoch')}, {len(first)} test {over.noun}"
     report(cells, done, named, what, over)
-    draw(cells, done, named, first, splits, over)
+    draw(cells, {names: of_cell for names, of_cell in done.items() if of_cell}, named, first, splits, over)
     console.print(f"Tables, figures and cells, each a run folder: {cells.folder}", soft_wrap=True)
 
 
@@ -168,6 +173,7 @@ def evaluated(vae: Any, estimator: Estimator, first: Split, K: int, compile: Com
 
 def report(cells: ComparisonFolder, done: Cells, named: Sequence[Sequence[str]], title: str, over: Over) -> None:
     """The table: log p(x) with its errors, and means over seeds of what else the cells hold."""
+    every, done = done, {names: of_cell for names, of_cell in done.items() if of_cell}
     found = {
         names: {seed: np.array(cell["log_px"]) for seed, cell in of_cell.items()} for names, of_cell in done.items()
     }
@@ -188,6 +194,11 @@ def report(cells: ComparisonFolder, done: Cells, named: Sequence[Sequence[str]],
         row |= dict(zip(KINDS, names, strict=True)) | {"own bound": each("bound")}
         rows.append(row | result | of_particles)
     columns = list(rows[0])[: list(rows[0]).index("parameters") + 1]
+    telling = [
+        ({"cell": ", ".join(_telling(names, named)), **dict(zip(KINDS, names, strict=True))}, of_cell)
+        for names, of_cell in every.items()
+    ]
+    columns += tell_left_out(rows, telling, over)
     console.print(cells.table("parts", f"Test log p(x), nats per datum, ± 95 % {over.what}: {title}", columns, rows))
     for line in told(found, over, lambda names: ", ".join(_telling(names, named))):
         console.print(line)

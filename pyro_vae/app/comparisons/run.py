@@ -6,12 +6,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
-from rich.console import Console
-
-from pyro_vae.app.console import failing_clearly
+from pyro_vae.app.console import failing_clearly, screen, status_of
 from pyro_vae.app.options import Options
 
-console = Console(highlight=False)
+console = screen()
 
 
 def run_command(
@@ -35,6 +33,6 @@ def run_command(
         made, splits = options.with_data(check)
         try:
             command(**made, splits=splits, config=options.as_yaml())
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             console.print("Stopped. Finished cells are kept: the same command goes on from them.")
-            raise SystemExit(130) from None
+            raise SystemExit(status_of(stop)) from None

@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 
 from pyro_vae import figures
-from pyro_vae.app.comparisons.errors import MISSING, TAIL, Over, compared, particles_told, told, trust
+from pyro_vae.app.comparisons.errors import MISSING, TAIL, Over, compared, particles_told, tell_left_out, told, trust
 from pyro_vae.app.comparisons.folder import (
     ComparisonFolder,
     EstimatorFactory,
@@ -23,7 +23,7 @@ from pyro_vae.app.console import StopRequest, progress_bar, screen
 from pyro_vae.app.setting import Setting
 from pyro_vae.data import Split, Splits
 from pyro_vae.estimators import ELBO, IWAE, DReG
-from pyro_vae.evaluate import DivergedError, evidence, mean
+from pyro_vae.evaluate import evidence, mean
 from pyro_vae.models import Model, ModelSpec
 from pyro_vae.runs import Run
 from pyro_vae.training import Progress, Training, TrainingPlan, fit
@@ -71,7 +71,6 @@ def training(
     splits, first = splits.to(where), first.to(where)
     steps = plan.steps(len(splits.train))
 
-    skipped: dict[str, str] = {}
     done: Cells = {(name, K): {} for K in particles for name in names}
     grid = [
         (seed, K, name, make, each)
@@ -79,38 +78,45 @@ def training(
         for K in particles
         for name, make, each in zip(names, estimators, described["estimators"], strict=True)
     ]
-    with progress_bar(console) as bar, StopRequest() as stop:
+    with progress_bar(console) as bar:
         work = [(20 + K) * plan.epochs * steps for _, K, *_ in grid]
         task = bar.add_task("", total=sum(work))
         for i, (seed, K, name, make, described_estimator) in enumerate(grid):
-            before = sum(work[:i])
+            before, what = sum(work[:i]), f"{name}, K = {K}"
             key = name, f"K{K}", f"seed{seed}"
             path, chosen = class_and_options(described_estimator)
             one = {"estimator": {"class_path": path, "init_args": {**chosen, "K": K}}, "seed": seed}
-            cell = cells.get(*key, of=one)
-            if cell is None:
 
-                def on_step(now: Progress, K: int = K, before: int = before, what: str = f"{name}, K = {K}") -> None:
-                    stop.check()
-                    text = f"{what}, epoch {now.epoch}/{plan.epochs}"
-                    bar.update(task, completed=before + (20 + K) * now.step, description=text, live=now.bound)
+            def compute(
+                seed: int = seed,
+                K: int = K,
+                make: EstimatorFactory = make,
+                before: int = before,
+                what: str = what,
+                key: tuple[str, ...] = key,
+                one: dict[str, Any] = one,
+            ) -> dict[str, Any]:
+                with StopRequest() as stop:
 
-                model = spec.build(splits, seed).to(where)
-                try:
+                    def on_step(now: Progress) -> None:
+                        stop.check()
+                        text = f"{what}, epoch {now.epoch}/{plan.epochs}"
+                        bar.update(task, completed=before + (20 + K) * now.step, description=text, live=now.bound)
+
+                    model = spec.build(splits, seed).to(where)
                     records = fit(model, splits, replace(plan, estimator=make(K), seed=seed), on_step=on_step)
                     own = {"estimators", "particles", "seeds", "evaluate_every"}
                     run = cells.new_run(run_config(described, own, one), *key)
                     found = _follow(records, model, run, first, setting.test_particles, evaluate_every, steps, stop)
-                except (ValueError, DivergedError) as error:
-                    skipped[f"{name} at K = {K}, seed {seed}"] = str(error).split("\n", 1)[0]
-                    continue
-                cell = cells.put(found, *key, of=one)
-                reached = f"log p(x) = {mean(np.array(cell['final']))} nats after {cell['seconds'][-1]:.0f} s"
-                console.print(f"{name}, K = {K}, seed {seed}: {reached}")
+                reached = f"log p(x) = {mean(np.array(found['final']))} nats after {found['seconds'][-1]:.0f} s"
+                console.print(f"{what}, seed {seed}: {reached}")
+                return found
+
+            cell = cells.computed(compute, f"{name} at K = {K}, seed {seed}", *key, of=one)
             bar.update(task, completed=before + work[i])
-            done[name, K][seed] = cell
-    done = {key: of_key for key, of_key in done.items() if of_key}
-    cells.left_out(console, skipped, bool(done))
+            if cell is not None:
+                done[name, K][seed] = cell
+    cells.left_out(console, any(done.values()))
     over = Over(seeds, len(first), splits.view.noun(splits.x_shape))
     report_training(cells, done, f"{setting.name}, {len(first)} test {over.noun}", over)
     console.print(f"Tables, figures and cells, each with its run folder: {cells.folder}", soft_wrap=True)
@@ -154,6 +160,7 @@ def _follow(
 
 def report_training(cells: ComparisonFolder, done: Cells, what: str, over: Over) -> None:
     """Table and figure of the training half."""
+    every, done = done, {key: of_key for key, of_key in done.items() if of_key}
     found = {key: {seed: np.array(cell["final"]) for seed, cell in of_key.items()} for key, of_key in done.items()}
     rows: list[dict[str, Any]] = []
     for ((name, K), of_key), result in zip(done.items(), compared(found, over), strict=True):
@@ -162,6 +169,7 @@ def report_training(cells: ComparisonFolder, done: Cells, what: str, over: Over)
         of_particles = trust(cell["evidence"] for cell in of_key.values())
         rows.append({"estimator": name, "K": K, **result, **of_particles, "seconds": seconds, "ms per step": per_step})
     columns = ["estimator", "K", *over.columns, MISSING, TAIL, "seeds", "seconds", "ms per step"]
+    columns += tell_left_out(rows, [({"estimator": name, "K": K}, of_key) for (name, K), of_key in every.items()], over)
     title = f"Test log p(x), nats per datum, ± 95 % {over.what}: {what}"
     console.print(cells.table("training", title, columns, rows, keys=2))
     for line in told(found, over, lambda key: f"{key[0]}, K = {key[1]}"):

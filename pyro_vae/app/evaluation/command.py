@@ -10,20 +10,20 @@ off, and with more runs or metrics in the same ``--out``.
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import yaml
 
 from pyro_vae.app.comparisons.folder import ComparisonFolder
-from pyro_vae.app.console import failing_clearly, screen
+from pyro_vae.app.console import failing_clearly, screen, status_of
 from pyro_vae.app.evaluation.measured import Asked, Evaluation, Opened
 from pyro_vae.app.options import Options
 from pyro_vae.app.table import quantities
 from pyro_vae.data import Data
-from pyro_vae.files import to_json, write_whole
+from pyro_vae.files import to_json, write_table, write_whole
 from pyro_vae.reports import AIS, Bracket, Calibration, Gaps, LogLikelihood, Metric, Surgery, TestBound
 
 console = screen()
@@ -72,11 +72,8 @@ def _tell(folder: Path, run: Opened) -> None:
         console.print(f"Note: {notice}", markup=False)
     each = run.joined("each")
     write_whole(folder / f"{run.stem}.json", (to_json(run.joined("values"), indent=2) + "\n").encode())
-    with (folder / f"{run.stem}.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["datum", *each])
-        for i in range(max(map(len, each.values()), default=0)):
-            writer.writerow([i, *(column[i] if i < len(column) else "" for column in each.values())])
+    rows = enumerate(zip_longest(*each.values(), fillvalue=""))
+    write_table(folder / f"{run.stem}.csv", [["datum", *each], *([i, *row] for i, row in rows)])
 
 
 def compare(evaluation: Evaluation) -> None:
@@ -96,9 +93,9 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> Non
     with failing_clearly():
         try:
             evaluate(**options.made(), config=options.as_yaml())
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             console.print("Stopped. Finished metrics are kept: the same command goes on from them.")
-            raise SystemExit(130) from None
+            raise SystemExit(status_of(stop)) from None
 
 
 def of_runs(arguments: Sequence[str] | None) -> list[str]:

@@ -14,7 +14,7 @@ from rich.console import Console
 from pyro_vae.app.comparisons.errors import MISSING, TAIL, Over, compared, particles_told, trust, undecided
 from pyro_vae.app.comparisons.folder import ComparisonFolder, data_digest
 from pyro_vae.app.comparisons.names import class_and_options, labels
-from pyro_vae.app.console import StopRequest, pick_device, progress_bar
+from pyro_vae.app.console import pick_device, progress_bar
 from pyro_vae.app.setting import check_positive
 from pyro_vae.app.train import made
 from pyro_vae.app.words import data_of_run
@@ -22,7 +22,7 @@ from pyro_vae.construction import make
 from pyro_vae.data import Data
 from pyro_vae.estimators import ELBO, Estimator
 from pyro_vae.evaluate import mean
-from pyro_vae.files import read_yaml, tensor_digest
+from pyro_vae.files import NotWrittenError, read_yaml, tensor_digest
 from pyro_vae.models import Model
 from pyro_vae.reports import Metric, Trained
 from pyro_vae.runs import load, read_records
@@ -152,30 +152,30 @@ class Evaluation:
         if not asked.runs:
             raise ValueError("runs: name at least one run folder")
         metrics = dict(zip(labels(described, "metrics"), made("metrics", asked.metrics), strict=True))
-        with StopRequest() as stop:
-            for name, folder in _named(asked.runs).items():
-                try:
-                    run = self._open(name, folder, place)
-                except (ValueError, OSError) as error:
-                    self.skipped[name] = str(error)
-                    continue
-                self.runs.append(run)
-                for (what, metric), description in zip(metrics.items(), described, strict=True):
-                    of = {"run": " ".join(run.digests), "metric": list(class_and_options(description))}
-                    cell = self.cells.get(name, what, of=of)
-                    if cell is None:
-                        stop.check()
-                        with progress_bar(console) as bar:
-                            bar.add_task(f"{name}: {what} …", total=None)
-                            try:
-                                cell = self.cells.put(self._measured(run, metric), name, what, of=of)
-                            except Exception as error:  # a metric may be a user's own, which raises anything
-                                reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-                                self.skipped[f"{name}: {what}"] = reason
-                                continue
-                    run.cells[what] = cell
-                yield run
-        self.cells.left_out(console, self.skipped, any(run.cells for run in self.runs))
+        for name, folder in _named(asked.runs).items():
+            try:
+                run = self._open(name, folder, place)
+            except (ValueError, OSError) as error:
+                self.skipped[name] = str(error)
+                continue
+            self.runs.append(run)
+            for (what, metric), description in zip(metrics.items(), described, strict=True):
+                of = {"run": " ".join(run.digests), "metric": list(class_and_options(description))}
+                cell = self.cells.get(name, what, of=of)
+                if cell is None:
+                    with progress_bar(console) as bar:
+                        bar.add_task(f"{name}: {what} …", total=None)
+                        try:
+                            cell = self.cells.put(self._measured(run, metric), name, what, of=of)
+                        except NotWrittenError:
+                            raise
+                        except Exception as error:  # a metric may be a user's own, which raises anything
+                            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+                            self.skipped[f"{name}: {what}"] = reason
+                            continue
+                run.cells[what] = cell
+            yield run
+        self.cells.left_out(console, any(run.cells for run in self.runs), self.skipped)
 
     def add_finished(self) -> None:
         """Gives each run what was measured of it before, by the same options, beside what was asked for now."""

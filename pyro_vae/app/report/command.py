@@ -19,7 +19,7 @@ import yaml
 
 from pyro_vae.app.comparisons.folder import ComparisonFolder
 from pyro_vae.app.comparisons.names import file_name
-from pyro_vae.app.console import failing_clearly, screen
+from pyro_vae.app.console import failing_clearly, screen, status_of
 from pyro_vae.app.evaluation.command import GRID, compare, of_runs
 from pyro_vae.app.evaluation.measured import Asked, Evaluation
 from pyro_vae.app.options import Options
@@ -83,6 +83,6 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> Non
     with failing_clearly():
         try:
             report(**options.made(), config=options.as_yaml(), command=f"{options.parser.prog} {shlex.join(words)}")
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             console.print("Stopped. Finished metrics are kept: the same command goes on from them.")
-            raise SystemExit(130) from None
+            raise SystemExit(status_of(stop)) from None
