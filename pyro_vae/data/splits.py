@@ -179,7 +179,7 @@ class Data(Described, ABC):
 
     @abstractmethod
     def load(self) -> Splits:
-        """Reads the data into memory, on the CPU.
+        """Reads the data, on the CPU.
 
         Raises:
             ValueError: the data cannot be used; the message says which and why.
