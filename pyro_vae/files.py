@@ -22,6 +22,8 @@ import torch
 import yaml
 from torch import Tensor
 
+from pyro_vae.stored import blocks
+
 if TYPE_CHECKING:  # a second of import that only figures need
     from matplotlib.figure import Figure
 
@@ -176,12 +178,16 @@ def digest(value: Any) -> str:
 
 
 def tensor_digest(kept: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of plain data, and of the names, dtypes, shapes and bytes of tensors on the CPU."""
+    """The SHA-256 of plain data, and of the names, dtypes, shapes and bytes of tensors on the CPU.
+
+    Data that are not in memory are read block by block, and have the digest that they would have there.
+    """
     found = hashlib.sha256(json.dumps(kept).encode())
     for name in sorted(tensors):
-        value = tensors[name].contiguous()
+        value = tensors[name]
         found.update(f"\n{name!r} {value.dtype} {tuple(value.shape)}\n".encode())
-        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
+        for block in blocks(value):
+            found.update(block.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

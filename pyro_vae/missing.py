@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import Independent, TorchDistribution
 from torch import Tensor
 from torch.distributions.constraints import Constraint
+
+from pyro_vae.stored import Stored, blocks, held, once
 
 
 class Marginal(TorchDistribution):
@@ -118,9 +121,9 @@ def check_seen(result: Tensor, x: Tensor) -> None:
         ValueError: it is NaN, and values of the data are missing: the model was not built for such data; or it is not finite,
             and values of the data are infinite.
     """
-    if not result.is_meta and not bool(result.isfinite().all()) and bool(x.isinf().any()):
+    if not result.is_meta and not bool(result.isfinite().all()) and (infinite := _count(x, torch.isinf)):
         raise ValueError(
-            f"the data hold infinite values, {int(x.isinf().sum())} of {x.numel()}, and the model gives no finite number for "
+            f"the data hold infinite values, {infinite} of {x.numel()}, and the model gives no finite number for "
             f"them: leave them out"
         )
     if not result.is_meta and has_missing(result) and has_missing(x):
@@ -135,22 +138,143 @@ def filling_of(x: Tensor) -> Tensor:
 
     So each is a value that the data have, which a likelihood of the data can score.
     """
-    there = ~x.isnan()
-    first = there.to(torch.uint8).argmax(0, keepdim=True)
-    some = x[there][:1].reshape([1] * (x.dim() - 1))
-    return torch.where(there.any(0), x.gather(0, first)[0], some)
+    found: list[Tensor] = []
+    for block in blocks(x):
+        there = ~block.isnan()
+        first = block.gather(0, there.to(torch.uint8).argmax(0, keepdim=True))[0]
+        if not found:
+            if not bool(there.any()):
+                continue
+            found = [first, there.any(0), block[there][:1].reshape([1] * first.dim())]
+        else:
+            found[:2] = torch.where(found[1], found[0], first), found[1] | there.any(0)
+        if bool(found[1].all()):
+            break
+    first, known, some = found
+    return torch.where(known, first, some)
 
 
 def observed_mean(x: Tensor) -> Tensor:
-    """Returns the mean of each number over the data where it is observed; of a number without one, that of all numbers."""
-    return torch.where(x.isnan().all(0), x.nanmean(), x.nanmean(0)) if has_missing(x) else x.mean(0)
+    """Returns the mean of each number over the data where it is observed; of a number without one, that of all numbers.
+
+    Over data of several blocks (see `pyro_vae.stored`) it is summed in float64.
+    """
+    if (whole := held(x)) is None:
+        found = moments(x)
+        overall = (found.mean * found.number).sum() / found.number.sum()
+        return torch.where(found.number > 0, found.mean, overall).to(x.dtype)
+    return torch.where(whole.isnan().all(0), whole.nanmean(), whole.nanmean(0)) if has_missing(whole) else whole.mean(0)
+
+
+class Moments(NamedTuple):
+    """Sums over data that are not in memory, of each number, in float64.
+
+    Attributes:
+        number: over how many data it is observed.
+        mean: its mean over these, and 0 where there are none.
+        squares: the sum of its squared distances from the mean.
+    """
+
+    number: Tensor
+    mean: Tensor
+    squares: Tensor
+
+
+def moments(x: Tensor) -> Moments:
+    """Returns the moments of each number over data in blocks, joined as in Chan et al. 1983."""
+    if isinstance(x, Stored):
+        return once(x, "moments", lambda: _moments(x))
+    return _moments(x)
+
+
+def _moments(x: Tensor) -> Moments:
+    count, mean, squares = torch.zeros((3, *x.shape[1:]), dtype=torch.float64, device=x.device)
+    for block in blocks(x):
+        there = ~block.isnan()
+        new, values = there.sum(0).double(), torch.where(there, block.double(), 0.0)
+        center = values.sum(0) / new.clamp(min=1)
+        spread = torch.where(there, values - center, 0.0).square().sum(0)
+        total, gap = count + new, center - mean
+        share = new / total.clamp(min=1)
+        mean, squares = mean + gap * share, squares + spread + gap.square() * count * share
+        count = total
+    return Moments(count, mean, squares)
+
+
+def spread_of(x: Tensor) -> float:
+    """Returns the standard deviation of all observed values together."""
+    if (whole := held(x)) is not None:
+        return observed_values(whole).std(correction=0).item()
+    found = moments(x)
+    total = found.number.sum()
+    mean = (found.number * found.mean).sum() / total
+    between = (found.number * (found.mean - mean).square()).sum()
+    return ((found.squares.sum() + between) / total).sqrt().item()
+
+
+class Facts(NamedTuple):
+    """What one pass over data that are not in memory tells.
+
+    Attributes:
+        low: the smallest observed value.
+        high: the largest.
+        whole: whether all observed values are whole numbers.
+        missing: how many values are missing.
+        infinite: how many are infinite.
+    """
+
+    low: Tensor
+    high: Tensor
+    whole: bool
+    missing: int
+    infinite: int
+
+
+def facts_of(x: Stored) -> Facts:
+    """Returns what one pass over the data tells."""
+
+    def compute() -> Facts:
+        low, high, whole, missing, infinite = *torch.tensor([torch.inf, -torch.inf], dtype=x.dtype), True, 0, 0
+        for block in blocks(x.cpu()):
+            gone = int(block.isnan().sum())
+            there = block[~block.isnan()] if gone else block
+            missing += gone
+            if there.numel():
+                ends = torch.aminmax(there)
+                low, high = torch.minimum(low, ends.min), torch.maximum(high, ends.max)
+                if not (ends.min.isfinite() and ends.max.isfinite()):
+                    infinite += int(there.isinf().sum())
+                whole = whole and bool((there == there.round()).all())
+        return Facts(low, high, whole, missing, infinite)
+
+    return once(x, "facts", compute)
+
+
+def observed_ends(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the smallest and the largest observed value."""
+    if isinstance(x, Stored):
+        found = facts_of(x)
+        return found.low.to(x.device), found.high.to(x.device)
+    low, high = torch.aminmax(observed_values(x))
+    return low, high
 
 
 def has_missing(x: Tensor) -> bool:
     """Whether there is a NaN among data."""
+    if isinstance(x, Stored):
+        return facts_of(x).missing > 0
     return x.is_floating_point() and bool(x.isnan().any())
 
 
+def count_missing(x: Tensor) -> int:
+    """How many values are NaN."""
+    return _count(x, torch.isnan)
+
+
+def _count(x: Tensor, which: Callable[[Tensor], Tensor]) -> int:
+    return sum(int(which(block).sum()) for block in blocks(x))
+
+
 def observed_values(x: Tensor) -> Tensor:
-    """Returns x, or, where values are missing, a vector of the others."""
+    """Returns x, or, where values are missing, a vector of the others. The data are in memory."""
     return x[~x.isnan()] if has_missing(x) else x

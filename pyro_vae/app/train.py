@@ -29,6 +29,7 @@ from pyro_vae.app.table import quantities
 from pyro_vae.app.tracking import Told
 from pyro_vae.data import Splits
 from pyro_vae.files import NotWrittenError, to_json
+from pyro_vae.missing import count_missing
 from pyro_vae.models import Model, ModelSpec
 from pyro_vae.networks import count_parameters
 from pyro_vae.reports import (
@@ -252,7 +253,7 @@ def introduce(model: Model, data: str, splits: Splits, device: torch.device) -> 
     bar, comma = (f"|{given}", f",{given}") if given else ("", "")
     console.print(f"{data}: {sizes}, each {'×'.join(map(str, splits.x_shape))}")
     if splits.missing:
-        share = sum(int(split.x.isnan().sum()) for split in splits[:3]) / sum(split.x.numel() for split in splits[:3])
+        share = sum(count_missing(split.x) for split in splits[:3]) / sum(split.x.numel() for split in splits[:3])
         console.print(f"{100 * share:.2g} % of the values are missing: every log p(x{bar}) is that of the others.")
     console.print(
         f"{type(model).__name__}{': ' if named else ''}{named}; d = {model.dims.latent}, {count_parameters(model):,} "

@@ -1,4 +1,4 @@
-"""Real data, held in memory on one device and batched by index.
+"""Real data, batched by index: held in memory on one device, or read from a file where they do not fit (`pyro_vae.stored`).
 
 A data set is one class with one method, `Data.load`, that returns `Splits`: training, validation and test data. `make_splits`
 divides and binarizes. Which data go where, and how they are binarized, is seeded apart from the run's seed.

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.csv_files import TEXTS, Reading, listed
+from pyro_vae.data.npy_files import is_too_large, stored
 from pyro_vae.data.numbers import Channels, as_data, check_data, check_labels
 from pyro_vae.data.splits import Binarize, Data, Split, Splits, make_splits
 from pyro_vae.data.tables import PARQUETS, is_table, read_table
+from pyro_vae.missing import observed_ends
 from pyro_vae.view import LONGEST_ROW, Shown, View
 
 logger = logging.getLogger("pyro_vae")
@@ -56,6 +58,9 @@ class Arrays(Data):
         header: whether the first row of a CSV file has the names of the columns; by default it tells it.
         missing: texts that stand for a missing value in a table, such as '["-", "-999"]', beside the empty cell, NA, N/A, #N/A,
             NaN, NULL, None and ?, which are read as missing in any case.
+        in_memory: whether all data are read into memory. With false, rows of a ``.npy`` file are read when they are used, so
+            that it may be larger than the memory. By default data are read into memory, unless they take more than a quarter
+            of it.
     """
 
     def __init__(
@@ -76,13 +81,15 @@ class Arrays(Data):
         decimal: Literal[".", ","] = ".",
         header: bool | None = None,
         missing: Sequence[str] = (),
+        in_memory: bool | None = None,
     ) -> None:
         self.path, self.binarize, self.valid, self.test, self.split_seed = Path(path), binarize, valid, test, split_seed
         self.standardize, self.channels, self.kind, self.ink = standardize, channels, kind, ink
+        self.in_memory = in_memory
         self.reading = Reading(columns, tuple(leave_out), labels, separator, decimal, header, tuple(missing))
 
     def load(self) -> Splits:
-        """Reads the file: x is ``(N, ...)``, in the default dtype.
+        """Reads the file: x is ``(N, ...)``, in the default dtype. Without ``in_memory``, rows are read when they are used.
 
         Raises:
             ValueError: the file cannot be read, holds no finite numbers, or the default dtype would lose what its
@@ -90,19 +97,26 @@ class Arrays(Data):
         """
         if self.path.is_dir():
             raise ValueError(f"{self.path} is a folder, and no file: name a file in it")
-        if is_table(self.path):
+        table = None
+        if is_table(self.path) and self.in_memory is not False:
             table = read_table(self.path, self.reading)
-            array, given, names = table.x, table.labels, table.names
+            given, names = table.labels, table.names
+            x = as_data(table.x, names, str(self.path))
+        elif self._stays_in_file():
+            _check_no_table(self.path, self.reading)
+            given, names, x = None, (), stored(self.path)
+            _check_labels_there(self.path, self.reading.labels, ["x"])
         else:
             array, given = _read_numpy(self.path, self.reading)
-            names = ()
-        x = as_data(array, names, str(self.path))
+            names, x = (), as_data(array, (), str(self.path))
         if x.ndim < 2 or x.numel() == 0:
             raise ValueError(f"{self.path}: expected an array (N, ...) of N data, got shape {tuple(x.shape)}")
         if empty := check_data(x, names, str(self.path)):
             logger.warning("%s: %d of %d data have no value, so that their log p(x) is 0", self.path, empty, len(x))
         labels, classes = (None, ()) if given is None else _labels(given, len(x), self.path)
-        shown = names if x.ndim == 2 and (not names or table.named or len(names) <= LONGEST_ROW) else ()
+        shown = (
+            names if x.ndim == 2 and (table is None or not names or table.named or len(names) <= LONGEST_ROW) else ()
+        )
         data = Split(x, labels)
         self._tell_binarized(data.x)
         return make_splits(
@@ -116,9 +130,20 @@ class Arrays(Data):
             view=View(self.kind, shown, self.ink, classes),
         )
 
+    def _stays_in_file(self) -> bool:
+        """Whether rows are read when they are used; tells so where that was not asked for."""
+        if self.in_memory is None and is_too_large(self.path):
+            logger.warning(
+                "%s: it takes more than a quarter of the memory, so that its rows are read when they are used, which is "
+                "slower. --data.in_memory true reads it whole",
+                self.path,
+            )
+            return True
+        return self.in_memory is False
+
     def _tell_binarized(self, x: Tensor) -> None:
         """Says what whole numbers are divided by, where they are to be probabilities."""
-        if self.binarize != "none" and (largest := x.max().item()) > 1:
+        if self.binarize != "none" and (largest := observed_ends(x)[1].item()) > 1:
             logger.warning(
                 "%s: binarize: its numbers, which go up to %g, are divided by %g, and a 1 is drawn with the result as its "
                 "probability. --data.binarize none keeps the numbers, for a likelihood of counts",
@@ -152,6 +177,18 @@ def _labels(array: np.ndarray, N: int, path: Path) -> tuple[Tensor, tuple[str, .
     return torch.from_numpy(array.astype(np.float64)), ()
 
 
+def _check_no_table(path: Path, how: Reading) -> None:
+    if replace(how, labels=None) != Reading():
+        raise ValueError(
+            f"{path}: columns, leave_out, separator, decimal, header and missing are options of tables, and this file is none"
+        )
+
+
+def _check_labels_there(path: Path, labels: str | None, arrays: Sequence[str]) -> None:
+    if labels is not None and labels not in arrays:
+        raise ValueError(f"{path}: there is no array {labels!r} of labels in it, but {arrays}")
+
+
 def _read_numpy(path: Path, how: Reading) -> tuple[np.ndarray, np.ndarray | None]:
     """The data and the labels, if there are any, of a .npy or .npz file; nothing is unpickled."""
     if path.suffix.lower() not in (".npy", ".npz") and path.is_file():
@@ -159,10 +196,7 @@ def _read_numpy(path: Path, how: Reading) -> tuple[np.ndarray, np.ndarray | None
             f"{path}: expected a table ({', '.join((*TEXTS, *PARQUETS))}; texts also compressed, .gz, .bz2 or .xz), or a "
             f".npy or .npz file. Save other data as CSV"
         )
-    if replace(how, labels=None) != Reading():
-        raise ValueError(
-            f"{path}: columns, leave_out, separator, decimal, header and missing are options of tables, and this file is none"
-        )
+    _check_no_table(path, how)
     try:
         with path.open("rb") as file:
             content = np.load(file, allow_pickle=False)
@@ -171,8 +205,7 @@ def _read_numpy(path: Path, how: Reading) -> tuple[np.ndarray, np.ndarray | None
         raise FileNotFoundError(f"{path}: there is no such file") from None
     except Exception as error:  # np.load raises what the zip and header readers raise
         raise ValueError(f"{path}: not a readable .npy or .npz file of numbers ({error})") from error
-    if how.labels is not None and how.labels not in arrays:
-        raise ValueError(f"{path}: there is no array {how.labels!r} of labels in it, but {sorted(arrays)}")
+    _check_labels_there(path, how.labels, sorted(arrays))
     labels = arrays.pop(how.labels or "labels", None) if len(arrays) > 1 or how.labels else None
     if "x" not in arrays and len(arrays) == 1:
         arrays = {"x": next(iter(arrays.values()))}

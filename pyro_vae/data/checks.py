@@ -10,6 +10,7 @@ from torch.distributions import constraints
 from pyro_vae.data.columns import Columns
 from pyro_vae.missing import Marginal, observed_values
 from pyro_vae.parts import Dims, Rescaled, check_batch
+from pyro_vae.stored import rows_of_block
 from pyro_vae.traces import Observation, observations
 
 _BATCH = 1000
@@ -56,6 +57,7 @@ def check_columns(programs: Any, columns: Columns, name: str = "") -> None:
         return  # no values, which could be wrong
     which = f"the {name} data" if name else "the data"
     batch = columns.take(slice(0, 1))
+    size = min(_BATCH, rows_of_block(columns.x)) if columns.stored else _BATCH
     found = observations(programs.model, *batch)
     # A site that observes an argument as it is, without a mask, needs no run of the model for each batch.
     plain = {
@@ -66,10 +68,10 @@ def check_columns(programs: Any, columns: Columns, name: str = "") -> None:
     }
     for site, place in plain.items():
         _require_batch(found[site], columns.tensors[place], site)
-        for values in columns.batches(_BATCH):
+        for values in columns.batches(size):
             _require(found[site], values[place], site, which)
     if plain.keys() != found.keys():
-        for values in columns.batches(_BATCH):
+        for values in columns.batches(size):
             for site, each in observations(programs.model, *values).items():
                 if site not in plain:
                     _require(each, each.value, site, which)

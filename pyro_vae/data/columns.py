@@ -8,12 +8,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from pyro_vae.stored import Stored, blocks, selected
+
 
 @dataclass(frozen=True, eq=False)
 class Columns:
     """What programs are called with, of N data: one tensor for each of their inputs, with N leading.
 
-    Training and evaluation turn a `Split` into this once, at their entrance, and index it from there on.
+    Training and evaluation turn a `Split` into this once, at their entrance, and index it from there on. Of data that are not
+    in memory (see `pyro_vae.stored`), the rows that are taken are read then.
 
     Attributes:
         tensors: one for each input, in the order in which programs take them.
@@ -54,7 +57,29 @@ class Columns:
 
     def first(self, n: int) -> Columns:
         """The first n data."""
-        return replace(self, tensors=tuple(column[:n] for column in self.tensors))
+        return replace(self, tensors=tuple(selected(column, slice(0, n)) for column in self.tensors))
+
+    def in_memory(self) -> Columns:
+        """The same data with all of their rows in memory."""
+        return (
+            replace(self, tensors=tuple(torch.cat(list(blocks(column))) for column in self.tensors))
+            if self.stored
+            else self
+        )
+
+    @property
+    def stored(self) -> bool:
+        """Whether there are data that are not in memory."""
+        return any(isinstance(column, Stored) for column in self.tensors)
+
+    def for_graph(self, index: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Tensors in memory, and the indices into them that give these data: what a compiled graph has as its inputs.
+
+        Of data in memory it is all of them, and the indices as they are. Of others it is the rows of the batch alone.
+        """
+        if not self.stored:
+            return self.tensors, index
+        return tuple(column[index] for column in self.tensors), torch.arange(len(index), device=index.device)
 
     def order(self) -> Tensor:
         """The indices of all data in random order, drawn on the CPU, so that it is the same on every device."""

@@ -18,9 +18,10 @@ from pyro_vae.data.columns import Columns
 from pyro_vae.data.numbers import Channels, as_data, as_labels, check_data, check_labels, check_whole, moved_channels
 from pyro_vae.description import Described
 from pyro_vae.kinds import names_checked, require, takes
-from pyro_vae.missing import has_missing, observed_mean, observed_values
+from pyro_vae.missing import facts_of, has_missing, moments, observed_ends, observed_mean, observed_values
 from pyro_vae.parts import Dims, Shape, floating
 from pyro_vae.scopes import evaluating
+from pyro_vae.stored import Stored, blocks, changed, fits, held, selected
 from pyro_vae.traces import Programs, inputs_of
 from pyro_vae.view import View
 
@@ -77,7 +78,7 @@ class Split:
 
     def first(self, n: int) -> Split:
         """The first n data."""
-        return replace(self, x=self.x[:n], labels=None if self.labels is None else self.labels[:n])
+        return replace(self, x=selected(self.x, slice(0, n)), labels=None if self.labels is None else self.labels[:n])
 
     def columns(self, inputs: Sequence[str] = ("x",)) -> Columns:
         """The data as programs of these inputs are called with them.
@@ -151,7 +152,7 @@ class Splits(NamedTuple):
             return Dims(
                 latent, self.x_shape, mean, x, classes=self.classes, standardized=True, x_units=units, missing=missing
             )
-        scale = max(1.0, observed_values(x).abs().max().item())
+        scale = max(1.0, *(abs(end.item()) for end in observed_ends(x)))
         mean = observed_mean(x)
         return Dims(latent, self.x_shape, mean, x, self.train.dynamic, self.classes, scale, missing=missing)
 
@@ -178,7 +179,7 @@ class Data(Described, ABC):
 
     @abstractmethod
     def load(self) -> Splits:
-        """Reads the data into memory, on the CPU.
+        """Reads the data, on the CPU.
 
         Raises:
             ValueError: the data cannot be used; the message says which and why.
@@ -319,22 +320,35 @@ def _units(x: Tensor) -> Tensor:
 
     A constant, and a number that is never observed, has the unit 1.
     """
+    if (whole := held(x)) is None:
+        count, mean, squares = moments(x)
+        spread = (squares / count.clamp(min=1)).sqrt()
+        return _without_constants(mean, spread).to(x.dtype)
+    x = whole
     if has_missing(x):
         mean = x.double().nanmean(0).nan_to_num(nan=0.0)
         spread = (x.double() - mean).square().nanmean(0).nan_to_num(nan=0.0).sqrt()
     else:
         spread, mean = torch.std_mean(x.double(), 0, correction=0)
-    # What rounding alone makes of a constant is no spread.
-    constant = spread <= 1e-6 * mean.abs()
-    return torch.stack([mean, torch.where(constant, 1.0, spread)]).to(x.dtype)
+    return _without_constants(mean, spread).to(x.dtype)
+
+
+def _without_constants(mean: Tensor, spread: Tensor) -> Tensor:
+    """Both, where what rounding alone makes of a constant is no spread."""
+    return torch.stack([mean, torch.where(spread <= 1e-6 * mean.abs(), 1.0, spread)])
 
 
 @takes
 def support_of(x: Tensor) -> Constraint:
     """The narrowest of {0, 1}, whole numbers 0..max, [0, 1] and the real numbers that holds all observed values."""
-    x = observed_values(floating(x))
-    low, high = x.min().item(), x.max().item()
-    if low >= 0 and bool((x == x.round()).all()):
+    if isinstance(x, Stored):
+        found = facts_of(x)
+        low, high, whole = found.low.item(), found.high.item(), found.whole
+    else:
+        x = observed_values(floating(x))
+        low, high = x.min().item(), x.max().item()
+        whole = low >= 0 and bool((x == x.round()).all())
+    if low >= 0 and whole:
         return constraints.boolean if high <= 1 else constraints.integer_interval(0, int(high))
     return constraints.unit_interval if low >= 0 and high <= 1 else constraints.real
 
@@ -355,7 +369,7 @@ def _hold_out(split: Split, size: int, name: str, seed: int) -> tuple[Split, Spl
 
     def chosen(index: Tensor) -> Split:
         index = index.sort().values
-        return Split(split.x[index], None if split.labels is None else split.labels[index])
+        return Split(selected(split.x, index), None if split.labels is None else split.labels[index])
 
     return chosen(order[:-size]), chosen(order[-size:])
 
@@ -370,8 +384,8 @@ def _usable(split: Split, channels: Channels | None, view: View, name: str = "x"
     if name == "x":
         names = view.columns if split.x.dim() == 2 and len(view.columns) == split.x.shape[1] else ()
         check_data(split.x, names, name)
-    elif bool(split.x.isinf().any()):
-        raise ValueError(f"{name}: {int(split.x.isinf().sum())} of {split.x.numel()} values are infinite")
+    elif infinite := sum(int(block.isinf().sum()) for block in blocks(split.x)):
+        raise ValueError(f"{name}: {infinite} of {split.x.numel()} values are infinite")
     if split.labels is not None and len(split.labels) != len(split.x):
         raise ValueError(f"labels: expected one for each of {len(split.x)} data, got {len(split.labels)}")
     moved = moved_channels(split.x, channels)
@@ -382,12 +396,22 @@ def _as_probabilities(split: Split, support: Constraint) -> Split:
     """Whole numbers 0..n divided by n; values in [0, 1] as they are."""
     upper = getattr(support, "upper_bound", 1)
     x = floating(split.x)
-    low, high = x.min().item(), x.max().item()
+    low, high = (end.item() for end in observed_ends(x))
     if low < 0 or (support is constraints.real and high > 1):
         raise ValueError(f"binarize: expected values in [0, 1] or counts, got values from {low:g} to {high:g}")
-    return replace(split, x=x / upper)
+    return replace(split, x=changed(x, lambda rows: rows / upper))
 
 
 def _binarized(split: Split) -> Split:
-    """The pixels drawn once, the same in every run."""
-    return replace(split, x=torch.bernoulli(split.x, generator=torch.Generator().manual_seed(_BINARIZE_SEED)))
+    """The pixels drawn once, the same in every run.
+
+    Raises:
+        ValueError: they would not fit into memory, where they are kept.
+    """
+    generator = torch.Generator().manual_seed(_BINARIZE_SEED)
+    if isinstance(split.x, Stored) and not fits(split.x):
+        raise ValueError(
+            f"binarize: the pixels of {len(split)} data would be drawn once and kept in memory, which these do not fit into: "
+            f"hold fewer out (valid, test), and choose dynamic, or draw the pixels into a file of 0 and 1 before"
+        )
+    return replace(split, x=torch.cat([torch.bernoulli(block, generator=generator) for block in blocks(split.x)]))

@@ -100,7 +100,9 @@ def evidence(
         full: Callable[..., list[Tensor]] | None = None
         if compile == "on" or (compile == "auto" and K * N * pixels >= _AUTO_WORK):
             key = most, chunk, max_plate_nesting, precision
-            full = kept(programs, partial(log_weights, k=most), columns.first(batch_size).tensors, key, "log p(x)")
+            full = kept(
+                programs, partial(log_weights, k=most), columns.first(batch_size).in_memory().tensors, key, "log p(x)"
+            )
         for batch in columns.batches(batch_size):
             B = len(batch[0])
             weights = Weights(K, batch[0])

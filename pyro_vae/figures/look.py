@@ -12,6 +12,7 @@ from torch.distributions import constraints
 
 from pyro_vae.data import Splits
 from pyro_vae.kinds import takes
+from pyro_vae.stored import blocks, held
 from pyro_vae.view import Kind
 
 MISSING = "#e377c2"
@@ -23,6 +24,8 @@ _OUTLYING = 1e-3
 """The share of the values at either end of the data that may be outliers."""
 _ENOUGH = 1_000_000
 """The number of values that tell the range."""
+_MANY = 4
+"""Of data that are not in memory, so many times that number are read."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +68,19 @@ def look_of(data: Splits) -> Look:
     The range is that of the support where it has two ends, as 0 and 1 or 0 and the largest count, and otherwise goes from
     the smallest to the largest value of the training data. Values that are missing or infinite are left out of it. In images
     without a range of their own, as those of 16 bits, a few bright pixels would leave all others dark: where all but a
-    thousandth of the values at either end lie in less than half of the range, they are the range.
+    thousandth of the values at either end lie in less than half of the range, they are the range. Of data that are not in
+    memory, evenly chosen ones with some millions of values tell this.
     """
     kind = data.view.kind_of(data.x_shape)
     low, high = (getattr(data.support, end, None) for end in ("lower_bound", "upper_bound"))
     if data.support.is_discrete and low is None and high is None:
         low, high = 0, 1  # of PyTorch's discrete constraints the booleans alone have no bounds
     if low is None or high is None:
-        x = data.train.x
-        finite = x.isfinite()
-        low, high = torch.where(finite, x, torch.inf).min().item(), torch.where(finite, x, -torch.inf).max().item()
+        low, high = torch.inf, -torch.inf
+        for x in blocks(data.train.x):
+            finite = x.isfinite()
+            low = min(low, torch.where(finite, x, torch.inf).min().item())
+            high = max(high, torch.where(finite, x, -torch.inf).max().item())
     low, high = float(low), float(high)
     if kind == "image" and (data.support is constraints.real or high - low > _BYTE):
         low, high = _without_outliers(data.train.x, low, high)
@@ -85,7 +91,9 @@ def look_of(data: Splits) -> Look:
 
 def _without_outliers(x: Tensor, low: float, high: float) -> tuple[float, float]:
     """The range of all but a thousandth of the values at either end, where it is less than half of a given range."""
-    values = x[x.isfinite()].cpu().numpy()
+    if (whole := held(x)) is None:
+        whole = x[:: max(1, x.numel() // (_MANY * _ENOUGH))]
+    values = whole[whole.isfinite()].cpu().numpy()
     if not len(values):
         return low, high
     inner = np.percentile(values[:: 1 + len(values) // _ENOUGH], [100 * _OUTLYING, 100 - 100 * _OUTLYING])

@@ -13,9 +13,11 @@ from torch.distributions import AffineTransform
 
 from pyro_vae.flows import FlowDistribution
 from pyro_vae.guides.normal import DiagonalNormal
+from pyro_vae.missing import observed_ends
 from pyro_vae.parts import Dims, Distribution, Guide, placed
 from pyro_vae.scopes import mode
 from pyro_vae.special import latent_log_scale, latent_scale
+from pyro_vae.stored import blocks
 
 _MOST = 1000
 """The largest number of steps of a guide. Kim et al. 2018 take 20."""
@@ -141,7 +143,7 @@ class PerDatum(Guide):
         generator = torch.Generator("cpu").manual_seed(0)
         direction = torch.randint(-(2**62), 2**62, (prod(dims.x_shape),), generator=generator, device="cpu")
         train = dims.train if dims.train.is_meta else dims.train.cpu()
-        keys = torch.cat([_hash(x.flatten(1), direction.to(train.device)) for x in train.split(_HASHED)])
+        keys = torch.cat([_hash(x.flatten(1), direction.to(train.device)) for x in blocks(train, _HASHED)])
         keys, order = keys.sort(stable=True)
         if not train.is_meta:
             _check_different(train, keys, order)
@@ -181,7 +183,8 @@ def _check_different(train: Tensor, keys: Tensor, order: Tensor) -> None:
         return
     one, other = (train[rows[same]].flatten(1).nan_to_num() for rows in (order[1:], order[:-1]))
     if bool(((one - other).abs().amax(1) > 1e-3 * one.abs().amax(1)).any()):
+        low, high = observed_ends(train)
         raise ValueError(
             f"PerDatum (guide): data are recognized by their values rounded to 1/65536, which does not tell training data "
-            f"apart whose values are between {train.min():g} and {train.max():g}: rescale the data"
+            f"apart whose values are between {low:g} and {high:g}: rescale the data"
         )

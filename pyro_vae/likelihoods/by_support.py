@@ -16,8 +16,9 @@ from pyro_vae.likelihoods.binary import Bernoulli
 from pyro_vae.likelihoods.counts import Binomial, NegativeBinomial
 from pyro_vae.likelihoods.levels import DiscretizedLogistic
 from pyro_vae.likelihoods.real import Normal
-from pyro_vae.missing import has_missing, observed_mean, observed_values
+from pyro_vae.missing import has_missing, moments, observed_mean, spread_of
 from pyro_vae.parts import Dims, Likelihood, floating
+from pyro_vae.stored import held
 from pyro_vae.view import View
 
 _BYTE = 255
@@ -83,7 +84,7 @@ def default_likelihood(
 
 def _spread(x: Tensor | None) -> float:
     """Returns the standard deviation of all values, in two digits, where a learned scale begins; 1 where it is unknown."""
-    spread = 0.0 if x is None or x.is_meta else observed_values(x).std(correction=0).item()
+    spread = 0.0 if x is None or x.is_meta else spread_of(x)
     return float(f"{spread:.2g}") if spread > 0 else 1.0
 
 
@@ -112,7 +113,12 @@ def _of_counts(largest: int, x: Tensor | None, view: View) -> Choice:
         )
     if x is not None and not image:
         mean = observed_mean(x)
-        variance = observed_mean((x - mean).square()) if has_missing(x) else x.var(0, correction=0)
+        if (whole := held(x)) is None:
+            count, _, squares = moments(x)
+            variance = squares / count.clamp(min=1)
+        else:
+            gaps = (whole - mean).square()
+            variance = observed_mean(gaps) if has_missing(whole) else whole.var(0, correction=0)
         ratio = (variance.sum() / mean.sum()).item()
         if ratio > _DISPERSED:
             return Choice(NegativeBinomial, f"the values are counts whose variance is {ratio:.1f} times their mean")

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.missing import observed_mean, observed_values
+from pyro_vae.missing import observed_ends, observed_mean
 from pyro_vae.parts import Dims, Distribution, Prior, placed
 from pyro_vae.special import Mixture, latent_scale
 
@@ -76,7 +76,7 @@ class VampPrior(Prior):
         _check_components("components", components)
         ends = (torch.zeros(()), torch.ones(()))
         if dims.train is not None:
-            ends = torch.aminmax(dims.train if dims.train.is_meta else observed_values(dims.train))
+            ends = torch.aminmax(dims.train) if dims.train.is_meta else observed_ends(dims.train)
         low, high = map(placed, ends)
         if init == "data":
             inputs = _some_data(dims, components, "VampPrior with init: data: components")

@@ -239,7 +239,8 @@ class Graph:
                 scalar.fill_(number)
         self._numbers = numbers
         state = self.update.estimator.state.values()
-        return [*self.update.columns.tensors, index, *self._scalars, *self._state, *state]
+        tensors, index = self.update.columns.for_graph(index)
+        return [*tensors, index, *self._scalars, *self._state, *state]
 
     def _traced(self, swapped: Sequence[Tensor], held: Sequence[Tensor], *inputs: Tensor) -> list[Tensor]:
         n, estimator = len(self.update.columns.tensors), self.update.estimator
