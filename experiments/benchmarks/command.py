@@ -20,8 +20,9 @@ import torch
 from benchmarks import figures
 from benchmarks.steps import CONTENDERS, Case, Contender
 from benchmarks.whole import EPOCH, IMAGES, LOG_PX, Job, K
+from pyro_vae.app.comparisons.cell import check_numbers
 from pyro_vae.app.comparisons.errors import known
-from pyro_vae.app.comparisons.folder import ComparisonFolder, check_numbers
+from pyro_vae.app.comparisons.folder import ComparisonFolder
 from pyro_vae.app.console import failing_clearly, progress_bar, screen
 from pyro_vae.app.options import Options
 from pyro_vae.data import MNIST, Data

@@ -17,8 +17,9 @@ import torch
 import yaml
 
 from pyro_vae import figures
+from pyro_vae.app.comparisons.cell import data_digest, keep_epochs, run_config
 from pyro_vae.app.comparisons.errors import MISSING, TAIL, particles_told, trust
-from pyro_vae.app.comparisons.folder import ComparisonFolder, data_digest, keep_epochs, run_config
+from pyro_vae.app.comparisons.folder import ComparisonFolder
 from pyro_vae.app.comparisons.run import run_command
 from pyro_vae.app.console import StopRequest, progress_bar, screen
 from pyro_vae.app.setting import Setting

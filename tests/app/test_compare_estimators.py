@@ -182,7 +182,7 @@ def test_a_training_that_diverges_is_left_out(compare, tmp_path):
 
 
 def test_one_seed_that_diverges_is_told_beside_the_others(compare, tmp_path):
-    """The numbers of the others stay, and it is said that they are of these alone; used-up memory costs one cell too."""
+    """The numbers of the others stay, and it is said that they are of these alone; memory that is used up costs one cell."""
     options = [*TRAINING, "--seeds", "[0,1,2]", "--epochs", "1", "--estimators", "[ELBO, mine.Sometimes, mine.Large]"]
     code, out, err = compare(*options)
     assert (code, err) == (0, "")

@@ -119,7 +119,7 @@ def test_it_is_told_of_everything_in_order(train):
     assert told() == [
         ["begin", "run", 3, 0],
         *(["epoch", each.epoch, each.valid.bound, {"rates": {"w": 1e-3, "phi": 1e-3}}] for each in records),
-        ["result", ["test", "test_bound"]],
+        ["result", ["test", "test_bound", "weights"]],
         ["figure", "samples", True],
         ["end", "finished"],
     ]

@@ -13,12 +13,10 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 from rich.console import Console
-from torch import Tensor
 
 from pyro_vae.app.comparisons.names import file_name
-from pyro_vae.app.console import StopRequest, screen
+from pyro_vae.app.console import screen
 from pyro_vae.app.table import Blocks
-from pyro_vae.data import Splits
 from pyro_vae.estimators import Estimator
 from pyro_vae.evaluate import Mean
 from pyro_vae.files import (
@@ -27,17 +25,14 @@ from pyro_vae.files import (
     from_json,
     read_text,
     read_yaml,
-    tensor_digest,
     to_json,
     write_figure,
     write_table,
     write_whole,
 )
 from pyro_vae.kinds import shortened
-from pyro_vae.models import Model
 from pyro_vae.runs import Run
 from pyro_vae.scopes import NotEnoughMemoryError, is_out_of_memory
-from pyro_vae.training import Training
 
 EstimatorFactory = Callable[[int], Estimator]
 _FORM = 2
@@ -354,42 +349,6 @@ def _reason(error: Exception) -> str:
         raise error
     line = str(error).partition("\n")[0]
     return line if isinstance(error, ValueError | ArithmeticError) else f"{type(error).__name__.lstrip('_')}: {line}"
-
-
-def data_digest(splits: Splits) -> str:
-    """A digest of data: another file of the same name makes another comparison."""
-    tensors: dict[str, Tensor] = {}
-    for name in ("train", "valid", "test"):
-        split = getattr(splits, name)
-        tensors[f"{name}.x"] = split.x.cpu()
-        if split.labels is not None:
-            tensors[f"{name}.labels"] = split.labels.cpu()
-    return tensor_digest({"dynamic": splits.train.dynamic, "standardize": splits.standardize}, tensors)
-
-
-def keep_epochs(records: Training, model: Model, run: Run, stop: StopRequest) -> float:
-    """Trains to the end and keeps each epoch in the run folder; returns the seconds that training took."""
-    seconds = 0.0
-    for record in records:
-        seconds += record.seconds
-        run.follow(record, model, records)
-        stop.check()
-    run.conclude(model, records)
-    return seconds
-
-
-def run_config(described: dict[str, Any], left_out: set[str], one: dict[str, Any]) -> str:
-    """What ``train`` would be told for one cell: the options of the comparison, but for its own, and those of the cell."""
-    kept = {
-        name: value for name, value in described.items() if name not in left_out | {"print_config", "out", "device"}
-    }
-    return yaml.safe_dump(kept | one, sort_keys=False)
-
-
-def check_numbers(numbers: Sequence[int], option: str, least: int) -> None:
-    """Raises ValueError if there is no number, one below ``least``, or one twice."""
-    if not numbers or min(numbers) < least or len(set(numbers)) < len(numbers):
-        raise ValueError(f"{option}: expected different numbers of at least {least}, got {numbers}")
 
 
 def _sha256(path: Path) -> str:

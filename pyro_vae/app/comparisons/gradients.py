@@ -12,7 +12,8 @@ import numpy as np
 import yaml
 
 from pyro_vae import figures
-from pyro_vae.app.comparisons.folder import ComparisonFolder, EstimatorFactory, check_numbers, data_digest
+from pyro_vae.app.comparisons.cell import check_numbers, data_digest
+from pyro_vae.app.comparisons.folder import ComparisonFolder, EstimatorFactory
 from pyro_vae.app.comparisons.names import labels
 from pyro_vae.app.console import StopRequest, fail, progress_bar, screen
 from pyro_vae.app.setting import Setting

@@ -18,15 +18,9 @@ import torch
 import yaml
 
 from pyro_vae import figures
+from pyro_vae.app.comparisons.cell import check_numbers, data_digest, keep_epochs, run_config
 from pyro_vae.app.comparisons.errors import MISSING, TAIL, Over, compared, particles_told, tell_left_out, told, trust
-from pyro_vae.app.comparisons.folder import (
-    ComparisonFolder,
-    EstimatorFactory,
-    check_numbers,
-    data_digest,
-    keep_epochs,
-    run_config,
-)
+from pyro_vae.app.comparisons.folder import ComparisonFolder, EstimatorFactory
 from pyro_vae.app.comparisons.names import labels
 from pyro_vae.app.comparisons.run import run_command
 from pyro_vae.app.console import StopRequest, progress_bar, screen

@@ -10,14 +10,9 @@ import numpy as np
 import yaml
 
 from pyro_vae import figures
+from pyro_vae.app.comparisons.cell import check_numbers, data_digest, run_config
 from pyro_vae.app.comparisons.errors import MISSING, TAIL, Over, compared, particles_told, tell_left_out, told, trust
-from pyro_vae.app.comparisons.folder import (
-    ComparisonFolder,
-    EstimatorFactory,
-    check_numbers,
-    data_digest,
-    run_config,
-)
+from pyro_vae.app.comparisons.folder import ComparisonFolder, EstimatorFactory
 from pyro_vae.app.comparisons.names import class_and_options, labels
 from pyro_vae.app.console import StopRequest, progress_bar, screen
 from pyro_vae.app.setting import Setting

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from pyro_vae.app.comparisons.cell import data_digest
 from pyro_vae.app.comparisons.errors import MISSING, TAIL, Over, compared, particles_told, trust, undecided
-from pyro_vae.app.comparisons.folder import ComparisonFolder, data_digest
+from pyro_vae.app.comparisons.folder import ComparisonFolder
 from pyro_vae.app.comparisons.names import class_and_options, labels
 from pyro_vae.app.console import pick_device, progress_bar
 from pyro_vae.app.setting import check_positive
