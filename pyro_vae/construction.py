@@ -36,6 +36,8 @@ from pyro_vae.trust import Named, Trust, UntrustedError
 
 _FILLING = "torch.nn.init"
 """The module of the functions that fill a tensor, which are named where such a function is asked for."""
+_TRANSFORMS = "torchvision.transforms"
+"""The package of the classes whose objects change an item of a data set."""
 _NONE = object()
 """Stands for a default that is not there."""
 
@@ -202,6 +204,7 @@ def _class(given: Any, base: Any, where: str, trust: Trust) -> type:
 
 def _factory(given: Any, taken: list[Any], returned: Any, where: str, trust: Trust) -> Callable[..., Any]:
     """A function of these arguments: a class or a function that returns what is asked for, with its options filled in."""
+    returned = get_origin(returned) or returned  # of Dataset[Any], the class
     if isinstance(returned, type) and returned not in (Any, object, NoneType, bool, int, float, str, Tensor):
         found, chosen = _named(given, returned, where, trust)
     else:
@@ -233,7 +236,8 @@ def _function(given: Any, fills: bool, where: str, trust: Trust) -> tuple[Named,
     name = found.__name__
     filling = fills and found.__module__ == _FILLING and name.endswith("_") and not name.startswith("_")
     own = trust.owns(found.__module__) and (isinstance(found, FunctionType) or hasattr(found, "__call__"))  # noqa: B004
-    if not ((filling and isinstance(found, FunctionType)) or own):
+    transform = isinstance(found, type) and found.__module__.startswith(f"{_TRANSFORMS}.")
+    if not ((filling and isinstance(found, FunctionType)) or transform or own):
         raise UntrustedError(f"{where}: {path} is not allowed here: expected {expected}")
     return found, chosen
 

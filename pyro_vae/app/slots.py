@@ -49,7 +49,7 @@ def slot_of(hint: Any) -> Slot | None:
         return next((slot for each in inner if (slot := slot_of(each))), None)
     if origin is Callable:
         taken, returned = inner or ([], Any)
-        slot = slot_of(returned)
+        slot = slot_of(get_origin(returned) or returned)
         return slot and slot._replace(filled_in=len(taken) if isinstance(taken, list) else 0)
     if isinstance(origin, type) and issubclass(origin, Sequence) and inner:
         slot = slot_of(inner[0])

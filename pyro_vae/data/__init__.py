@@ -9,6 +9,7 @@ data set        data                                                 source
 `Digits`        1,797 images of 8×8 counts 0..16                     scikit-learn, nothing is downloaded
 `MNIST`         70,000 images of 28×28 gray levels                   torchvision
 `FashionMNIST`  70,000 images of 28×28 gray levels                   torchvision
+`Dataset`       x, or (x, label), of a data set of PyTorch   any ``torch.utils.data.Dataset``
 `Arrays`        tables, and arrays (N, ...) of numbers               .csv, .parquet, .npy and .npz files
 =============== ==================================================== ==================================
 """
@@ -16,6 +17,7 @@ data set        data                                                 source
 from pyro_vae.data.arrays import Arrays
 from pyro_vae.data.columns import Columns
 from pyro_vae.data.digits import Digits
+from pyro_vae.data.items import Dataset
 from pyro_vae.data.splits import (
     Binarize,
     Data,
@@ -37,6 +39,7 @@ __all__ = [
     "Columns",
     "Data",
     "DataLike",
+    "Dataset",
     "Digits",
     "FashionMNIST",
     "Split",

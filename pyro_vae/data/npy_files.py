@@ -27,7 +27,10 @@ def is_too_large(path: Path) -> bool:
     """Whether data in a file are read row by row if nothing was said: they take more than a quarter of the memory."""
     if path.suffix.lower() != ".npy":
         return False
-    array = _header(path)
+    try:
+        array = _header(path)
+    except ValueError:
+        return False  # whoever reads it whole tells what is wrong, if anything is
     return array.size * torch.get_default_dtype().itemsize * _SHARE > _memory()
 
 
