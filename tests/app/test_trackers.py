@@ -124,7 +124,7 @@ def test_it_is_told_of_everything_in_order(train):
         ["end", "finished"],
     ]
     assert [each.watched for each in records] == [{"rates": {"w": 1e-3, "phi": 1e-3}}] * 3
-    assert json.loads(Path("run/result.json").read_text()).keys() == {"test", "test_bound", "finished"}
+    assert json.loads(Path("run/result.json").read_text()).keys() == {"test", "test_bound", "weights", "finished"}
     # With its options given, and a finished run that is left as it is, which nobody is told of.
     again = ["--trackers", "[{class_path: mine.Log, init_args: {file: other.txt}}]", "--resume", "true"]
     code, out, _ = train(*again)
