@@ -109,6 +109,7 @@ BRIEF = {"annealing": Annealing(temperatures=2), "chains": 2}
 OWN: dict[str, dict[str, object]] = {
     "ais": BRIEF,
     "bracket": BRIEF,
+    "Dataset": {"of": partial(TensorDataset, DATA)},
     "bounds": {"records": {"a": EPOCHS}},
     "fit": {"data": SPLITS},
     "interpolate": {"x_a": DATA, "x_b": DATA},

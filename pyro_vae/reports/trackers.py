@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, final
 import yaml
 
 from pyro_vae.estimators.base import overridable
+from pyro_vae.kinds import takes
 from pyro_vae.training import Epoch
 
 if TYPE_CHECKING:  # a second of import that only pictures need
@@ -124,6 +125,7 @@ class TensorBoard(Tracker):
         self._writer.close()
 
 
+@takes
 def scalars(values: Mapping[str, Any]) -> dict[str, float]:
     """Returns all numbers of nested plain data, by names such as "valid/bound" and "kl_per_dimension/t/0".
 

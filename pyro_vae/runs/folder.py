@@ -93,7 +93,8 @@ def load(folder: str | os.PathLike[str], trust: str | Sequence[str] | Trust = ()
         raise ValueError(f"weights: expected the name of a file without its suffix, such as 'best', got {weights!r}")
     for name in (CONFIG, file):
         if not (path / name).is_file():
-            raise FileNotFoundError(f"{path}: not a complete run folder, it has no {name}")
+            kept = "" if weights == MODEL else " (weights: those that the run kept)"
+            raise FileNotFoundError(f"{path}: not a complete run folder, it has no {name}{kept}")
     with _blamed(path / file):
         held = read_weights(path / file)
     config = read_yaml(path / CONFIG)
