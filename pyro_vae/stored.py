@@ -164,7 +164,18 @@ class _Cast:
 
 def rows_of_block(x: Tensor) -> int:
     """How many rows of such data a block has."""
-    return max(1, BLOCK // max(1, x.shape[1:].numel() * x.element_size()))
+    return _rows(x.shape[1:].numel() * x.element_size())
+
+
+def spans(n: int, size: int) -> Iterator[range]:
+    """The places of n rows of so many bytes, those of one block after another."""
+    step = _rows(size)
+    return (range(start, min(start + step, n)) for start in range(0, n, step))
+
+
+def _rows(size: int) -> int:
+    """How many rows of so many bytes a block has."""
+    return max(1, BLOCK // max(1, size))
 
 
 def blocks(x: Tensor, rows: int | None = None) -> Iterator[Tensor]:

@@ -55,7 +55,7 @@ class Trust:
     opened: tuple[Path, ...] = ()
 
     @classmethod
-    def of(cls, trust: Trust | str | Sequence[str]) -> Trust:
+    def of(cls, trust: str | Sequence[str] | Trust) -> Trust:
         """The trust that a caller gives by the name of a module, or by several."""
         if isinstance(trust, Trust):
             return trust

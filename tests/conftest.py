@@ -32,7 +32,10 @@ EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 @pytest.fixture(autouse=True)
 def nothing_leaks():
-    """Default dtype, validation flags, thread count and Pyro's settings are as they were; the parameter store starts empty."""
+    """Default dtype, validation flags, thread count and Pyro's settings are as they were; the parameter store starts empty.
+
+    A command puts the folder that its user stands in on the module path: it is taken from there after the test.
+    """
     pyro.clear_param_store()
     torch.manual_seed(0)
 
@@ -44,8 +47,9 @@ def nothing_leaks():
             pyro.settings.get(),
         )
 
-    before = state()
+    before, path = state(), [*sys.path]
     yield
+    sys.path[:] = path
     assert state() == before
     pyro.clear_param_store()
 

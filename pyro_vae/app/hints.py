@@ -267,8 +267,9 @@ class Tree:
         ]:  # options of classes not chosen, the same name first
             if classes := _having(slots[other], each):
                 return written.of_classes(other, each, classes)
-        near_names = _alike(name, {each[-1] for each in everything})
-        near_places = [each for each in everything if each[-1] in near_names[:1]]
+        nearby = [each for each in everything if each[:1] == prefix[:1]]  # a word below a slot means nothing elsewhere
+        near_names = _alike(name, {each[-1] for each in nearby})
+        near_places = [each for each in nearby if each[-1] in near_names[:1]]
         return written.did_you_mean(near_places) if near_places else ""
 
     def _no_class(self, given: Given, place: Place, slot: Slot) -> str:

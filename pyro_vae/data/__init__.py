@@ -9,7 +9,7 @@ data set        data                                                 source
 `Digits`        1,797 images of 8×8 counts 0..16                     scikit-learn, nothing is downloaded
 `MNIST`         70,000 images of 28×28 gray levels                   torchvision
 `FashionMNIST`  70,000 images of 28×28 gray levels                   torchvision
-`Dataset`       x, or (x, label), of a data set of PyTorch   any ``torch.utils.data.Dataset``
+`Dataset`       x, or (x, label), of a data set of PyTorch           any ``torch.utils.data.Dataset``
 `Arrays`        tables, and arrays (N, ...) of numbers               .csv, .parquet, .npy and .npz files
 =============== ==================================================== ==================================
 """

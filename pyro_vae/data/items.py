@@ -15,7 +15,7 @@ from torch.utils.data import Dataset as Items
 from pyro_vae.data.exactness import may_lose, narrowed, require_exact_in_blocks
 from pyro_vae.data.numbers import Channels, as_data, as_labels
 from pyro_vae.data.splits import Binarize, Data, Split, Splits, make_splits
-from pyro_vae.stored import BLOCK, Stored
+from pyro_vae.stored import Stored, spans
 from pyro_vae.view import Shown, View
 
 _TOGETHER = 64
@@ -164,9 +164,8 @@ class ItemRows:
 
     def blocks(self) -> Iterator[np.ndarray]:
         """All rows in their order and in their own type, some at a time."""
-        step = max(1, BLOCK // max(1, int(np.prod(self.shape[1:])) * self.kind.itemsize))
-        for start in range(0, self.shape[0], step):
-            yield self._raw(torch.arange(start, min(start + step, self.shape[0])))
+        size = int(np.prod(self.shape[1:])) * self.kind.itemsize
+        yield from (self._raw(torch.arange(span.start, span.stop)) for span in spans(self.shape[0], size))
 
     def _raw(self, index: Tensor) -> np.ndarray:
         found = np.empty((len(index), *self.shape[1:]), dtype=self.kind)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_vae.data.exactness import may_lose, narrowed, require_exact_in_blocks
 from pyro_vae.kinds import WrongKindError
-from pyro_vae.stored import BLOCK, Stored
+from pyro_vae.stored import Stored, spans
 
 _SHARE = 4
 """Data are read into memory where there is room for so many copies, which reading and dividing them takes for a while."""
@@ -92,9 +92,7 @@ class NpyRows:
 
     def blocks(self) -> Iterator[np.ndarray]:
         """All rows in their order and in the type of the file, some at a time."""
-        step = max(1, BLOCK // self._size)
-        for start in range(0, self.shape[0], step):
-            yield self._raw(np.arange(start, min(start + step, self.shape[0])))
+        yield from (self._raw(np.arange(span.start, span.stop)) for span in spans(self.shape[0], self._size))
 
     @property
     def _size(self) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import ModelSpec, fit, stored
-from pyro_vae.app.comparisons.folder import data_digest
+from pyro_vae.app.comparisons.cell import data_digest
 from pyro_vae.data import Arrays, Splits, npy_files
 from pyro_vae.evaluate import evidence, reconstruct
 from pyro_vae.figures import look_of

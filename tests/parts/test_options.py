@@ -120,7 +120,7 @@ print(json.dumps(found))
         (name, [value] if listed else value)
         for name, (kind, listed) in numeric(cls).items()
         for value in [*NO_NUMBERS[kind], -1]
-        if not (value is None and name in ("lr_phi", "clip_norm", "control"))
+        if not (value is None and name in ("lr_phi", "clip_norm", "control", "patience"))
         and not (value == -1 and name in ("seed", "alpha", "lr_phi", "batch_size", "beta_1"))
     ]
     if not given:

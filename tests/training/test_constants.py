@@ -284,8 +284,8 @@ def test_a_frozen_number_is_found_by_the_check(frozen, graphs, caplog, monkeypat
         monkeypatch.setattr(
             Update,
             "gradients",
-            lambda self, tensors, index, weight, leaves: gradients(
-                self, tensors, index, weight if isinstance(weight, float) else 1.0, leaves
+            lambda self, tensors, index, weight, *leaves: gradients(
+                self, tensors, index, weight if isinstance(weight, float) else 1.0, *leaves
             ),
         )
     with caplog.at_level(logging.WARNING, "pyro_vae"):
