@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import yaml
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pyro_vae.stored import blocks
@@ -189,6 +190,19 @@ def tensor_digest(kept: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str
         for block in blocks(value):
             found.update(block.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
+
+
+def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The metadata and the tensors of a file of safetensors, on the CPU. Nothing is unpickled.
+
+    Raises:
+        ValueError: it is no such file, or is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return opened.metadata() or {}, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, UnicodeDecodeError, RuntimeError, ValueError, TypeError) as error:
+        raise ValueError(str(error)) from error
 
 
 def _written(value: Any) -> Any:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import Adam
 
 from pyro_vae import VAE, Dims, Estimator, Guide, Likelihood, Network, Prior
-from pyro_vae.data import Data, Split
+from pyro_vae.data import Data, Split, make_splits
 from pyro_vae.estimators import (
     CIWAE,
     ELBO,
@@ -239,3 +239,22 @@ KINDS_OF_MODEL = {
     "missing": lambda: vae_of(DiagonalNormal, dims=replace(DIMS, missing=True)),
 }
 """One model of every kind, for what takes them all. "labels" is given them, and "missing" takes data with gaps."""
+
+
+SEVENTY = torch.bernoulli(torch.full((70, 1, 4, 4), 0.5), generator=torch.Generator().manual_seed(0))
+FIFTY = make_splits(Split(SEVENTY), valid=10, test=10)
+"""Seventy data of which fifty are trained on."""
+TABLE = ["--data", "Arrays", "--data.path", "x.npy", "--latent", "2", "--batch_size", "10"]
+"""Options of a command that trains on a small table, which the test writes."""
+
+
+def small_vae(network=None) -> VAE:
+    """A VAE of `FIFTY` with always the same first weights."""
+    torch.manual_seed(0)
+    dims, net = FIFTY.dims(2), partial(MLP, hidden=[6])
+    return VAE(StandardNormal(dims), DiagonalNormal(dims, network or net), Bernoulli(dims, net))
+
+
+def state_of(vae) -> Tensor:
+    """All parameters and buffers as one vector."""
+    return torch.cat([each.detach().flatten().double() for each in vae.state_dict().values()])

@@ -19,24 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from helpers import TABLE
 from safetensors.torch import load_file
 
 from pyro_vae.app.commands import main
 
-SMALL = [
-    "--data",
-    "Arrays",
-    "--data.path",
-    "x.npy",
-    "--latent",
-    "2",
-    "--epochs",
-    "3",
-    "--batch_size",
-    "10",
-    "--compile",
-    "off",
-]
+SMALL = [*TABLE, "--epochs", "3", "--compile", "off"]
 NETWORKS = ["--guide.network.hidden", "[4]", "--likelihood", "Normal", "--likelihood.network.hidden", "[4]"]
 JUDGED = ["--test_particles", "5", "--test_images", "10"]
 GRID = "[{class_path: DiagonalNormal, init_args: {network: {class_path: MLP, init_args: {hidden: [4]}}}}]"

@@ -145,16 +145,20 @@ def train(
 
 
 def _weights(training: Training, records: Sequence[Epoch]) -> dict[str, str]:
-    """The weights that are evaluated, by the names of their files, and what they are called; the first ones are the kept."""
+    """The weights that are evaluated, by the names of their files, and what they are called; the first ones are the kept.
+
+    The average is there when training is over.
+    """
     keep, kept, last = training.plan.keep, training.kept, f"of the last epoch, {len(records)}"
+    averaged = training.is_over and kept.averaged > 0
     best = f"of the best epoch by validation, {kept.epoch}"
     mean = f"averaged over steps ({training.plan.average})"
-    found = {"model": {"last": last, "best": best, "average": mean if kept.averaged else last}[keep]}
+    found = {"model": {"last": last, "best": best, "average": mean if averaged else last}[keep]}
     if keep != "last" and found["model"] != last and not (keep == "best" and kept.epoch == len(records)):
         found["last"] = last
     if keep != "best" and kept.wants_best and kept.epoch < len(records):
         found["best"] = best
-    if keep != "average" and kept.averaged:
+    if keep != "average" and averaged:
         found["average"] = mean
     return found
 

@@ -104,20 +104,20 @@ class Run:
         """The file from which training goes on where it was cut."""
         return self.folder / "checkpoint.safetensors"
 
-    def finished(self) -> dict[str, Any] | None:
-        """The final evaluation of a run that came to its end, or None.
+    def finished(self) -> bool:
+        """Whether the run came to its end, with a final evaluation.
 
         Raises:
             ValueError: its file is damaged.
         """
         path = self.folder / RESULT
         if not path.is_file():
-            return None
+            return False
         try:
             found = from_json(read_text(path))
         except ValueError as error:
             raise ValueError(f"{path}: damaged ({error}): delete it, and the run is evaluated again") from error
-        return found if isinstance(found, dict) and found.get("finished") is True else None
+        return isinstance(found, dict) and found.get("finished") is True
 
     def before(self, epochs: int) -> list[Epoch]:
         """The records of the epochs that a checkpoint has behind it. Those of later ones, which come again, are removed.

@@ -11,11 +11,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from pyro_vae.files import from_json, tensor_digest, write_whole
+from pyro_vae.files import from_json, read_tensors, tensor_digest, write_whole
 from pyro_vae.parts import SMALLEST_SCALE, Dims
 
 logger = logging.getLogger("pyro_vae")
@@ -69,10 +68,8 @@ def read_weights(file: Path) -> Weights:
         ValueError: the file is damaged, or it is not from such a run.
     """
     try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, UnicodeDecodeError, RuntimeError, ValueError, TypeError) as error:
+        metadata, tensors = read_tensors(file)
+    except ValueError as error:
         raise ValueError(f"damaged, or not from such a run ({error})") from error
     if (text := metadata.get(_SIZES)) is None:
         raise ValueError("these are weights, but not of a run of pyro_vae")

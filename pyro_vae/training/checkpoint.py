@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from pyro_vae._version import version
-from pyro_vae.files import tensor_digest, write_whole
+from pyro_vae.files import read_tensors, tensor_digest, write_whole
 
 _ENTRY, _DIGEST, _FORMAT = "pyro_vae_checkpoint", "sha256", 1
 _TENSOR, _TUPLE, _FLOAT, _PAIRS = "tensor", "tuple", "float", "pairs"
@@ -95,19 +94,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: the file is damaged, or no checkpoint, or of another version.
     """
     try:
-        with safe_open(path, framework="pt") as opened:
-            text = (opened.metadata() or {}).get(_ENTRY)
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        if text is None:
+        metadata, tensors = read_tensors(path)
+        if _ENTRY not in metadata:
             raise ValueError("it is no checkpoint")
-        kept = json.loads(text)
+        kept = json.loads(metadata[_ENTRY])
         digest = kept.pop(_DIGEST)
         if kept.get("format") != _FORMAT:
             raise ValueError(f"it is of a version that this one cannot read: format {kept.get('format')!r}")
         if digest != tensor_digest(kept, tensors):
             raise ValueError("it does not hold what was written (its digest is another)")
         state = _unpacked(kept["state"], tensors)
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
         raise ValueError(f"{path}: damaged, or no checkpoint of a training: {error}") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path}: damaged, or no checkpoint of a training: it has no names")

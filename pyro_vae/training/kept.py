@@ -52,14 +52,13 @@ class Kept:
             self._mix(self.average, [leaf.detach() for leaf in self.leaves], self.averaged)
         self.averaged += 1
 
-    def after_epoch(self, epoch: int, bound: float) -> bool:
-        """Looks at an epoch's validation bound; returns whether it is the best so far."""
+    def after_epoch(self, epoch: int, bound: float) -> None:
+        """Looks at an epoch's validation bound, which may be the best so far."""
         if not bound > self.bound:
-            return False
+            return
         self.bound, self.epoch = bound, epoch
         if self.wants_best:
             self.best = [tensor.detach().clone() for tensor in (*self.leaves, *self.buffers)]
-        return True
 
     def is_over(self, epoch: int) -> bool:
         """Whether the patience is at its end after this epoch."""

@@ -274,8 +274,9 @@ class Training(Iterator[Epoch]):
     def _epoch(self, epoch: int, step: Step) -> Epoch:
         """Takes the steps of one epoch, and evaluates on the validation data."""
         plan, before, within = self.plan, (epoch - 1) * self.steps, self._within or {}
-        start, lr, told, self._within = time.perf_counter() - within.get("seconds", 0.0), self._rate(), 0.0, None
-        totals, kl_weight, lr = Totals(self.names, self.estimator), plan.objective.weight(epoch), within.get("lr", lr)
+        start, told, self._within = time.perf_counter() - within.get("seconds", 0.0), 0.0, None
+        lr = within.get("lr", float(self.optimizer.param_groups[0]["lr"]))
+        totals, kl_weight = Totals(self.names, self.estimator), plan.objective.weight(epoch)
         if within:
             totals.restore(within["totals"])
         watched = Watched(self, within.get("watched"))
@@ -315,7 +316,3 @@ class Training(Iterator[Epoch]):
         more = watched.values(stepped)
         self.schedule.after_epoch(valid.terms())
         return Epoch(epoch, totals.terms(), valid.terms(), lr, time.perf_counter() - start, more)
-
-    def _rate(self) -> float:
-        """The learning rate of w now."""
-        return float(self.optimizer.param_groups[0]["lr"])

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import TABLE
 
 import pyro_vae
 from pyro_vae import VAE, load
@@ -25,18 +26,7 @@ from pyro_vae.trust import Trust
 
 ROOT = Path(__file__).parents[2]
 MODULE = [sys.executable, "-m", "pyro_vae"]
-SMALL = [
-    "--data",
-    "Arrays",
-    "--data.path",
-    "x.npy",
-    "--latent",
-    "2",
-    "--batch_size",
-    "10",
-    "--guide.network.hidden",
-    "[4]",
-]
+SMALL = [*TABLE, "--guide.network.hidden", "[4]"]
 SMALL += ["--likelihood", "Normal", "--test_particles", "5", "--figures", "[]", "--out", "run"]
 
 

@@ -10,23 +10,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers import TABLE
 from safetensors.torch import load_file
 
 from pyro_vae import load
 from pyro_vae.runs import read_records
 from pyro_vae.training import Training
 
-TINY = ["--data", "Arrays", "--data.path", "x.npy", "--latent", "2", "--batch_size", "10", "--test_particles", "5"]
-TINY += [
-    "--guide.network.hidden",
-    "[4]",
-    "--likelihood",
-    "Normal",
-    "--likelihood.network.hidden",
-    "[4]",
-    "--figures",
-    "[]",
-]
+TINY = [*TABLE, "--test_particles", "5", "--guide.network.hidden", "[4]", "--figures", "[]"]
+TINY += ["--likelihood", "Normal", "--likelihood.network.hidden", "[4]"]
 RESUME = ["--out", "run", "--resume", "true"]
 
 
@@ -169,6 +161,23 @@ def test_all_weights_are_kept_and_named(train, tmp_path):
         load(tmp_path / "run", weights="best")
     with pytest.raises(ValueError, match="weights: expected the name of a file"):
         load(tmp_path / "run", weights="../run/model")
+
+
+def test_an_average_is_named_only_where_training_came_to_its_end(train, tmp_path):
+    """What is evaluated after Ctrl-C are the last weights, and says so: the average is made at the end."""
+    for number, keep in enumerate(("average", "last")):
+        words = ["--epochs", "4", "--average", "ema", "--keep", keep, "--out", f"run{number}", "--resume", "true"]
+        with pytest.MonkeyPatch.context() as patched:
+            cut_after(patched, 2)
+            assert train(*words, "--checkpoint_every", "epoch")[0] == 130
+        result = json.loads((tmp_path / f"run{number}" / "result.json").read_text())
+        assert result["weights"] == "of the last epoch, 2"
+        assert "others" not in result
+        assert not (tmp_path / f"run{number}" / "average.safetensors").exists()
+        code, _, err = train(*words)
+        assert (code, err) == (0, "")
+        result = json.loads((tmp_path / f"run{number}" / "result.json").read_text())
+        assert "averaged over steps (ema)" in (result["weights"], result["others"].get("average", {}).get("weights"))
 
 
 def test_sigterm_ends_with_a_checkpoint(tmp_path, start_script, script):

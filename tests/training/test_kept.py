@@ -6,27 +6,15 @@ from functools import partial
 
 import pytest
 import torch
+from helpers import FIFTY, small_vae
 from torch import nn
 
-from pyro_vae import VAE, Network, fit
-from pyro_vae.data import Split, make_splits
-from pyro_vae.guides import DiagonalNormal
-from pyro_vae.likelihoods import Bernoulli
-from pyro_vae.networks import MLP
-from pyro_vae.priors import StandardNormal
+from pyro_vae import Network, fit
 from pyro_vae.training import TrainingPlan
 
-BITS = torch.bernoulli(torch.full((70, 1, 4, 4), 0.5), generator=torch.Generator().manual_seed(0))
-DATA = make_splits(Split(BITS), valid=10, test=10)
 WORSE = partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=lambda epoch: 1.0 if epoch < 3 else 300.0)
 """Steps that are far too long from the fourth epoch on: the best epoch is one of the first three."""
 PLAN = TrainingPlan(epochs=9, batch_size=12, compile="off", schedule=WORSE)
-
-
-def make(network=None) -> VAE:
-    torch.manual_seed(0)
-    dims, net = DATA.dims(2), network or partial(MLP, hidden=[6])
-    return VAE(StandardNormal(dims), DiagonalNormal(dims, net), Bernoulli(dims, partial(MLP, hidden=[6])))
 
 
 def flat(vae) -> torch.Tensor:
@@ -34,28 +22,28 @@ def flat(vae) -> torch.Tensor:
 
 
 def test_the_best_weights_are_put_back_at_the_end():
-    vae, seen = make(), {}
-    for record in (training := fit(vae, DATA, PLAN, keep="best")):
+    vae, seen = small_vae(), {}
+    for record in (training := fit(vae, FIFTY, PLAN, keep="best")):
         seen[record.epoch] = record.valid.bound, flat(vae)
     best = max(seen, key=lambda epoch: seen[epoch][0])
     assert best < 9
     assert (training.ends_with, training.kept.epoch, training.kept.bound) == ("best", best, seen[best][0])
     assert torch.equal(flat(vae), seen[best][1])
-    last = make()
-    list(fit(last, DATA, PLAN))
+    last = small_vae()
+    list(fit(last, FIFTY, PLAN))
     assert torch.equal(flat(last), seen[9][1])
 
 
 @pytest.mark.parametrize("patience", [1, 3])
 def test_patience_ends_a_training(patience):
-    records = list(training := fit(make(), DATA, PLAN, patience=patience))
+    records = list(training := fit(small_vae(), FIFTY, PLAN, patience=patience))
     bounds = [record.valid.bound for record in records]
     assert len(records) < 9
     assert training.is_over
     best = max(range(len(bounds)), key=bounds.__getitem__)
     assert len(records) == best + 1 + patience
     assert max(bounds[-patience:]) <= max(bounds[:-patience])
-    assert len(list(fit(make(), DATA, PLAN, patience=9))) == 9
+    assert len(list(fit(small_vae(), FIFTY, PLAN, patience=9))) == 9
 
 
 @pytest.mark.parametrize("compile", ["off", "on"])
@@ -64,8 +52,8 @@ def test_averages_are_those_of_the_weights_of_each_step(compile, traced):
     plan = TrainingPlan(epochs=3, batch_size=10, compile=compile, average_decay=0.7, average_tail=0.5)  # 15 steps
     found = {}
     for average in ("ema", "tail"):
-        vae, steps = make(), []
-        training = fit(vae, DATA, plan, average=average, keep="average")
+        vae, steps = small_vae(), []
+        training = fit(vae, FIFTY, plan, average=average, keep="average")
         inner = training.kept.after_step
 
         def spy(done, vae=vae, steps=steps, inner=inner):
@@ -93,17 +81,17 @@ def test_they_are_kept_in_checkpoints(options, tmp_path):
     """Cut after each epoch and gone on with, all weights are those of a training that was not."""
     plan = TrainingPlan(**{"epochs": 6, "batch_size": 12, "compile": "off", "schedule": WORSE} | options)
     plan = TrainingPlan(**{**vars(plan), "keep": "average"}) if plan.average else plan
-    whole = make()
-    list(first := fit(whole, DATA, plan))
-    vae = make()
+    whole = small_vae()
+    list(first := fit(whole, FIFTY, plan))
+    vae = small_vae()
     for _ in range(6):
-        vae = make()
-        training = fit(vae, DATA, plan, checkpoint=tmp_path / "c", checkpoint_every="1 step")
+        vae = small_vae()
+        training = fit(vae, FIFTY, plan, checkpoint=tmp_path / "c", checkpoint_every="1 step")
         if next(training, None) is None:
             break
     list(training)
-    vae = make()
-    list(again := fit(vae, DATA, plan, checkpoint=tmp_path / "c"))
+    vae = small_vae()
+    list(again := fit(vae, FIFTY, plan, checkpoint=tmp_path / "c"))
     assert torch.equal(flat(vae), flat(whole))
     assert (again.kept.epoch, again.kept.bound, again.kept.averaged) == (
         first.kept.epoch,
@@ -124,13 +112,13 @@ class Normalized(Network):
 
 
 def test_buffers_belong_to_the_best_weights_and_have_no_average():
-    vae, buffers = make(Normalized), {}
-    for record in (training := fit(vae, DATA, PLAN, keep="best")):
+    vae, buffers = small_vae(Normalized), {}
+    for record in (training := fit(vae, FIFTY, PLAN, keep="best")):
         buffers[record.epoch] = vae.posterior.network.layers[1].running_mean.clone()
     assert training.kept.epoch < 9
     assert torch.equal(vae.posterior.network.layers[1].running_mean, buffers[training.kept.epoch])
     with pytest.raises(ValueError, match="average: the running statistics of batch normalization"):
-        fit(make(Normalized), DATA, PLAN, average="ema")
+        fit(small_vae(Normalized), FIFTY, PLAN, average="ema")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from math import prod
 
 import pytest
 import torch
-from helpers import subclasses, vae_of
+from helpers import FIFTY, small_vae, state_of, subclasses, vae_of
 from torch import nn
 
 from pyro_vae import VAE, Estimator, Network, fit
@@ -23,8 +23,6 @@ from pyro_vae.priors import SplineFlow, StandardNormal, VampPrior
 from pyro_vae.training import BurdaSchedule, Callback, TrainingPlan, loop
 from pyro_vae.training.checkpoint import Every, read_checkpoint, write_checkpoint
 
-BITS = torch.bernoulli(torch.full((70, 1, 4, 4), 0.5), generator=torch.Generator().manual_seed(0))
-DATA = make_splits(Split(BITS), valid=10, test=10)
 CUT = 7
 """The step after which trainings are cut: within the second epoch."""
 
@@ -33,17 +31,7 @@ class CutError(Exception):
     pass
 
 
-def make() -> VAE:
-    torch.manual_seed(0)
-    dims, net = DATA.dims(2), partial(MLP, hidden=[6])
-    return VAE(StandardNormal(dims), DiagonalNormal(dims, net), Bernoulli(dims, net))
-
-
-def weights(vae) -> torch.Tensor:
-    return torch.cat([each.detach().flatten().double() for each in vae.state_dict().values()])
-
-
-def cut_and_resumed(plan: TrainingPlan, path, make=make, data=DATA, every="1 step", cut=CUT):
+def cut_and_resumed(plan: TrainingPlan, path, make=small_vae, data=FIFTY, every="1 step", cut=CUT):
     """The weights and records of a training, and those of one that was cut after some steps and went on in new objects."""
     whole = make()
     records = list(fit(whole, data, plan))
@@ -77,7 +65,7 @@ def at_each_step():
 
 def same(plan: TrainingPlan, path, **options) -> None:
     (whole, records), (again, later) = cut_and_resumed(plan, path, **options)
-    assert torch.equal(weights(whole), weights(again))
+    assert torch.equal(state_of(whole), state_of(again))
     for one, other in zip(records, later, strict=True):
         assert (one.epoch, one.train, one.valid, one.lr) == (other.epoch, other.train, other.valid, other.lr)
 
@@ -212,22 +200,22 @@ def test_cut_after_any_step(cut, tmp_path):
 
 @pytest.mark.parametrize("every", ["epoch", "2 epochs", "3 steps", "1 hour", "0.001 seconds"])
 def test_from_an_older_checkpoint_epochs_are_trained_again(every, tmp_path):
-    whole, path = make(), tmp_path / "c"
-    records = list(fit(whole, DATA, PLAN))
-    first = fit(make(), DATA, PLAN, checkpoint=path, checkpoint_every=every)
+    whole, path = small_vae(), tmp_path / "c"
+    records = list(fit(whole, FIFTY, PLAN))
+    first = fit(small_vae(), FIFTY, PLAN, checkpoint=path, checkpoint_every=every)
     given = [next(first), next(first)]
     del first
-    again = make()
-    later = list(fit(again, DATA, PLAN, checkpoint=path, checkpoint_every=every))
-    assert torch.equal(weights(whole), weights(again))
+    again = small_vae()
+    later = list(fit(again, FIFTY, PLAN, checkpoint=path, checkpoint_every=every))
+    assert torch.equal(state_of(whole), state_of(again))
     assert len(given) + len(later) >= len(records)
     assert [each.valid for each in later] == [each.valid for each in records[-len(later) :]]
-    assert not list(fit(make(), DATA, PLAN, checkpoint=path))  # finished: nothing is left
-    last = make()
-    assert [each.epoch for each in fit(last, DATA, PLAN, epochs=5, checkpoint=path)] == [4, 5]  # or more of the same
-    longer = make()
-    list(fit(longer, DATA, PLAN, epochs=5))
-    assert torch.equal(weights(last), weights(longer))
+    assert not list(fit(small_vae(), FIFTY, PLAN, checkpoint=path))  # finished: nothing is left
+    last = small_vae()
+    assert [each.epoch for each in fit(last, FIFTY, PLAN, epochs=5, checkpoint=path)] == [4, 5]  # or more of the same
+    longer = small_vae()
+    list(fit(longer, FIFTY, PLAN, epochs=5))
+    assert torch.equal(state_of(last), state_of(longer))
 
 
 def test_stopping_keeps_the_last_step(tmp_path):
@@ -239,13 +227,13 @@ def test_stopping_keeps_the_last_step(tmp_path):
 
     path = tmp_path / "c"
     with pytest.raises(KeyboardInterrupt), at_each_step():
-        list(fit(make(), DATA, PLAN, checkpoint=path, checkpoint_every="1 hour", on_step=stop))
+        list(fit(small_vae(), FIFTY, PLAN, checkpoint=path, checkpoint_every="1 hour", on_step=stop))
     state = read_checkpoint(path)
     assert (state["done"], state["within"]["steps"]) == (1, 2)
-    whole, again = make(), make()
-    list(fit(whole, DATA, PLAN))
-    list(fit(again, DATA, PLAN, checkpoint=path))
-    assert torch.equal(weights(whole), weights(again))
+    whole, again = small_vae(), small_vae()
+    list(fit(whole, FIFTY, PLAN))
+    list(fit(again, FIFTY, PLAN, checkpoint=path))
+    assert torch.equal(state_of(whole), state_of(again))
 
 
 class Counting(Callback):
@@ -264,10 +252,10 @@ class Counting(Callback):
 
 def test_callbacks_keep_their_state(tmp_path):
     first, again = Counting(), Counting()
-    training = fit(make(), DATA, PLAN, callbacks=[first], checkpoint=tmp_path / "c", checkpoint_every="epoch")
+    training = fit(small_vae(), FIFTY, PLAN, callbacks=[first], checkpoint=tmp_path / "c", checkpoint_every="epoch")
     next(training)
     next(training)  # now the checkpoint of the first epoch is written
-    list(fit(make(), DATA, PLAN, callbacks=[again], checkpoint=tmp_path / "c"))
+    list(fit(small_vae(), FIFTY, PLAN, callbacks=[again], checkpoint=tmp_path / "c"))
     assert again.seen == [1, 2, 3]
 
 
@@ -288,35 +276,35 @@ OTHER = {
 
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_another_training_is_refused(name, tmp_path):
-    list(fit(make(), DATA, PLAN, checkpoint=tmp_path / "c"))
+    list(fit(small_vae(), FIFTY, PLAN, checkpoint=tmp_path / "c"))
     with pytest.raises(ValueError, match=DIFFERENT[name]):
-        fit(make(), DATA, PLAN, checkpoint=tmp_path / "c", **{name: OTHER[name]})
+        fit(small_vae(), FIFTY, PLAN, checkpoint=tmp_path / "c", **{name: OTHER[name]})
 
 
 def test_other_data_and_another_model_are_refused(tmp_path):
-    list(fit(make(), DATA, PLAN, checkpoint=tmp_path / "c"))
-    other = make_splits(Split(1 - torch.cat([DATA.train.x, DATA.valid.x, DATA.test.x])), valid=10, test=10)
+    list(fit(small_vae(), FIFTY, PLAN, checkpoint=tmp_path / "c"))
+    other = make_splits(Split(1 - torch.cat([FIFTY.train.x, FIFTY.valid.x, FIFTY.test.x])), valid=10, test=10)
     with pytest.raises(ValueError, match="with other data"):
-        fit(make(), other, PLAN, checkpoint=tmp_path / "c")
-    dims = DATA.dims(3)
+        fit(small_vae(), other, PLAN, checkpoint=tmp_path / "c")
+    dims = FIFTY.dims(3)
     with pytest.raises(ValueError, match="another parameters"):
-        fit(VAE(StandardNormal(dims), DiagonalNormal(dims), Bernoulli(dims)), DATA, PLAN, checkpoint=tmp_path / "c")
+        fit(VAE(StandardNormal(dims), DiagonalNormal(dims), Bernoulli(dims)), FIFTY, PLAN, checkpoint=tmp_path / "c")
 
 
 def test_a_damaged_checkpoint_is_told(tmp_path):
     path = tmp_path / "c"
-    list(fit(make(), DATA, PLAN, checkpoint=path))
+    list(fit(small_vae(), FIFTY, PLAN, checkpoint=path))
     good = path.read_bytes()
     for at in (0, 9, 200, len(good) // 2, len(good) - 1):
         bad = bytearray(good)
         bad[at] ^= 4
         path.write_bytes(bad)
         with pytest.raises(ValueError, match="damaged, or no checkpoint"):
-            fit(make(), DATA, PLAN, checkpoint=path)
+            fit(small_vae(), FIFTY, PLAN, checkpoint=path)
     for size in (0, 5, len(good) - 1):
         path.write_bytes(good[:size])
         with pytest.raises(ValueError, match="damaged, or no checkpoint"):
-            fit(make(), DATA, PLAN, checkpoint=path)
+            fit(small_vae(), FIFTY, PLAN, checkpoint=path)
 
 
 @pytest.mark.parametrize("text", ["", "x", "0 steps", "1.5 steps", "-1 minute", "5", "nan minutes"])
@@ -344,6 +332,6 @@ def test_what_cannot_be_kept_is_told_and_the_training_goes_on(tmp_path, caplog):
             self.odd = object()
 
     with caplog.at_level(logging.WARNING, "pyro_vae"):
-        assert len(list(fit(make(), DATA, PLAN, schedule=Odd, checkpoint=tmp_path / "c"))) == 3
+        assert len(list(fit(small_vae(), FIFTY, PLAN, schedule=Odd, checkpoint=tmp_path / "c"))) == 3
     assert "cannot go on where it is cut: state.schedule.odd is a object, which cannot be written down" in caplog.text
     assert not (tmp_path / "c").exists()
