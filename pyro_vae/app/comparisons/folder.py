@@ -160,11 +160,11 @@ class ComparisonFolder:
         """
         found: dict[str, dict[str, Any]] = {}
         for cell in self._finished.values():
-            key, about = cell.get(_KEY, []), from_json(cell.get(_ABOUT, "null"))
-            if len(key) != 2 or key[0] != name or not isinstance(about, dict) or cell.get(_OF) != self._digest(about):
-                continue
-            if all(about.get(each) == value for each, value in of.items()):
-                found[key[1]] = cell
+            key = cell.get(_KEY, [])
+            if len(key) == 2 and key[0] == name and self._fits(cell):
+                about = from_json(cell[_ABOUT])
+                if isinstance(about, dict) and all(about.get(each) == value for each, value in of.items()):
+                    found[key[1]] = cell
         return found
 
     def run_folder(self, *key: object) -> Path:

@@ -19,7 +19,7 @@ import yaml
 
 from pyro_vae.app.comparisons.folder import ComparisonFolder
 from pyro_vae.app.console import failing_clearly, screen, status_of
-from pyro_vae.app.evaluation.measured import Asked, Evaluation, Opened
+from pyro_vae.app.evaluation.measured import Asked, Comparison, Evaluation, Opened
 from pyro_vae.app.options import Options
 from pyro_vae.app.table import quantities
 from pyro_vae.data import Data
@@ -76,15 +76,16 @@ def _tell(folder: Path, run: Opened) -> None:
     write_table(folder / f"{run.stem}.csv", [["datum", *each], *([i, *row] for i, row in rows)])
 
 
-def compare(evaluation: Evaluation) -> None:
-    """The table of several runs, on the screen and in files."""
+def compare(evaluation: Evaluation) -> Comparison | str:
+    """The table of several runs, on the screen and in files, which is returned; or why there is none."""
     found = evaluation.compared()
     if isinstance(found, str):
         console.print(found)
-        return
+        return found
     console.print(evaluation.cells.table("runs", found.title, found.columns, found.rows))
     for line in found.lines:
         console.print(line)
+    return found
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:

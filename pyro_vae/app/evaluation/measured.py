@@ -62,6 +62,7 @@ class Opened:
     Attributes:
         name: what it is called here.
         folder: where it lies.
+        config: its configuration, as plain data.
         model: its model.
         trained: that model, and its data.
         digests: of its weights, and of its data.
@@ -70,6 +71,7 @@ class Opened:
 
     name: str
     folder: Path
+    config: Mapping[str, Any]
     model: Model
     trained: Trained
     digests: tuple[str, str]
@@ -234,7 +236,7 @@ class Evaluation:
         trained = Trained(
             model.to(place), splits.to(place), plan, read_records(folder), self.asked.particles, self.asked.images
         )
-        return Opened(name, folder, model, trained, (weights, data_digest(splits)))
+        return Opened(name, folder, config, model, trained, (weights, data_digest(splits)))
 
     def _measured(self, run: Opened, metric: Metric) -> dict[str, Any]:
         """What a cell keeps of a metric. Its figures are drawn."""

@@ -66,10 +66,9 @@ def report(
     for run in evaluation.measure(yaml.safe_load(config)["metrics"], console):
         console.print(f"{run.name}: measured", markup=False)
     evaluation.add_finished()
-    if len(evaluation.runs) > 1:
-        compare(evaluation)
+    comparison = compare(evaluation) if len(evaluation.runs) > 1 else None
     given = yaml.safe_load(config)["data"]
-    text = page(evaluation, shown, command, list(Slot(Metric).known()), given).encode()
+    text = page(evaluation, comparison, shown, command, list(Slot(Metric).known()), given).encode()
     named = file_name("report", "-".join(run.name for run in evaluation.runs))
     path = evaluation.cells.folder / f"{named}.html"  # reports of other runs are in the same folder
     write_whole(path, text)

@@ -23,7 +23,7 @@ from pyro_vae.app.evaluation.measured import Comparison, Evaluation, Opened
 from pyro_vae.app.report.gallery import data_url, gallery
 from pyro_vae.evaluate.pareto import LEAST
 from pyro_vae.figures import bounds
-from pyro_vae.files import from_json, read_text, read_yaml, to_json
+from pyro_vae.files import from_json, read_text, to_json
 from pyro_vae.networks import count_parameters
 from pyro_vae.runs.records import METRICS
 
@@ -35,11 +35,19 @@ _NOT_COMPARED = frozenset({"out", "device", "config", "print_config"})
 """Options that do not tell what was trained."""
 
 
-def page(evaluation: Evaluation, shown: int, command: str, others: Sequence[str], given: Any = None) -> str:
+def page(
+    evaluation: Evaluation,
+    comparison: Comparison | str | None,
+    shown: int,
+    command: str,
+    others: Sequence[str],
+    given: Any = None,
+) -> str:
     """The report of runs that were measured, as one HTML page.
 
     Args:
         evaluation: the runs.
+        comparison: the table that compares them, or why there is none; None for a single run.
         shown: how many test data its live part has.
         command: what made it, for its last line.
         others: the names of metrics that can be measured.
@@ -47,7 +55,7 @@ def page(evaluation: Evaluation, shown: int, command: str, others: Sequence[str]
     """
     runs = [run for run in evaluation.runs if run.cells]
     by_data = _by_data(runs)
-    configs = [_flat(from_json(to_json(_config(run)))) for run in runs]
+    configs = [_flat(run.config) for run in runs]
     return (
         _environment()
         .from_string(_file("page.html"))
@@ -59,7 +67,7 @@ def page(evaluation: Evaluation, shown: int, command: str, others: Sequence[str]
             given=_given(given) if given else "",
             left_out=evaluation.skipped,
             runs=[_told(run, evaluation, others, _FIGURES // len(runs)) for run in runs],
-            comparison=_comparison(evaluation) if len(runs) > 1 else None,
+            comparison=Comparison("", [], [], [comparison]) if isinstance(comparison, str) else comparison,
             curves=[_curves(of_data) for of_data in by_data if any(run.trained.records for run in of_data)],
             galleries=[gallery(of_data, shown, _DATA // len(by_data)) for of_data in by_data] if shown else [],
             differences=_differences(configs),
@@ -94,7 +102,7 @@ def _told(run: Opened, evaluation: Evaluation, others: Sequence[str], room: int)
 
 def _unfinished(run: Opened) -> list[str]:
     """A sentence where fewer epochs were trained than the run was told, or where nothing says how many."""
-    asked, done = _config(run).get("epochs"), len(run.trained.records)
+    asked, done = run.config.get("epochs"), len(run.trained.records)
     if isinstance(asked, int) and done == 0 < asked:
         return [f"How the training went is not known: {METRICS} holds no epoch, or is not there."]
     if isinstance(asked, int) and 0 < done < asked:
@@ -111,11 +119,6 @@ def _without_k(run: Opened) -> list[str]:
     if K < LEAST:
         return [f"k̂ is not known, since that takes K of at least {LEAST} particles, and K is {K} (--test_particles)."]
     return ["k̂ is not known for any datum."]
-
-
-def _config(run: Opened) -> dict[str, Any]:
-    found = read_yaml(run.folder / "config.yaml")
-    return found if isinstance(found, dict) else {}
 
 
 def _versions(folder: Path) -> dict[str, str]:
@@ -179,11 +182,6 @@ def _opened(path: Path) -> Image.Image:
                 return picture.convert("RGB")
             clear = picture.convert("RGBA")
             return Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
-
-
-def _comparison(evaluation: Evaluation) -> Comparison:
-    found = evaluation.compared()
-    return Comparison("", [], [], [found]) if isinstance(found, str) else found
 
 
 def _by_data(runs: Sequence[Opened]) -> list[list[Opened]]:
