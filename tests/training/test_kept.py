@@ -12,7 +12,7 @@ from torch import nn
 from pyro_vae import Network, fit
 from pyro_vae.training import TrainingPlan
 
-WORSE = partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=lambda epoch: 1.0 if epoch < 3 else 300.0)
+WORSE = partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=lambda epoch: 1.0 if epoch < 3 else 3000.0)
 """Steps that are far too long from the fourth epoch on: the best epoch is one of the first three."""
 PLAN = TrainingPlan(epochs=9, batch_size=12, compile="off", schedule=WORSE)
 
