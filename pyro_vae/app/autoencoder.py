@@ -8,8 +8,9 @@ With both it is the variational autoencoder, with neither the plain autoencoder:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,20 +18,21 @@ import torch
 import yaml
 
 from pyro_vae import figures
-from pyro_vae.app.comparisons.cell import data_digest, keep_epochs, run_config
+from pyro_vae.app.comparisons.cell import data_digest, following, run_config, trained
 from pyro_vae.app.comparisons.errors import MISSING, TAIL, particles_told, trust
 from pyro_vae.app.comparisons.folder import ComparisonFolder
+from pyro_vae.app.comparisons.grid import Cell, Comparison, Key, Machines, Numbers, Tell
 from pyro_vae.app.comparisons.run import run_command
-from pyro_vae.app.console import StopRequest, progress_bar, screen
+from pyro_vae.app.console import StopRequest, screen
 from pyro_vae.app.setting import Setting
 from pyro_vae.data import Split, Splits
 from pyro_vae.description import path_of
 from pyro_vae.estimators import ELBO, AnalyticKL, Objective
 from pyro_vae.evaluate import encode, evaluate_bound, evidence, mean, reconstruct, sample
-from pyro_vae.models import ModelSpec
+from pyro_vae.models import Model, ModelSpec
 from pyro_vae.runs import load
 from pyro_vae.scopes import seeded
-from pyro_vae.training import Progress, TrainingPlan, fit
+from pyro_vae.training import Training, TrainingPlan, fit
 from pyro_vae.trust import here
 
 console = screen()
@@ -52,10 +54,11 @@ def autoencoder(
     spec: ModelSpec,
     plan: TrainingPlan,
     setting: Setting,
+    machines: Machines = Machines(),
     *,
     splits: Splits,
     config: str,
-) -> None:
+) -> Comparison:
     """Trains one model in four ways: with or without noise, with or without the KL, and shows them side by side.
 
     The guide's KL to the prior must have a closed form.
@@ -64,6 +67,7 @@ def autoencoder(
         spec: The model.
         plan: How it is trained, the same for all four.
         setting: On which data, where, and how the end is judged.
+        machines: Where the four are computed.
         splits: The data, loaded.
         config: The resolved options.
     """
@@ -72,40 +76,34 @@ def autoencoder(
     splits, first = splits.to(where), first.to(where)
     for objective in CASES.values():  # what one of them cannot do is told before any is trained
         fit(spec.build(splits, plan.seed).to(where), splits, _case(plan, objective))
-    cells = ComparisonFolder(setting.out, "cases", config, set(), {"data": data})
-    rows, kept, columns, left = [], [], {}, list[str]()
-    with progress_bar(console) as bar:
-        task = bar.add_task("", total=len(CASES))
-        for i, (name, objective) in enumerate(CASES.items()):
-            case = _case(plan, objective)
-            one = {"estimator": {"class_path": path_of(type(case.estimator))}, "objective": vars(objective)}
+    steps = plan.epochs * plan.steps(len(splits.train))
 
-            def compute(
-                i: int = i,
-                name: str = name,
-                case: TrainingPlan = case,
-                objective: Objective = objective,
-                one: dict[str, Any] = one,
-            ) -> dict[str, Any]:
-                with StopRequest() as stop:
+    def of(name: str, objective: Objective) -> Cell:
+        case = _case(plan, objective)
+        one = {"estimator": {"class_path": path_of(type(case.estimator))}, "objective": vars(objective)}
 
-                    def on_step(now: Progress) -> None:
-                        stop.check()
-                        text = f"{name}, epoch {now.epoch}/{plan.epochs}"
-                        bar.update(task, completed=i + now.step / now.steps, description=text)
+        def compute(folder: Path, tell: Tell) -> Numbers:
+            with StopRequest() as stop:
 
+                def begin() -> tuple[Model, Training]:
                     model = spec.build(splits, plan.seed).to(where)
-                    records = fit(model, splits, case, on_step=on_step)
-                    run = cells.new_run(run_config(yaml.safe_load(config), set(), one), name)
-                    keep_epochs(records, model, run, stop)
-                return {"terms": _terms(model, first, objective, plan.batch_size, setting.test_particles)}
+                    return model, fit(model, splits, case, on_step=following(tell, name, stop, steps))
 
-            cell = cells.computed(compute, name, name, of=one)
-            bar.update(task, completed=i + 1)
-            if cell is None:
-                left.append(name)
+                model, _, _ = trained(begin, folder, run_config(yaml.safe_load(config), set(), one), stop)
+            return {"terms": _terms(model, first, objective, plan.batch_size, setting.test_particles)}
+
+        def line(cell: Numbers) -> str:
+            return f"{name}: log p(x) = {mean(np.array(cell['terms']['log p(x)']))} nats"
+
+        return Cell((name,), name, one, 1.0, compute, line)
+
+    def finish(cells: ComparisonFolder, found: Mapping[Key, Numbers]) -> None:
+        rows, kept, columns = [], [], {}
+        for name, objective in CASES.items():
+            if (name,) not in found:
+                rows.append({"trained with": name, "log p(x)": "left out"})
                 continue
-            terms = dict(cell["terms"])
+            terms = dict(found[name,]["terms"])
             kept.append(terms.pop("evidence"))
             terms = {key: value if key in _MEANS else mean(np.array(value)) for key, value in terms.items()}
             rows.append({"trained with": name, **terms, **trust([kept[-1]])})
@@ -116,29 +114,32 @@ def autoencoder(
                 t_prior = vae.prior().sample((1000,))
             drawn_x = sample(vae, 36, noise=look.kind == "table")
             columns[name] = figures.Case(first.x[:18], drawn, drawn_x, t, t_prior)
-    title = (
-        f"{setting.name}, d = {spec.latent}, {plan.epochs} epochs, first {len(first)} test {look.noun}; nats per datum, ± 95 % "
-        f"over {look.noun}, seed {plan.seed}"
-    )
-    cells.left_out(console, bool(rows))
-    rows += [dict.fromkeys(rows[0], "") | {"trained with": name, "log p(x)": "left out"} for name in left]
-    console.print(cells.table("cases", title, ["trained with", "log p(x)", MISSING, TAIL, "ELBO", *_MEANS], rows))
-    console.print(particles_told(kept, look.noun))
-    console.print(
-        "log p(x): as a generative model; log p(x|t): reconstruction, with the noise of its training; with noise: at "
-        "t ~ q(t|x,φ) in any case. These two and the KL are without their errors; the spread over seeds is left out of all."
-    )
-    cells.figure(
-        "cases",
-        figures.cases(
-            columns,
-            first.labels,
-            look,
-            f"{setting.name}, d = {spec.latent}, seed {plan.seed}",
-            splits.view.label,
-        ),
-    )
-    console.print(f"Table, figure and run folders: {cells.folder}", soft_wrap=True)
+        every = max(rows, key=len)
+        rows = sorted((dict.fromkeys(every, "") | row for row in rows), key=lambda row: row["log p(x)"] == "left out")
+        title = (
+            f"{setting.name}, d = {spec.latent}, {plan.epochs} epochs, first {len(first)} test {look.noun}; nats per datum, "
+            f"± 95 % over {look.noun}, seed {plan.seed}"
+        )
+        console.print(cells.table("cases", title, ["trained with", "log p(x)", MISSING, TAIL, "ELBO", *_MEANS], rows))
+        console.print(particles_told(kept, look.noun))
+        console.print(
+            "log p(x): as a generative model; log p(x|t): reconstruction, with the noise of its training; with noise: at "
+            "t ~ q(t|x,φ) in any case. These two and the KL are without their errors; the spread over seeds is left out of all."
+        )
+        cells.figure(
+            "cases",
+            figures.cases(
+                columns,
+                first.labels,
+                look,
+                f"{setting.name}, d = {spec.latent}, seed {plan.seed}",
+                splits.view.label,
+            ),
+        )
+        console.print(f"Table, figure and run folders: {cells.folder}", soft_wrap=True)
+
+    cells = [of(name, objective) for name, objective in CASES.items()]
+    return Comparison("cases", setting.out, machines, cells, set(), {"data": data}, finish)
 
 
 def _case(plan: TrainingPlan, objective: Objective) -> TrainingPlan:

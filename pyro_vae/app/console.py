@@ -49,7 +49,7 @@ def failing_clearly() -> Iterator[None]:
     Inside, the signals that ask it to end raise `Stopped`.
     """
     try:
-        with _hearing(_stop):
+        with stopping():
             yield
     except KeyboardInterrupt as stop:
         with suppress(OSError):
@@ -67,6 +67,13 @@ def failing_clearly() -> Iterator[None]:
         fail(said(error))
     except (ValueError, ArithmeticError) as error:
         fail(re.split(r"\n\s*Trace Shapes:", str(error))[0])  # Pyro appends its trace to what a part raises
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Inside, the signals that ask a program to end raise `Stopped`."""
+    with _hearing(_stop):
+        yield
 
 
 class Stopped(KeyboardInterrupt):

@@ -1,7 +1,7 @@
 """The command line of a function: its arguments become options, its docstring their help.
 
-An argument that is a `ModelSpec`, a `TrainingPlan` or a `Setting` stands for all fields of that class, as options without a
-prefix: ``--prior``, ``--epochs``. They are described once, where the class is.
+An argument that is a `ModelSpec`, a `TrainingPlan`, a `Setting` or `Machines` stands for all fields of that class, as options
+without a prefix: ``--prior``, ``--epochs``. They are described once, where the class is.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, ClassVar, NoReturn, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from pyro_vae.app.comparisons.grid import Machines
 from pyro_vae.app.console import fail, pick_device
 from pyro_vae.app.given import WrongOptionError, behind_classes, from_words, said, without_nulls
 from pyro_vae.app.guard import NotAllowedError, guarded
@@ -38,7 +39,7 @@ from pyro_vae.parts import Dims, Likelihood
 from pyro_vae.training import TrainingPlan
 from pyro_vae.trust import Trust, here
 
-SPECIFICATIONS = (ModelSpec, TrainingPlan, Setting)
+SPECIFICATIONS = (ModelSpec, TrainingPlan, Setting, Machines)
 """Classes whose fields are options."""
 FILLED_IN = frozenset({"splits", "config", "command"})
 """Arguments of commands that are no options: the data that were loaded, the resolved options as YAML, and the command line."""
@@ -127,7 +128,7 @@ class Options:
 
     def __init__(
         self,
-        function: Callable[..., None],
+        function: Callable[..., Any],
         arguments: list[str],
         left_out: Set[str] = frozenset(),
         prog: str | None = None,
@@ -155,7 +156,7 @@ class Options:
         """Ends the program where an option or a class does not exist, with what may be meant."""
         hidden = {*left_out, *FILLED_IN, *_specifications(self.function)}
         own = {name: (Parser.slots[name], default) for name, default in self._defaults(hidden).items()}
-        elsewhere = {name for kind in SPECIFICATIONS for name in _names(kind)} - own.keys()
+        elsewhere = {name for kind in SPECIFICATIONS[:3] for name in _names(kind)} - own.keys()
         try:
             self.given = from_words(self.arguments)
             if "likelihood" in own and not any(each.place == ("likelihood",) and each.name for each in self.given):

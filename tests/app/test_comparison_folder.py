@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,12 @@ import yaml
 from rich.cells import cell_len
 from rich.console import Console
 
+from pyro_vae.app.comparisons.cell import new_run
 from pyro_vae.app.comparisons.folder import ComparisonFolder
+from pyro_vae.app.comparisons.grid import Cell, Comparison, Machines
 from pyro_vae.app.comparisons.names import essential, file_name, label, labels
+from pyro_vae.app.comparisons.order import Order
+from pyro_vae.app.comparisons.run import compare
 from pyro_vae.app.table import Blocks
 from pyro_vae.description import describe
 from pyro_vae.estimators import IWAE
@@ -165,7 +170,7 @@ def finished(tmp_path):
     """A comparison of two cells, each with a run folder."""
     folder = made(tmp_path)
     for name in ("one", "other"):
-        run = folder.new_run(yaml.safe_dump({"prior": "x", "guide": "y", "likelihood": "z"}), name)
+        run = new_run(folder.run_folder(name), yaml.safe_dump({"prior": "x", "guide": "y", "likelihood": "z"}))
         run.result({"log_px": 1.25})
         (run.folder / "model.safetensors").write_bytes(np.random.default_rng(0).bytes(200))
         folder.put({"log_px": [1.5, -2.25, float("-inf")], "seconds": 0.5}, name, of={"name": name})
@@ -300,36 +305,52 @@ WHY = {
 
 
 @pytest.mark.parametrize("reason", WHY)
-def test_a_cell_that_cannot_be_computed_is_kept_with_its_reason(finished, reason):
+def test_a_cell_that_cannot_be_computed_is_kept_with_its_reason(finished, reason, capsys):
     calls = []
 
     def compute():
         calls.append(1)
         raise WHY[reason]
 
-    for _ in range(2):
-        folder = made(finished)
-        assert folder.computed(compute, "third, seed 0", "third", "seed0", of={"name": "third"}) is None
-        assert folder.computed(compute, "one", "one", of={"name": "one"})["seconds"] == 0.5
-        assert folder.reasons == {"third, seed 0": reason}
-        console = Console(width=200)
-        with console.capture() as captured:
-            folder.left_out(console, True)
-        assert f"Left out: third, seed 0: {reason}" in captured.get()
-        assert (finished / "grid" / "left_out.csv").read_text() == f'"third, seed 0",{reason}\n'
+    def other():
+        raise AssertionError("computed again")
+
+    cells = [
+        Cell(("third", "seed0"), "third, seed 0", {"name": "third"}, 1.0, lambda *_: compute(), lambda cell: ""),
+        Cell(("one",), "one", {"name": "one"}, 1.0, lambda *_: other(), lambda cell: ""),
+    ]
+    found = []
+
+    def report(folder, numbers):
+        found.append(numbers)
         folder.table("parts", "Title", ["cell"], [{"cell": "one"}])
+
+    order = Order(lambda: None, (), frozenset(), None, None)
+    for _ in range(2):
+        compare(Comparison("parts", finished / "grid", Machines(), cells, {"seeds"}, {}, report), CONFIG, order)
+        assert [*found[-1]] == [("one",)]
+        assert found[-1]["one",]["seconds"] == 0.5
+        assert f"Left out: third, seed 0: {reason}" in " ".join(capsys.readouterr().out.split())
+        assert (finished / "grid" / "left_out.csv").read_text() == f'"third, seed 0",{reason}\n'
         assert f"Left out: third, seed 0: {reason}" in (finished / "grid" / "parts.md").read_text()
     assert len(calls) == 1
     (finished / "grid" / "cells" / "third-seed0.json").unlink()  # what the message says
-    assert made(finished).computed(lambda: {"seconds": 2.0}, "third", "third", "seed0", of={})["seconds"] == 2.0
+    cells[0] = replace(cells[0], compute=lambda *_: {"seconds": 2.0})
+    compare(Comparison("parts", finished / "grid", Machines(), cells, {"seeds"}, {}, report), CONFIG, order)
+    assert found[-1]["third", "seed0"]["seconds"] == 2.0
 
 
 def test_a_device_that_is_of_no_more_use_ends_the_comparison(finished):
-    def compute():
+    def compute(*_):
         raise RuntimeError("CUDA error: device-side assert triggered")
 
+    cell = Cell(("third",), "third", {}, 1.0, compute, lambda cell: "")
     with pytest.raises(RuntimeError, match="device-side"):
-        made(finished).computed(compute, "third", "third", of={})
+        compare(
+            Comparison("parts", finished / "grid", Machines(), [cell], {"seeds"}, {}, lambda *_: None),
+            CONFIG,
+            Order(lambda: None, (), frozenset(), None, None),
+        )
     assert made(finished).get("third", of={}) is None
 
 

@@ -14,11 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pyro_vae.app.comparisons.gradients import check_gradients, gradients
+from pyro_vae.app.comparisons.grid import Comparison
 from pyro_vae.app.comparisons.run import run_command
 from pyro_vae.app.comparisons.training import LEFT_OUT, check_training, training
 from pyro_vae.app.options import choose, program
 
-JOBS: dict[str, tuple[Callable[..., None], frozenset[str], Callable[[Mapping[str, Any]], None]]] = {
+JOBS: dict[str, tuple[Callable[..., Comparison], frozenset[str], Callable[[Mapping[str, Any]], None]]] = {
     "gradients": (gradients, frozenset({"test_particles", "test_images"}), check_gradients),
     "training": (training, LEFT_OUT, check_training),
 }

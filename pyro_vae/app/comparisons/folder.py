@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import count
 from math import nan
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import BaseFileLock, FileLock, Timeout
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from pyro_vae.app.comparisons.cell import ELSEWHERE
 from pyro_vae.app.comparisons.names import file_name
 from pyro_vae.app.console import screen
 from pyro_vae.app.table import Blocks
@@ -31,8 +34,6 @@ from pyro_vae.files import (
     write_whole,
 )
 from pyro_vae.kinds import shortened
-from pyro_vae.runs import Run
-from pyro_vae.scopes import NotEnoughMemoryError, is_out_of_memory
 
 EstimatorFactory = Callable[[int], Estimator]
 _FORM = 2
@@ -41,7 +42,9 @@ _OF, _FILES, _DIGEST = "computed from", "files", "sha256"
 """What a cell holds beside its numbers: digests of what it was computed from, of the files of its run, and of itself."""
 _KEY, _ABOUT = "key", "about"
 """And its names, and what it alone was computed from, as JSON."""
-_REASON = "left out"
+_CLAIMS = ".claims"
+"""The folder of the locks by which processes claim cells."""
+REASON = "left out"
 """What a cell holds in place of numbers, where it could not be computed."""
 
 
@@ -66,27 +69,32 @@ class ComparisonFolder:
     """
 
     def __init__(
-        self, folder: Path | None, name: str, config: str, grid: Set[str], given: Mapping[str, Any] | None = None
+        self, folder: Path | None, name: str, config: str, grid: Collection[str], given: Mapping[str, Any] | None = None
     ) -> None:
         options = yaml.safe_load(config)
-        fixed = {key: value for key, value in options.items() if key not in {*grid, "out", "device"}}
+        fixed = {key: value for key, value in options.items() if key not in {*grid, *ELSEWHERE}}
         self.folder = folder or Path("runs") / f"{name}-{digest(fixed)[:8]}"
         self._common = {"form": _FORM, "options": fixed, **(given or {})}
         self.moved: list[str] = []
         """Files of cells that were moved into ``older``."""
         self.reasons: dict[str, str] = {}
-        """Why each cell that cannot be computed is left out."""
-        kept = self.folder / "config.yaml"
+        """Why each cell that cannot be computed is left out, by what it is called."""
         _check_place(self.folder)
-        damage = _check_options(kept, fixed) if kept.is_file() else f"{kept} is missing"
-        for each in ("cells", "figures"):
+        for each in ("cells", "figures", _CLAIMS):
             try:
                 (self.folder / each).mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise OSError(f"out: {self.folder} cannot be made ({error.strerror})") from error
-        self._finished = self._read_all()
-        if self._finished and damage:
-            if not any(map(self._fits, self._finished.values())):
+        with self.alone():
+            self._finished = self._opened(self.folder / "config.yaml", config)
+
+    def _opened(self, kept: Path, config: str) -> dict[Path, dict[str, Any]]:
+        """The finished cells. The file of the options is written anew."""
+        fixed = self._common["options"]
+        damage = _check_options(kept, fixed) if kept.is_file() else f"{kept} is missing"
+        finished = self._read_all()
+        if finished and damage:
+            if not any(map(self._fits, finished.values())):
                 raise ValueError(
                     f"out: {self.folder} holds a comparison with other options or data ({damage}); choose another folder"
                 )
@@ -94,6 +102,37 @@ class ComparisonFolder:
                 f"{damage}. It is written anew: finished cells say themselves what they are of.", soft_wrap=True
             )
         write_whole(kept, config.encode())
+        return finished
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Inside, no other process that works in this folder moves cells away, or writes tables."""
+        lock = self._lock("all")
+        with _locking(self.folder):
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def claim(self, *key: object) -> BaseFileLock | None:
+        """Claims a cell, so that no other process computes it meanwhile. None where another one has claimed it.
+
+        A claim is a lock of the file system: it is made in one step, and one that a dead process left behind is free again. A
+        cell that another process finished meanwhile is finished here too from now on.
+        """
+        lock, path = self._lock(file_name(*key)), self._path(*key)
+        with _locking(self.folder):
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                return None
+        if path not in self._finished and path.is_file():
+            self._take(path, self._finished)
+        return lock
+
+    def _lock(self, name: str) -> BaseFileLock:
+        return FileLock(self.folder / _CLAIMS / f"{name}.lock")
 
     def get(self, *key: object, of: Any = None) -> dict[str, Any] | None:
         """A finished cell, or None.
@@ -110,29 +149,6 @@ class ComparisonFolder:
         self.moved.append(path.stem)
         del self._finished[path]
         return None
-
-    def computed(
-        self, compute: Callable[[], Mapping[str, Any]], shown: str, *key: object, of: Any = None
-    ) -> dict[str, Any] | None:
-        """A finished cell, or one that is computed now and kept. None where it cannot be computed, which is kept too.
-
-        Args:
-            compute: computes its numbers, as plain data.
-            shown: what it is called where it is left out.
-            key: the names of the cell.
-            of: what it is computed from, as for `get`.
-        """
-        cell = self.get(*key, of=of)
-        if cell is None:
-            try:
-                numbers = compute()
-            except (ValueError, ArithmeticError, MemoryError, RuntimeError) as error:
-                numbers = {_REASON: _reason(error)}
-            cell = self.put(numbers, *key, of=of)  # what the error held on to is free by now
-        if _REASON in cell:
-            self.reasons[shown] = cell[_REASON]
-            return None
-        return cell
 
     def put(self, cell: Mapping[str, Any], *key: object, of: Any = None) -> dict[str, Any]:
         """Keeps a finished cell, in one move, and returns it as it was written.
@@ -171,11 +187,18 @@ class ComparisonFolder:
         """The run folder of a cell."""
         return self.folder / "runs" / file_name(*key)
 
-    def new_run(self, config: str, *key: object) -> Run:
-        """An empty run folder for a cell. What a cut left of the cell is removed."""
+    def adopt(self, files: Mapping[str, bytes], *key: object) -> None:
+        """Writes the files of a cell's run, which was made elsewhere.
+
+        Args:
+            files: their contents, by their paths in the run folder.
+            key: the names of the cell.
+        """
         folder = self.run_folder(*key)
         shutil.rmtree(folder, ignore_errors=True)
-        return Run(folder, config)
+        for name, content in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write_whole(folder / name, content)
 
     def table(
         self, name: str, title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]], keys: int = 1
@@ -250,12 +273,16 @@ class ComparisonFolder:
         """The finished cells by their files. A damaged one is moved away, and told at once: its numbers are computed anew."""
         found: dict[Path, dict[str, Any]] = {}
         for path in sorted((self.folder / "cells").glob("*.json")):
-            try:
-                found[path] = self._read(path)
-            except ValueError as error:
-                moved = self._move(path)
-                screen().print(f"{error}. This cell was moved to {moved}, and is computed anew.", soft_wrap=True)
+            self._take(path, found)
         return found
+
+    def _take(self, path: Path, found: dict[Path, dict[str, Any]]) -> None:
+        """Adds the cell in a file to those that are finished, or moves it away if it is damaged."""
+        try:
+            found[path] = self._read(path)
+        except ValueError as error:
+            moved = self._move(path)
+            screen().print(f"{error}. This cell was moved to {moved}, and is computed anew.", soft_wrap=True)
 
     def _read(self, path: Path) -> dict[str, Any]:
         """A cell, if it and all files of its run are as they were written.
@@ -311,7 +338,7 @@ def _check_place(folder: Path) -> None:
         raise ValueError(f"out: {folder} is a file; choose another folder")
     if folder.is_dir() and (names := {each.name for each in folder.iterdir() if not each.name.endswith(UNFINISHED)}):
         cells = folder / "cells"
-        was_cut = names <= {"cells", "figures"} and not (cells.is_dir() and any(cells.iterdir()))
+        was_cut = names <= {"cells", "figures", _CLAIMS} and not (cells.is_dir() and any(cells.iterdir()))
         if not was_cut and "config.yaml" not in names and not any(cells.glob("*.json")):
             raise ValueError(f"out: {folder} exists and holds no comparison; choose another folder")
 
@@ -337,18 +364,20 @@ def _check_options(kept: Path, fixed: Mapping[str, Any]) -> str:
     return ""
 
 
-def _reason(error: Exception) -> str:
-    """Why a cell is left out, in a line.
+@contextmanager
+def _locking(folder: Path) -> Iterator[None]:
+    """Tells where a file system has no locks.
 
     Raises:
-        Exception: the device is of no more use, so that no other cell could be computed either.
+        ValueError: it has none.
     """
-    if is_out_of_memory(error):
-        return str(error) if isinstance(error, NotEnoughMemoryError) else "out of memory"
-    if "CUDA error" in str(error):
-        raise error
-    line = str(error).partition("\n")[0]
-    return line if isinstance(error, ValueError | ArithmeticError) else f"{type(error).__name__.lstrip('_')}: {line}"
+    try:
+        yield
+    except NotImplementedError as error:
+        raise ValueError(
+            f"out: the file system of {folder} has no locks (flock), by which processes share cells out; choose a folder on "
+            f"another one"
+        ) from error
 
 
 def _sha256(path: Path) -> str:

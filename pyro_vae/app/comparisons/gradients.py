@@ -14,8 +14,9 @@ import yaml
 from pyro_vae import figures
 from pyro_vae.app.comparisons.cell import check_numbers, data_digest
 from pyro_vae.app.comparisons.folder import ComparisonFolder, EstimatorFactory
+from pyro_vae.app.comparisons.grid import Cell, Comparison, Key, Machines, Numbers, Tell
 from pyro_vae.app.comparisons.names import labels
-from pyro_vae.app.console import StopRequest, fail, progress_bar, screen
+from pyro_vae.app.console import StopRequest, screen
 from pyro_vae.app.setting import Setting
 from pyro_vae.data import Columns, Splits, columns_for
 from pyro_vae.estimators import IWAE, STL, VIMCO, DReG
@@ -33,6 +34,7 @@ console = screen()
 def gradients(
     spec: ModelSpec,
     setting: Setting,
+    machines: Machines = Machines(),
     estimators: Sequence[EstimatorFactory] = (IWAE, DReG, STL, VIMCO),
     particles: Sequence[int] = (1, 3, 10, 30, 100),
     draws: int = 1000,
@@ -45,12 +47,13 @@ def gradients(
     *,
     splits: Splits,
     config: str,
-) -> None:
+) -> Comparison:
     """Compares gradients at a frozen state: mean, variance, signal-to-noise ratio, bias and cost, by w and by φ.
 
     Args:
         spec: The model that is initialized, where no run is given.
         setting: On which data, by default those that a given run was trained on, and where.
+        machines: Where the cells are computed.
         estimators: The estimators, each called with K.
         particles: The numbers of particles K.
         draws: N, how many gradients are drawn for each estimator and K: a multiple of 20.
@@ -69,6 +72,11 @@ def gradients(
     described = yaml.safe_load(config)
     names, (reference_name,) = labels(described["estimators"], "estimators"), labels([described["reference"]], "")
     _check_known(same_mean, names)
+    for K in particles:
+        try:
+            reference(K)
+        except ValueError as error:  # without it nothing can be compared
+            raise ValueError(f"reference {reference_name} at K = {K}: {error}") from error
     where = setting.place
     given = {"data": data_digest(splits)}
     splits = splits.to(where)
@@ -76,56 +84,46 @@ def gradients(
     if run:  # another training may have written into a folder of the same name
         given["run"] = tensor_digest({}, {name: each.cpu() for name, each in programs.state_dict().items()})
     taken = _first(programs, splits, batch, seed)
-    grid = {"estimators", "particles", "same_mean", "fit_from"}
-    cells = ComparisonFolder(setting.out, "gradients", config, grid, given)
-
     made = dict(zip(names, estimators, strict=True))
     described_estimators = dict(zip(names, described["estimators"], strict=True))
-    done: dict[tuple[str, int], dict[str, Any]] = {}
-    with progress_bar(console) as bar, StopRequest() as stop:
+    of_reference: dict[int, Draws] = {}
+    """Those of the last K."""
+
+    def of(name: str, make: EstimatorFactory, K: int) -> Cell:
+        def compute(_: Path, tell: Tell) -> Numbers:
+            with StopRequest() as stop:
+
+                def draw(name: str, make: EstimatorFactory) -> Draws:
+                    def on_draw(n: int) -> None:
+                        stop.check()
+                        tell(n / draws, f"{name}, K = {K}, {n}/{draws}", None)
+
+                    return draw_gradients(programs, taken, make(K), draws, f"{name} {K} {seed}", on_draw)
+
+                if K not in of_reference:
+                    of_reference.clear()
+                    of_reference[K] = draw(reference_name, reference)
+                found = of_reference[K] if name == reference_name else draw(name, make)
+                of_side = {side: m.as_dict() for side, m in moments(found, of_reference[K]).items()}
+                return {"draws": draws, "ms": 1000 * found.seconds, **of_side}
+
+        def line(cell: Numbers) -> str:
+            return f"{name}, K = {K}: {cell['ms']:.1f} ms a gradient"
+
+        one = {"estimator": described_estimators[name], "K": K}
         # A draw costs about as much as a constant and K particles do: the time left is told by that.
-        total = sum((len(made) + (reference_name not in made)) * draws * (20 + K) for K in particles)
-        task = bar.add_task("", total=total)
+        return Cell((name, f"K{K}"), f"{name} at K = {K}", one, draws * (20 + K), compute, line)
 
-        def draw(name: str, make: EstimatorFactory, K: int) -> Draws:
-            def on_draw(n: int) -> None:
-                stop.check()
-                bar.update(task, advance=20 + K, description=f"{name}, K = {K}, {n}/{draws}")
+    def finish(cells: ComparisonFolder, found: Mapping[Key, Numbers]) -> None:
+        keys = {(name, K): (name, f"K{K}") for name in made for K in sorted(particles)}
+        done = {named: dict(found[key]) for named, key in keys.items() if key in found}
+        what = f"{setting.name}, N = {draws} draws, batch of {batch}, seed {seed}"
+        report_gradients(cells, done, reference_name, same_mean, fit_from, what)
+        console.print(f"Tables, figures and cells: {cells.folder}", soft_wrap=True)
 
-            return draw_gradients(programs, taken, make(K), draws, f"{name} {K} {seed}", on_draw)
-
-        for K in sorted(particles):
-            of_reference: Draws | None = None
-            for name, make in made.items():
-                one = {"estimator": described_estimators[name], "K": K}
-
-                def compute(name: str = name, make: EstimatorFactory = make, K: int = K) -> dict[str, Any]:
-                    nonlocal of_reference
-                    try:
-                        of_reference = of_reference or draw(reference_name, reference, K)
-                    except ValueError as error:  # a wrong option, which leaves nothing to be compared with
-                        fail(f"reference {reference_name} at K = {K}: {error}")
-                    found = of_reference if name == reference_name else draw(name, make, K)
-                    of_side = {side: m.as_dict() for side, m in moments(found, of_reference).items()}
-                    console.print(f"{name}, K = {K}: {1000 * found.seconds:.1f} ms a gradient")
-                    return {"draws": draws, "ms": 1000 * found.seconds, **of_side}
-
-                if cells.get(name, f"K{K}", of=one):
-                    bar.update(task, advance=draws * (20 + K))
-                cell = cells.computed(compute, f"{name} at K = {K}", name, f"K{K}", of=one)
-                if cell is not None:
-                    done[name, K] = cell
-    cells.left_out(console, bool(done))
-    done = {(name, K): done[name, K] for name in made for K in sorted(particles) if (name, K) in done}
-    report_gradients(
-        cells,
-        done,
-        reference_name,
-        same_mean,
-        fit_from,
-        f"{setting.name}, N = {draws} draws, batch of {batch}, seed {seed}",
-    )
-    console.print(f"Tables, figures and cells: {cells.folder}", soft_wrap=True)
+    cells = [of(name, make, K) for K in sorted(particles) for name, make in made.items()]
+    grid = {"estimators", "particles", "same_mean", "fit_from"}
+    return Comparison("gradients", setting.out, machines, cells, grid, given, finish)
 
 
 def check_gradients(made: Mapping[str, Any]) -> None:

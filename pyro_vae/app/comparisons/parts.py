@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,25 +19,26 @@ import torch
 import yaml
 
 from pyro_vae import figures
-from pyro_vae.app.comparisons.cell import check_numbers, data_digest, keep_epochs, run_config
+from pyro_vae.app.comparisons.cell import check_numbers, data_digest, following, run_config, trained
 from pyro_vae.app.comparisons.errors import MISSING, TAIL, Over, compared, particles_told, tell_left_out, told, trust
 from pyro_vae.app.comparisons.folder import ComparisonFolder, EstimatorFactory
+from pyro_vae.app.comparisons.grid import Cell, Comparison, Key, Machines, Numbers, Tell
 from pyro_vae.app.comparisons.names import labels
 from pyro_vae.app.comparisons.run import run_command
-from pyro_vae.app.console import StopRequest, progress_bar, screen
+from pyro_vae.app.console import StopRequest, screen
 from pyro_vae.app.setting import Setting
 from pyro_vae.compilation import Compile
 from pyro_vae.data import Split, Splits
 from pyro_vae.estimators import ELBO, Estimator
 from pyro_vae.evaluate import active_units, encode, evaluate_bound, evidence, mean, sample
 from pyro_vae.guides import DiagonalNormal
-from pyro_vae.models import ModelSpec
+from pyro_vae.models import Model, ModelSpec
 from pyro_vae.models.specification import GuideFactory, LikelihoodFactory, PriorFactory
 from pyro_vae.networks import count_parameters
 from pyro_vae.priors import MixtureOfNormals, StandardNormal, VampPrior
 from pyro_vae.runs import load
 from pyro_vae.scopes import seeded
-from pyro_vae.training import Progress, TrainingPlan, fit
+from pyro_vae.training import Training, TrainingPlan, fit
 from pyro_vae.trust import here
 
 console = screen()
@@ -51,6 +53,7 @@ def compare_parts(
     spec: ModelSpec,
     plan: TrainingPlan,
     setting: Setting,
+    machines: Machines = Machines(),
     priors: Sequence[PriorFactory] = (StandardNormal, MixtureOfNormals, VampPrior),
     guides: Sequence[GuideFactory] = (DiagonalNormal,),
     likelihoods: Sequence[LikelihoodFactory] | None = None,
@@ -60,7 +63,7 @@ def compare_parts(
     *,
     splits: Splits,
     config: str,
-) -> None:
+) -> Comparison:
     """Trains a VAE for each prior, guide, likelihood and estimator, and compares what they end in on the test data.
 
     With one seed, all start from the same first weights as far as their shapes agree, and see the data in the same order.
@@ -69,6 +72,7 @@ def compare_parts(
         spec: The model's latent size.
         plan: How each is trained.
         setting: On which data, where, and how the end is judged.
+        machines: Where the cells are computed.
         priors: The priors p(t).
         guides: The guides q(t|x,φ).
         likelihoods: The likelihoods p(x|t,w). By default the one that fits the data.
@@ -81,8 +85,7 @@ def compare_parts(
     described = yaml.safe_load(config)
     named = [labels(described[f"{kind}s"], f"{kind}s") for kind in KINDS]
     first, where = setting.test(splits, least=2), setting.place
-    grid_options = {*(f"{kind}s" for kind in KINDS), "seeds"}
-    cells = ComparisonFolder(setting.out, "parts", config, grid_options, {"data": data_digest(splits)})
+    given = {"data": data_digest(splits)}
     splits, first = splits.to(where), first.to(where)
     parts = (priors, guides, likelihoods or (), estimators)
     made: list[list[tuple[str, Any]]] = [
@@ -93,54 +96,48 @@ def compare_parts(
         for kind, names in zip(KINDS, named, strict=True)
         for name, spec in zip(names, described[f"{kind}s"], strict=True)
     }
+    steps = plan.epochs * plan.steps(len(splits.train))
 
-    done: Cells = {tuple(name for name, _ in chosen): {} for chosen in product(*made)}
-    grid = [(seed, chosen) for seed in seeds for chosen in product(*made)]
-    steps = plan.steps(len(splits.train))
-    with progress_bar(console) as bar:
-        task = bar.add_task("", total=len(grid) * plan.epochs * steps)
-        for number, (seed, chosen) in enumerate(grid):
-            names = tuple(name for name, _ in chosen)
-            key, before, what = (*names, f"seed{seed}"), number * plan.epochs * steps, ", ".join(_telling(names, named))
-            bar.update(task, completed=before, description=what)
-            one_config = _config_of(described, specs, names, K, seed)
+    def of(seed: int, chosen: Sequence[tuple[str, Any]]) -> Cell:
+        names = tuple(name for name, _ in chosen)
+        what, one_config = ", ".join(_telling(names, named)), _config_of(described, specs, names, K, seed)
+        prior, guide, likelihood, make = (part for _, part in chosen)
 
-            def compute(
-                seed: int = seed,
-                chosen: Sequence[tuple[str, Any]] = chosen,
-                key: tuple[str, ...] = key,
-                before: int = before,
-                what: str = what,
-                one_config: str = one_config,
-            ) -> dict[str, Any]:
-                with StopRequest() as stop:
+        def compute(folder: Path, tell: Tell) -> Numbers:
+            with StopRequest() as stop:
 
-                    def on_step(now: Progress) -> None:
-                        stop.check()
-                        text = f"{what}, epoch {now.epoch}/{plan.epochs}"
-                        bar.update(task, completed=before + now.step, description=text, live=now.bound)
-
-                    prior, guide, likelihood, make = (part for _, part in chosen)
+                def begin() -> tuple[Model, Training]:
                     one = replace(spec, prior=prior, guide=guide, likelihood=likelihood)
-                    model, estimator = one.build(splits, seed).to(where), make(K)
-                    records = fit(model, splits, replace(plan, estimator=estimator, seed=seed), on_step=on_step)
-                    run = cells.new_run(one_config, *key)
-                    cell = {"seconds": keep_epochs(records, model, run, stop)}
-                cell |= evaluated(model, estimator, first, setting.test_particles, plan.compile)
-                run.result({"log_px": cell["evidence"]})
-                reached = mean(torch.tensor(cell["log_px"]))
-                console.print(f"{what}, seed {seed}: log p(x) = {reached} nats after {cell['seconds']:.0f} s")
-                return cell
+                    model, own = one.build(splits, seed).to(where), replace(plan, estimator=make(K), seed=seed)
+                    return model, fit(model, splits, own, on_step=following(tell, what, stop, steps))
 
-            cell = cells.computed(compute, f"{what}, seed {seed}", *key, of=yaml.safe_load(one_config))
-            if cell is not None:
-                done[names][seed] = {**cell, "folder": str(cells.run_folder(*key))}
-    cells.left_out(console, any(done.values()))
-    over = Over(seeds, len(first), splits.view.noun(splits.x_shape))
-    what = f"{setting.name}, d = {spec.latent}, {_counted(plan.epochs, 'epoch')}, {len(first)} test {over.noun}"
-    report(cells, done, named, what, over)
-    draw(cells, {names: of_cell for names, of_cell in done.items() if of_cell}, named, first, splits, over)
-    console.print(f"Tables, figures and cells, each a run folder: {cells.folder}", soft_wrap=True)
+                model, run, seconds = trained(begin, folder, one_config, stop)
+            cell = {"seconds": seconds} | evaluated(model, make(K), first, setting.test_particles, plan.compile)
+            run.result({"log_px": cell["evidence"]})
+            return cell
+
+        def line(cell: Numbers) -> str:
+            reached = mean(torch.tensor(cell["log_px"]))
+            return f"{what}, seed {seed}: log p(x) = {reached} nats after {cell['seconds']:.0f} s"
+
+        key = (*names, f"seed{seed}")
+        return Cell(key, f"{what}, seed {seed}", yaml.safe_load(one_config), steps, compute, line)
+
+    def finish(cells: ComparisonFolder, found: Mapping[Key, Numbers]) -> None:
+        done: Cells = {tuple(name for name, _ in chosen): {} for chosen in product(*made)}
+        for names, seed in product(done, seeds):
+            key = (*names, f"seed{seed}")
+            if key in found:
+                done[names][seed] = {**found[key], "folder": str(cells.run_folder(*key))}
+        over = Over(seeds, len(first), splits.view.noun(splits.x_shape))
+        title = f"{setting.name}, d = {spec.latent}, {_counted(plan.epochs, 'epoch')}, {len(first)} test {over.noun}"
+        report(cells, done, named, title, over)
+        draw(cells, {names: of_cell for names, of_cell in done.items() if of_cell}, named, first, splits, over)
+        console.print(f"Tables, figures and cells, each a run folder: {cells.folder}", soft_wrap=True)
+
+    grid = {*(f"{kind}s" for kind in KINDS), "seeds"}
+    cells = [of(seed, chosen) for seed in seeds for chosen in product(*made)]
+    return Comparison("parts", setting.out, machines, cells, grid, given, finish)
 
 
 def check_parts(made: Mapping[str, Any]) -> None:

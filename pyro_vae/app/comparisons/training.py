@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
 from pyro_vae import figures
-from pyro_vae.app.comparisons.cell import check_numbers, data_digest, run_config
+from pyro_vae.app.comparisons.cell import check_numbers, data_digest, following, new_run, run_config
 from pyro_vae.app.comparisons.errors import MISSING, TAIL, Over, compared, particles_told, tell_left_out, told, trust
 from pyro_vae.app.comparisons.folder import ComparisonFolder, EstimatorFactory
+from pyro_vae.app.comparisons.grid import Cell, Comparison, Key, Machines, Numbers, Tell
 from pyro_vae.app.comparisons.names import class_and_options, labels
-from pyro_vae.app.console import StopRequest, progress_bar, screen
+from pyro_vae.app.console import StopRequest, screen
 from pyro_vae.app.setting import Setting
 from pyro_vae.data import Split, Splits
 from pyro_vae.estimators import ELBO, IWAE, DReG
 from pyro_vae.evaluate import evidence, mean
 from pyro_vae.models import Model, ModelSpec
 from pyro_vae.runs import Run
-from pyro_vae.training import Progress, Training, TrainingPlan, fit
+from pyro_vae.training import Training, TrainingPlan, fit
 
 console = screen()
 Cells = dict[tuple[str, int], dict[int, dict[str, Any]]]
@@ -34,6 +36,7 @@ def training(
     spec: ModelSpec,
     plan: TrainingPlan,
     setting: Setting,
+    machines: Machines = Machines(),
     estimators: Sequence[EstimatorFactory] = (ELBO, IWAE, DReG),
     particles: Sequence[int] = (5,),
     seeds: Sequence[int] = (0, 1, 2),
@@ -41,7 +44,7 @@ def training(
     *,
     splits: Splits,
     config: str,
-) -> None:
+) -> Comparison:
     """Compares what estimators end in: test log p(x), by importance sampling for all, against steps and wall time.
 
     Every estimator starts at the same weights and sees the data in the same order, both decided by the seed.
@@ -50,6 +53,7 @@ def training(
         spec: The model.
         plan: How it is trained.
         setting: On which data, where, and how the end is judged.
+        machines: Where the cells are computed.
         estimators: The estimators, each called with K.
         particles: The numbers of particles K.
         seeds: The seeds of the first weights, the order of the data and the noise; there is one training for each.
@@ -60,61 +64,48 @@ def training(
     described = yaml.safe_load(config)
     names = labels(described["estimators"], "estimators")
     first, where = setting.test(splits, least=2), setting.place
-    cells = ComparisonFolder(
-        setting.out, "training", config, {"estimators", "particles", "seeds"}, {"data": data_digest(splits)}
-    )
+    given = {"data": data_digest(splits)}
     splits, first = splits.to(where), first.to(where)
-    steps = plan.steps(len(splits.train))
+    per_epoch = plan.steps(len(splits.train))
+    steps = plan.epochs * per_epoch
 
-    done: Cells = {(name, K): {} for K in particles for name in names}
-    grid = [
-        (seed, K, name, make, each)
+    def of(seed: int, K: int, name: str, make: EstimatorFactory, described_estimator: Any) -> Cell:
+        path, chosen = class_and_options(described_estimator)
+        one = {"estimator": {"class_path": path, "init_args": {**chosen, "K": K}}, "seed": seed}
+        one_config = run_config(described, {"estimators", "particles", "seeds", "evaluate_every"}, one)
+
+        def compute(folder: Path, tell: Tell) -> Numbers:
+            with StopRequest() as stop:
+                model, own = spec.build(splits, seed).to(where), replace(plan, estimator=make(K), seed=seed)
+                records = fit(model, splits, own, on_step=following(tell, f"{name}, K = {K}", stop, steps))
+                run = new_run(folder, one_config)
+                return _follow(records, model, run, first, setting.test_particles, evaluate_every, per_epoch, stop)
+
+        def line(cell: Numbers) -> str:
+            reached = mean(np.array(cell["final"]))
+            return f"{name}, K = {K}, seed {seed}: log p(x) = {reached} nats after {cell['seconds'][-1]:.0f} s"
+
+        key, work = (name, f"K{K}", f"seed{seed}"), (20 + K) * steps
+        return Cell(key, f"{name} at K = {K}, seed {seed}", one, work, compute, line)
+
+    def finish(cells: ComparisonFolder, found: Mapping[Key, Numbers]) -> None:
+        done: Cells = {
+            (name, K): {seed: dict(found[key]) for seed in seeds if (key := (name, f"K{K}", f"seed{seed}")) in found}
+            for K in particles
+            for name in names
+        }
+        over = Over(seeds, len(first), splits.view.noun(splits.x_shape))
+        report_training(cells, done, f"{setting.name}, {len(first)} test {over.noun}", over)
+        console.print(f"Tables, figures and cells, each with its run folder: {cells.folder}", soft_wrap=True)
+
+    cells = [
+        of(seed, K, name, make, each)
         for seed in seeds
         for K in particles
         for name, make, each in zip(names, estimators, described["estimators"], strict=True)
     ]
-    with progress_bar(console) as bar:
-        work = [(20 + K) * plan.epochs * steps for _, K, *_ in grid]
-        task = bar.add_task("", total=sum(work))
-        for i, (seed, K, name, make, described_estimator) in enumerate(grid):
-            before, what = sum(work[:i]), f"{name}, K = {K}"
-            key = name, f"K{K}", f"seed{seed}"
-            path, chosen = class_and_options(described_estimator)
-            one = {"estimator": {"class_path": path, "init_args": {**chosen, "K": K}}, "seed": seed}
-
-            def compute(
-                seed: int = seed,
-                K: int = K,
-                make: EstimatorFactory = make,
-                before: int = before,
-                what: str = what,
-                key: tuple[str, ...] = key,
-                one: dict[str, Any] = one,
-            ) -> dict[str, Any]:
-                with StopRequest() as stop:
-
-                    def on_step(now: Progress) -> None:
-                        stop.check()
-                        text = f"{what}, epoch {now.epoch}/{plan.epochs}"
-                        bar.update(task, completed=before + (20 + K) * now.step, description=text, live=now.bound)
-
-                    model = spec.build(splits, seed).to(where)
-                    records = fit(model, splits, replace(plan, estimator=make(K), seed=seed), on_step=on_step)
-                    own = {"estimators", "particles", "seeds", "evaluate_every"}
-                    run = cells.new_run(run_config(described, own, one), *key)
-                    found = _follow(records, model, run, first, setting.test_particles, evaluate_every, steps, stop)
-                reached = f"log p(x) = {mean(np.array(found['final']))} nats after {found['seconds'][-1]:.0f} s"
-                console.print(f"{what}, seed {seed}: {reached}")
-                return found
-
-            cell = cells.computed(compute, f"{name} at K = {K}, seed {seed}", *key, of=one)
-            bar.update(task, completed=before + work[i])
-            if cell is not None:
-                done[name, K][seed] = cell
-    cells.left_out(console, any(done.values()))
-    over = Over(seeds, len(first), splits.view.noun(splits.x_shape))
-    report_training(cells, done, f"{setting.name}, {len(first)} test {over.noun}", over)
-    console.print(f"Tables, figures and cells, each with its run folder: {cells.folder}", soft_wrap=True)
+    grid = {"estimators", "particles", "seeds"}
+    return Comparison("training", setting.out, machines, cells, grid, given, finish)
 
 
 def check_training(made: Mapping[str, Any]) -> None:
