@@ -24,6 +24,7 @@ import yaml
 
 from pyro_vae.app.console import StopRequest, failing_clearly, progress_bar, screen, status_of
 from pyro_vae.app.options import Options
+from pyro_vae.app.ranks import joined
 from pyro_vae.app.setting import Setting
 from pyro_vae.app.table import quantities
 from pyro_vae.app.tracking import Told
@@ -49,6 +50,8 @@ from pyro_vae.reports import (
 )
 from pyro_vae.reports.base import given_to
 from pyro_vae.runs import Run, load
+from pyro_vae.runs.run import CHECKPOINT
+from pyro_vae.together import Together
 from pyro_vae.training import Epoch, Progress, Training, TrainingPlan, Watch, fit
 from pyro_vae.training.checkpoint import Every
 from pyro_vae.trust import here
@@ -90,7 +93,7 @@ def train(
         splits: The data, loaded.
         config: The resolved options, for the run folder.
     """
-    every = Every(checkpoint_every)
+    every, together = Every(checkpoint_every), Together.now()
     if resume and not setting.out:
         raise ValueError("resume: name the folder of the run that goes on, with --out")
     setting.test(splits, least=1)
@@ -98,6 +101,11 @@ def train(
     splits = splits.to(where)
     model = spec.build(splits, plan.seed).to(where)
     measured, drawn = made("metrics", metrics), made("figures", figures)  # before training: a wrong one costs nothing
+    if together and together.rank:
+        follow_first(
+            fit(model, splits, plan, watch=watch), setting.out / CHECKPOINT if resume and setting.out else None
+        )
+        return
 
     with Told(trackers, console) as tell:
         with progress_bar(console) as bar, StopRequest() as stop:
@@ -110,7 +118,10 @@ def train(
 
             training = fit(model, splits, plan, on_step=on_step, watch=watch)
             run = _begun(setting, config, resume)
-            if resume and run.finished():
+            finished = resume and run.finished()
+            if together:
+                together.agree(not finished)
+            if finished:
                 console.print(f"{run.folder} is finished: nothing is left to do.", soft_wrap=True)
                 return
             training.keep(run.checkpoint, every)
@@ -161,6 +172,22 @@ def _weights(training: Training, records: Sequence[Epoch]) -> dict[str, str]:
     if keep != "average" and averaged:
         found["average"] = mean
     return found
+
+
+def follow_first(training: Training, checkpoint: Path | None) -> None:
+    """Trains with the first of several processes, which writes and prints for all.
+
+    Args:
+        training: the training.
+        checkpoint: the file that it goes on from, if it is there.
+    """
+    assert training.together
+    if not training.together.agree(False):  # there is nothing left to do
+        return
+    if checkpoint:
+        training.keep(checkpoint, Every("minute"))
+    for _ in training:
+        pass
 
 
 def conclude(
@@ -250,6 +277,7 @@ def draw(run: Run, trained: Trained, picture: Picture, tell: Told) -> None:
 
 def introduce(model: Model, data: str, splits: Splits, device: torch.device) -> None:
     """Says what is trained on what."""
+    together = Together.now()
     parts = [getattr(model, name) for name in ("prior", "posterior", "likelihood") if hasattr(model, name)]
     named = ", ".join(type(part).__name__ for part in parts)
     sizes = f"{len(splits.train)} train, {len(splits.valid)} validation, {len(splits.test)} test"
@@ -261,7 +289,7 @@ def introduce(model: Model, data: str, splits: Splits, device: torch.device) -> 
         console.print(f"{100 * share:.2g} % of the values are missing: every log p(x{bar}) is that of the others.")
     console.print(
         f"{type(model).__name__}{': ' if named else ''}{named}; d = {model.dims.latent}, {count_parameters(model):,} "
-        f"parameters, on {device}"
+        f"parameters, on {device}" + (f", in {together.size} processes" if together else "")
     )
     console.print(
         f"In nats per datum: the bound on log p(x{bar}) on training and validation data; reconstruction E log p(x|t{comma}) "
@@ -359,6 +387,6 @@ def measure(
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Trains a variational autoencoder and reports what it reached."""
     options = Options(train, sys.argv[1:] if arguments is None else list(arguments), prog=prog)
-    with failing_clearly():
+    with failing_clearly(), joined():
         made, splits = options.with_data()
         train(**made, splits=splits, config=options.as_yaml())

@@ -18,6 +18,7 @@ from pyro_vae.estimators import Estimate, Estimator
 from pyro_vae.evaluate.statistics import Mean, mean
 from pyro_vae.kinds import takes
 from pyro_vae.scopes import evaluating, telling_memory
+from pyro_vae.together import Together
 from pyro_vae.traces import Programs, library_path
 
 EVALUATED = 2**20
@@ -69,6 +70,20 @@ def sums(estimate: Estimate) -> Sums:
         per_datum = [estimate.bound, draws.log_lik.mean(0), kl.mean(0)]
         per_datum += [value.mean(0) for value in draws.sites.values()]
         return Sums(torch.stack(per_datum).detach().to(torch.float64).sum(1), estimate.bound.detach())
+
+
+def part_of(found: Sums, place: slice, size: int, share: float) -> Sums:
+    """What some data of a batch add to its sums.
+
+    Args:
+        found: the sums of these data.
+        place: where they stand in the batch.
+        size: the number of data in the batch.
+        share: their share of the batch; where it is zero, they add nothing.
+    """
+    bound = found.bound.new_zeros(size)
+    bound[place] = found.bound
+    return Sums(found.row, bound) if share else Sums(found.row * 0, bound * 0)
 
 
 def names_of(estimate: Estimate) -> list[str]:
@@ -177,15 +192,39 @@ def evaluate_bound(
     return bound_over(programs, columns_for(programs, data), estimator, batch_size, seed)
 
 
-def bound_over(programs: Programs, columns: Columns, estimator: Estimator, batch_size: int, seed: int) -> Totals:
-    """Returns what `evaluate_bound` returns, of columns that were checked before."""
+def bound_over(
+    programs: Programs,
+    columns: Columns,
+    estimator: Estimator,
+    batch_size: int,
+    seed: int,
+    together: Together | None = None,
+) -> Totals:
+    """Returns what `evaluate_bound` returns, of columns that were checked before.
+
+    Args:
+        programs: the model and the guide.
+        columns: the data.
+        estimator: the estimator.
+        batch_size: as for `evaluate_bound`.
+        seed: the seed.
+        together: the processes that share each batch out, if there are several.
+    """
     size = max(batch_size, EVALUATED // (estimator.M * estimator.K * prod(columns.x.shape[1:])))
     totals: Totals | None = None
     sizes = {"batch_size": batch_size, "K": estimator.M * estimator.K}
     with telling_memory(**sizes), evaluating(programs, columns.x.device, seed, "bound"), library_path():
-        for batch in columns.batches(size):
-            estimate = estimator.estimate(programs.model, programs.guide, *batch)
+        for start in range(0, len(columns), size):
+            place = slice(start, start + size)
+            if together:
+                index = torch.arange(len(columns), device=columns.x.device)[place]
+                with together.share(index, sizes["K"]) as (own, at, share):
+                    estimate = estimator.estimate(programs.model, programs.guide, *columns.take(own))
+                found = Sums(*together.sum(part_of(sums(estimate), at, len(index), share)[:2]))
+            else:
+                estimate = estimator.estimate(programs.model, programs.guide, *columns.take(place))
+                found = sums(estimate)
             totals = totals or Totals(names_of(estimate), estimator)
-            totals.add(sums(estimate))
+            totals.add(found)
     assert totals is not None  # data are never empty
     return totals

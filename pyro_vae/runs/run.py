@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # a second of import that only figures need
 SLOTS = {"prior": "prior", "guide": "posterior", "likelihood": "likelihood"}
 """The slots of a configuration, and the attributes of a model that fill them."""
 CONFIG, RESULT = "config.yaml", "result.json"
+CHECKPOINT = "checkpoint.safetensors"
 MODEL = "model"
 """The file of the weights that a run ends with, without its suffix."""
 ESTIMATOR = "training/estimator/"
@@ -102,7 +103,7 @@ class Run:
     @property
     def checkpoint(self) -> Path:
         """The file from which training goes on where it was cut."""
-        return self.folder / "checkpoint.safetensors"
+        return self.folder / CHECKPOINT
 
     def finished(self) -> bool:
         """Whether the run came to its end, with a final evaluation.

@@ -4,7 +4,7 @@ The programs are traced once, handlers, estimator, derivatives, optimizer and su
 operations, which Inductor compiles. What changes from step to step is a tensor input: parameters, buffers, the optimizer's and
 the estimator's state, the batch's indices, the weight of the KL, the learning rates. All else is a constant of the graph. It is
 watched, and a change makes a new graph. Where a schedule or a user moves other settings of the optimizer than its learning
-rates, the graph ends with the gradient, and the optimizer takes its own step.
+rates, and where several processes train together, the graph ends with the gradient, and the optimizer takes its own step.
 
 Random numbers are drawn by the same generator in the same order as on the eager path, so that both agree within rounding; that
 is checked on one batch before a graph is used.
@@ -67,7 +67,7 @@ class CompiledStep:
         self._begun: set[str] = set()
         self._never: set[str] = set()
         self._made: Counter[str] = Counter()
-        self._settings: Settings | None = Settings(update.optimizer)
+        self._settings: Settings | None = None if update.together else Settings(update.optimizer)
         self._told = False
 
     def __call__(self, index: Tensor, kl_weight: float, phase: str, undisturbed: bool = False) -> Sums:
@@ -174,7 +174,7 @@ class Graph:
 
     def __init__(self, update: Update, index: Tensor, phase: str, whole: bool = True) -> None:
         self.update, self.phase, self.whole, self.leaves = update, phase, whole, update.leaves(phase)
-        self._of_phi = update.of_phi(self.leaves)
+        self._of_phi = None if update.together else update.of_phi(self.leaves)
         self._moved = list(map(_requires_grad, update.candidates(phase)))
         _refuse_hooks(update.optimizer if whole else None, self.leaves)
         self._bind()
@@ -191,7 +191,7 @@ class Graph:
         """One step. `stale` is to be asked first."""
         found, gradients = self._outcome(index, kl_weight)
         if not self.whole:
-            self.update.follow(self.leaves, gradients)
+            found = self.update.follow(self.leaves, found, gradients, self.update.of_phi(self.leaves))
         return found
 
     def stale(self) -> str | None:

@@ -26,9 +26,10 @@ from pyro_vae.evaluate.bound import DivergedError, Totals, bound_over, names_of
 from pyro_vae.kinds import check_names, takes
 from pyro_vae.precision import has_products
 from pyro_vae.scopes import mode, reseed, seeded, telling_memory, unmoved
+from pyro_vae.together import Together
 from pyro_vae.traces import Programs, library_path, parameters
 from pyro_vae.training.checkpoint import Every
-from pyro_vae.training.checks import check_support
+from pyro_vae.training.checks import check_can_share, check_support
 from pyro_vae.training.compiled_step import make_step
 from pyro_vae.training.kept import Kept, check_average
 from pyro_vae.training.optimizers import make_optimizer
@@ -116,6 +117,10 @@ class Training(Iterator[Epoch]):
             logger.warning(
                 "precision: this processor has no bfloat16 products, which makes bf16 far slower than fp32 here"
             )
+        self.together = Together.now()
+        """The processes that train together, if `torch.distributed` connects several."""
+        if self.together:
+            check_can_share(programs, plan, self.together.size)
         with seeded(self.device, plan.seed, "setup"), unmoved(programs), self._memory():
             check_support(programs, data)
             w, phi = self._prepared()
@@ -125,6 +130,8 @@ class Training(Iterator[Epoch]):
                 f"e_steps and m_steps: the {side} uses no parameters, so that steps on it alone move nothing"
             )
         self.phases = {"both": [*w, *phi], "E": phi, "M": w}
+        if self.together:
+            self.together.from_first(self.phases["both"])
         self._placed = self._places()
         self.optimizer = make_optimizer(plan.optimizer, w, phi, plan.lr_phi)
         steps = plan.epochs * self.steps
@@ -231,6 +238,9 @@ class Training(Iterator[Epoch]):
         return next(self._records)
 
     def _run(self) -> Iterator[Epoch]:
+        if self.together:
+            told = "the processes of this training do not see the same checkpoint: its folder must be one that all of them see"
+            self.together.check_same([self.done, self.step_of_epoch], told)
         plan = self.plan
         update = Update(
             self.programs,
@@ -242,6 +252,7 @@ class Training(Iterator[Epoch]):
             clip_norm=plan.clip_norm,
             precision=plan.precision,
             norms="gradient_norm" in self.watch,
+            together=self.together,
         )
         step = make_step(update, plan.compile, plan.epochs * self.steps, plan.batch_size)
         if self._saving:
@@ -311,7 +322,7 @@ class Training(Iterator[Epoch]):
                         raise
         totals.check(f"in epoch {epoch}")
         stepped = time.perf_counter() - start
-        valid = bound_over(self.programs, self.valid, self.estimator, plan.batch_size, plan.seed)
+        valid = bound_over(self.programs, self.valid, self.estimator, plan.batch_size, plan.seed, self.together)
         valid.check(f"on the validation data after epoch {epoch}")
         more = watched.values(stepped)
         self.schedule.after_epoch(valid.terms())

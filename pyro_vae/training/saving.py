@@ -64,9 +64,9 @@ class Saving:
         Raises:
             OSError: the file cannot be written; the checkpoint before is left.
         """
-        if self._off:
-            return
         training = self.training
+        if self._off or (training.together and training.together.rank):
+            return  # the first of several processes writes for all
         state = {
             "training": self._identity,
             "surroundings": surroundings(training.device),

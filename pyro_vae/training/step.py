@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pyro_vae.data import Columns
-from pyro_vae.estimators import Estimator, Objective
-from pyro_vae.evaluate.bound import Sums, sums
+from pyro_vae.estimators import Estimate, Estimator, Objective
+from pyro_vae.evaluate.bound import Sums, part_of, sums
 from pyro_vae.precision import Precision, in_precision
 from pyro_vae.scopes import is_out_of_memory
+from pyro_vae.together import Together
 from pyro_vae.traces import Programs
 
 
@@ -47,6 +49,7 @@ class Update:
         clip_norm: the largest norm of the gradient by the parameters that move; None clips nothing.
         precision: the precision of the networks' matrix products.
         norms: whether the norms of the gradient are told.
+        together: the processes that share each batch out, if there are several.
     """
 
     programs: Programs
@@ -58,21 +61,27 @@ class Update:
     clip_norm: float | None = None
     precision: Precision = "fp32"
     norms: bool = False
+    together: Together | None = None
 
     def __call__(self, index: Tensor, kl_weight: float, phase: str, undisturbed: bool = False) -> Sums:
         """One step, eagerly (see `Step`)."""
         del undisturbed
         leaves = self.leaves(phase)
-        found, gradients = self.gradients(self.columns.tensors, index, kl_weight, leaves, self.of_phi(leaves))
-        self.follow(leaves, gradients)
-        return found
+        of_phi = self.of_phi(leaves)
+        found, gradients = self.gradients(self.columns.tensors, index, kl_weight, leaves, of_phi)
+        return self.follow(leaves, found, gradients, of_phi)
 
-    def follow(self, leaves: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-        """The optimizer's step.
+    def follow(
+        self, leaves: Sequence[Tensor], found: Sums, gradients: Sequence[Tensor], of_phi: Sequence[bool] | None
+    ) -> Sums:
+        """The optimizer's step, with what `gradients` returned, which several processes sum up first. Returns their sums.
 
         Raises:
             ValueError: the optimizer cannot take it.
+            LostError: another process is gone.
         """
+        if self.together:
+            found, gradients = self._joined(found, gradients, of_phi)
         self.optimizer.zero_grad(set_to_none=True)  # an estimator of Pyro's may have left gradients of the other side
         for leaf, gradient in zip(leaves, gradients, strict=True):
             # PyTorch's fused optimizers read a gradient in the order of the parameter's memory, whatever its own order is.
@@ -85,6 +94,7 @@ class Update:
                 raise
             raise ValueError(f"optimizer: {type(self.optimizer).__name__} cannot take this step: {error}") from error
         self.optimizer.zero_grad(set_to_none=True)
+        return found
 
     def candidates(self, phase: str) -> Sequence[Tensor]:
         """The parameters of a phase, and those of the programs' module that were given to the optimizer since training began.
@@ -130,7 +140,7 @@ class Update:
     ) -> tuple[Sums, list[Tensor]]:
         """Returns sums over a batch, and the clipped gradient of minus the mean surrogate by the leaves.
 
-        The estimator's state moves on.
+        The estimator's state moves on. Of several processes, each returns its own part, which `follow` sums up.
 
         Args:
             tensors: the training data.
@@ -139,19 +149,62 @@ class Update:
             leaves: the parameters.
             of_phi: whether each of them is one of φ: the sums have then the norms of the gradient before it is clipped.
         """
+        if self.together:
+            return self._share(tensors, index, kl_weight, leaves)
+        estimate, gradients = self._estimate(tensors, index, kl_weight, leaves)
+        norms, gradients = self._clipped(gradients, of_phi)
+        self.estimator.after_step(estimate)
+        return sums(estimate)._replace(norms=norms), gradients
+
+    def _estimate(
+        self, tensors: Sequence[Tensor], index: Tensor, kl_weight: float | Tensor, leaves: Sequence[Tensor]
+    ) -> tuple[Estimate, list[Tensor]]:
+        """The estimate over a batch, and the gradient of minus its mean surrogate."""
         batch = self.columns.take(index, tensors)
         model, guide = (in_precision(each, self.precision) for each in (self.programs.model, self.programs.guide))
         estimate, uphill = self.estimator.gradients(
             model, guide, leaves, *batch, objective=self.objective, kl_weight=kl_weight
         )
-        gradients = [gradient.neg() for gradient in uphill]
+        return estimate, [gradient.neg() for gradient in uphill]
+
+    def _clipped(
+        self, gradients: list[Tensor], of_phi: Sequence[bool] | None
+    ) -> tuple[Float64[Tensor, " 2"] | None, list[Tensor]]:
+        """The norms of a gradient, where they are asked for, and the gradient, clipped."""
         norms = None if of_phi is None else _norms(gradients, of_phi)
         if self.clip_norm:
             # The formula of torch.nn.utils.clip_grad_norm_, on tensors that are no parameter's.
             factor = (self.clip_norm / (nn.utils.get_total_norm(gradients) + 1e-6)).clamp(max=1.0)
             gradients = [gradient * factor for gradient in gradients]
+        return norms, gradients
+
+    def _share(
+        self, tensors: Sequence[Tensor], index: Tensor, kl_weight: float | Tensor, leaves: Sequence[Tensor]
+    ) -> tuple[Sums, list[Tensor]]:
+        """What this process adds to the sums and to the gradient, and the estimator's state after it, times its share."""
+        assert self.together
+        with self.together.share(index, self.estimator.M * self.estimator.K) as (own, place, share):
+            estimate, gradients = self._estimate(tensors, own, kl_weight, leaves)
         self.estimator.after_step(estimate)
-        return sums(estimate)._replace(norms=norms), gradients
+        for value in self._averaged():
+            value.mul_(share)
+        return part_of(sums(estimate), place, len(index), share), [gradient * share for gradient in gradients]
+
+    def _averaged(self) -> list[Tensor]:
+        """The state of the estimator that is an average over data."""
+        return [value for value in self.estimator.state.values() if value.is_floating_point()]
+
+    def _joined(
+        self, found: Sums, gradients: Sequence[Tensor], of_phi: Sequence[bool] | None
+    ) -> tuple[Sums, list[Tensor]]:
+        """The sums over all processes."""
+        assert self.together
+        state = self._averaged()
+        row, bound, *summed = self.together.sum([found.row, found.bound, *state, *gradients])
+        for value, new in zip(state, summed, strict=False):
+            value.copy_(new)
+        norms, gradients = self._clipped(summed[len(state) :], of_phi)
+        return Sums(row, bound, norms), gradients
 
 
 def _norms(gradients: Sequence[Tensor], of_phi: Sequence[bool]) -> Tensor:
