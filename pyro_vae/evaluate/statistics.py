@@ -200,8 +200,8 @@ def needed(differences: np.ndarray, together: int = 1) -> tuple[int | None, int 
 def probability_first(values: np.ndarray, draws: int = 4000, seed: int = 0) -> np.ndarray:
     """Returns the probability that each of C models has the largest mean (C,), by the Bayesian bootstrap (Rubin 1981).
 
-    Seeds and data both get random weights, the same for all models, so that what they share cancels. With few seeds it is
-    rough.
+    Seeds and data both get random weights, the same for all models, so that what they share cancels. Models with the same
+    values share a first place. With few seeds it is rough.
 
     Args:
         values: values (C, S, N) of C models, S seeds and N data.
@@ -216,7 +216,9 @@ def probability_first(values: np.ndarray, draws: int = 4000, seed: int = 0) -> n
         of_seeds = rng.dirichlet(np.ones(S), len(some))
         of_data = rng.dirichlet(np.ones(N), len(some))
         means = np.einsum("rs,csr->rc", of_seeds, values @ of_data.T)
-        first += np.bincount(means.argmax(1), minlength=C)
+        best = means.max(1, keepdims=True)
+        firsts = means >= best - 1e-12 * np.abs(best)
+        first += (firsts / firsts.sum(1, keepdims=True)).sum(0)
     return first / draws
 
 

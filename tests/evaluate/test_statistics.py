@@ -128,3 +128,5 @@ def test_the_probability_to_be_first():
     assert found[1] == pytest.approx(stats.norm.cdf(gap.mean() / (gap.std(ddof=1) / 200**0.5)), abs=0.03)
     seeds = np.array([1.0, -1.0])[:, None] + np.zeros((2, 50))
     assert ev.probability_first(np.stack([seeds, np.zeros((2, 50))]))[0] == pytest.approx(0.5, abs=0.03)
+    copies = ev.probability_first(np.stack([base, base, base + gap]))  # of one model, as where a row stands there twice
+    assert copies[0] == copies[1] == pytest.approx(found[0] / 2, abs=0.03)

@@ -335,3 +335,21 @@ def test_what_cannot_be_kept_is_told_and_the_training_goes_on(tmp_path, caplog):
         assert len(list(fit(small_vae(), FIFTY, PLAN, schedule=Odd, checkpoint=tmp_path / "c"))) == 3
     assert "cannot go on where it is cut: state.schedule.odd is a object, which cannot be written down" in caplog.text
     assert not (tmp_path / "c").exists()
+
+
+def test_another_number_of_threads_goes_on_and_says_that_bits_may_differ(tmp_path, caplog):
+    plan, threads = TrainingPlan(epochs=3, batch_size=12, compile="off"), torch.get_num_threads()
+    whole = small_vae()
+    list(fit(whole, FIFTY, plan))
+    training = fit(small_vae(), FIFTY, plan, checkpoint=tmp_path / "c", checkpoint_every="epoch")
+    next(training), next(training)
+    again = small_vae()
+    try:
+        torch.set_num_threads(threads + 1)
+        with caplog.at_level(logging.WARNING, "pyro_vae"):
+            list(fit(again, FIFTY, plan, checkpoint=tmp_path / "c", checkpoint_every="epoch"))
+    finally:
+        torch.set_num_threads(threads)
+    (told,) = [record.getMessage() for record in caplog.records if record.name == "pyro_vae"]
+    assert told.endswith(f"its bits may differ: threads {threads} there, {threads + 1} here")
+    torch.testing.assert_close(state_of(again), state_of(whole), rtol=0, atol=1e-5)
