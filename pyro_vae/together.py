@@ -73,7 +73,8 @@ class Together:
             try:
                 dist.all_reduce(flat)
             except RuntimeError as error:
-                raise LostError("another process of this training is gone") from error
+                told = str(error).partition("\n")[0]
+                raise LostError(f"another process of this training is gone, or cannot be reached: {told}") from error
             for i, part in zip(of_dtype, flat.split([tensors[i].numel() for i in of_dtype]), strict=True):
                 found[i] = part.reshape(tensors[i].shape)
         return found
@@ -86,18 +87,13 @@ class Together:
 
     def agree(self, yes: bool) -> bool:
         """Whether any of the processes says yes, each of which asks this at the same moment."""
-        return bool(self.sum([torch.tensor(float(yes), device=_device())])[0])
+        return bool(self.sum([torch.tensor(float(yes))])[0])
 
     def check_same(self, what: Sequence[float], told: str) -> None:
         """Raises LostError, with what is told, if numbers are not the same in all processes."""
-        mine = torch.tensor(list(what), dtype=torch.float64, device=_device())
+        mine = torch.tensor(list(what), dtype=torch.float64)
         if not torch.equal(self.sum([mine])[0], mine * self.size):
             raise LostError(told)
-
-
-def _device() -> torch.device:
-    """Where the tensors are that processes exchange."""
-    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
 _CHOOSING = {torch.ops.aten.randint, torch.ops.aten.randperm}
@@ -124,9 +120,12 @@ class _SharedNoise(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded not in func.tags or func.overloadpacket in _CHOOSING:
             return func(*args, **kwargs)
         given = [self._whole(each) for each in args]
-        drawn = func(*given, **{name: self._whole(each) for name, each in kwargs.items()})
+        named = {name: self._whole(each) for name, each in kwargs.items()}
+        if all(one is other for one, other in zip((*given, *named.values()), (*args, *kwargs.values()), strict=True)):
+            return func(*args, **kwargs)  # numbers that belong to no datum
+        drawn = func(*given, **named)
         if func._schema.name.endswith("_") and isinstance(args[0], Tensor):
-            return args[0] if given[0] is args[0] else args[0].copy_(self._own(given[0]))
+            return args[0].copy_(self._own(given[0]))
         if isinstance(drawn, tuple | list):
             return type(drawn)(self._own(each) for each in drawn)
         return self._own(drawn)

@@ -105,7 +105,8 @@ class CompiledStep:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from a state."""
         self._begun, self._never, self._made = set(state["begun"]), set(state["never"]), Counter(state["made"])
-        self._settings = None if state["moved"] else Settings(self.update.optimizer)
+        alone = not (state["moved"] or self.update.together)
+        self._settings = Settings(self.update.optimizer) if alone else None
 
     def _make(self, index: Tensor, phase: str) -> Graph | None:
         """The graph of a phase: with the optimizer, if its settings stay as they are and it can be traced; or None."""

@@ -35,7 +35,7 @@ from pyro_vae.training.kept import Kept, check_average
 from pyro_vae.training.optimizers import make_optimizer
 from pyro_vae.training.plan import Keep, TrainingPlan
 from pyro_vae.training.records import Epoch, Progress
-from pyro_vae.training.saving import Saving
+from pyro_vae.training.saving import Saving, identity_numbers
 from pyro_vae.training.schedules import MovingSchedule
 from pyro_vae.training.step import Step, Update
 from pyro_vae.training.watch import Watched, check_kl, check_watch
@@ -130,8 +130,6 @@ class Training(Iterator[Epoch]):
                 f"e_steps and m_steps: the {side} uses no parameters, so that steps on it alone move nothing"
             )
         self.phases = {"both": [*w, *phi], "E": phi, "M": w}
-        if self.together:
-            self.together.from_first(self.phases["both"])
         self._placed = self._places()
         self.optimizer = make_optimizer(plan.optimizer, w, phi, plan.lr_phi)
         steps = plan.epochs * self.steps
@@ -239,8 +237,11 @@ class Training(Iterator[Epoch]):
 
     def _run(self) -> Iterator[Epoch]:
         if self.together:
+            told = "the processes of this training do not have the same data and options"
+            self.together.check_same(identity_numbers(self), told)
             told = "the processes of this training do not see the same checkpoint: its folder must be one that all of them see"
             self.together.check_same([self.done, self.step_of_epoch], told)
+            self.together.from_first(self.phases["both"])
         plan = self.plan
         update = Update(
             self.programs,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.description import Described
-from pyro_vae.files import tensor_digest
+from pyro_vae.files import digest, tensor_digest
 from pyro_vae.training.checkpoint import Every, NotKeptError, read_checkpoint, surroundings, write_checkpoint
 from pyro_vae.training.compiled_step import CompiledStep
 from pyro_vae.training.step import Step
@@ -45,9 +45,15 @@ class Saving:
         if self._step and self._restored:
             self._step.restore(self._restored)
 
+    @property
+    def _writes(self) -> bool:
+        """Whether this process writes: the first of several does for all."""
+        together = self.training.together
+        return not (together and together.rank)
+
     def is_due(self, done: int) -> bool:
         """Whether a checkpoint is due after a step, of which so many were taken."""
-        return not self._off and self.every.step(done)
+        return not self._off and self._writes and self.every.step(done)
 
     def after_epoch(self, epoch: int, last: bool) -> None:
         """Writes a checkpoint if one is due after this epoch, or if it was the last one."""
@@ -65,8 +71,8 @@ class Saving:
             OSError: the file cannot be written; the checkpoint before is left.
         """
         training = self.training
-        if self._off or (training.together and training.together.rank):
-            return  # the first of several processes writes for all
+        if self._off or not self._writes:
+            return
         state = {
             "training": self._identity,
             "surroundings": surroundings(training.device),
@@ -139,6 +145,12 @@ class Saving:
             logger.warning(
                 "The training goes on with other rounding, so that its bits may differ: %s", "; ".join(moved)
             )
+
+
+def identity_numbers(training: Training) -> list[float]:
+    """Numbers that are the same for the same training, on the same data."""
+    found = digest(_identity(training))
+    return [float(int(found[i : i + 8], 16)) for i in range(0, 32, 8)]
 
 
 def _identity(training: Training) -> dict[str, Any]:

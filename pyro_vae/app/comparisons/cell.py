@@ -78,7 +78,6 @@ def trained(
         run.follow(record, model, records)
         stop.check()
     run.conclude(model, records)
-    run.checkpoint.unlink(missing_ok=True)  # nothing goes on from it any more
     return model, run, seconds
 
 

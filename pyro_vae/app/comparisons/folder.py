@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from pyro_vae.files import (
     write_whole,
 )
 from pyro_vae.kinds import shortened
+from pyro_vae.runs.run import CHECKPOINT
 
 EstimatorFactory = Callable[[int], Estimator]
 _FORM = 2
@@ -127,15 +129,21 @@ class ComparisonFolder:
                 lock.acquire(blocking=False)
             except Timeout:
                 return None
-        if path not in self._finished and path.is_file():
+        self._finished.pop(path, None)  # others may have moved it away since, or computed it anew
+        if path.is_file():
             self._take(path, self._finished)
         return lock
 
     def _lock(self, name: str) -> BaseFileLock:
-        return FileLock(self.folder / _CLAIMS / f"{name}.lock")
+        return FileLock(self.folder / _CLAIMS / f"{name}.lock", fallback_to_soft=False)
+
+    def finished_cell(self, *key: object, of: Any = None) -> dict[str, Any] | None:
+        """A finished cell, or None, where it was not computed or is of something else."""
+        cell = self._finished.get(self._path(*key))
+        return cell if cell and cell.get(_OF) == self._digest(of) else None
 
     def get(self, *key: object, of: Any = None) -> dict[str, Any] | None:
-        """A finished cell, or None.
+        """A finished cell, or None. One of something else is moved away, so that a claim must be held.
 
         Args:
             key: the names of the cell.
@@ -159,11 +167,13 @@ class ComparisonFolder:
             of: what it was computed from, as for `get`.
         """
         run = self.run_folder(*key)
-        files = {each.relative_to(run).as_posix(): _sha256(each) for each in sorted(run.rglob("*")) if each.is_file()}
+        written = [each for each in sorted(run.rglob("*")) if each.is_file() and each.name != CHECKPOINT]
+        files = {each.relative_to(run).as_posix(): _sha256(each) for each in written}
         told = {_KEY: [str(each) for each in key], _ABOUT: to_json(of)}
         whole = from_json(to_json({**cell, **told, _OF: self._digest(of), _FILES: files}))
         text = to_json(whole | {_DIGEST: digest(whole)})
         write_whole(self._path(*key), text.encode())
+        (run / CHECKPOINT).unlink(missing_ok=True)  # nothing goes on from it any more
         cell = self._finished[self._path(*key)] = _numbers(text)
         return cell
 
@@ -373,7 +383,9 @@ def _locking(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except NotImplementedError as error:
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            raise
         raise ValueError(
             f"out: the file system of {folder} has no locks (flock), by which processes share cells out; choose a folder on "
             f"another one"

@@ -69,11 +69,14 @@ def attempt(cell: Cell, folder: Path, tell: Tell) -> Numbers:
     """Computes a cell: its numbers, or the reason why it has none.
 
     Raises:
+        OSError: a file cannot be written.
         RuntimeError: the device is of no more use, so that no other cell could be computed either.
     """
     try:
         return cell.compute(folder, tell)
-    except (ValueError, ArithmeticError, MemoryError, RuntimeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a part may be a user's own, which raises anything
         return {REASON: _reason(error)}
 
 

@@ -64,18 +64,18 @@ def compare(comparison: Comparison, config: str, order: Order) -> None:
     """
     cells = ComparisonFolder(comparison.out, comparison.name, config, comparison.grid, comparison.given)
     machines = comparison.machines
-    order = replace(
-        order,
-        made_from=made_from(comparison, config),
-        threads=max(1, torch.get_num_threads() // machines.jobs) if machines.executor == "processes" else 1,
-    )
     with progress_bar(console) as bar:
-        grid = _Grid(comparison.cells, cells, machines.jobs, bar)
+        grid = _Grid(comparison.cells, cells, bar)
         grid.collect()
         if grid.waiting:
             size = min(machines.jobs, len(grid.waiting))
-            with _workers(machines, order, comparison.cells, size, grid.told) as workers:
-                grid.compute(workers)
+            threads = max(1, torch.get_num_threads() // size) if machines.executor == "processes" else 1
+            order = replace(order, made_from=made_from(comparison, config), threads=threads)
+            try:
+                with _workers(machines, order, comparison.cells, size, grid.told) as workers:
+                    grid.compute(workers, size)
+            finally:
+                grid.release()  # once nobody writes into their folders any more
     with cells.alone():
         cells.left_out(console, bool(grid.found), grid.died)
         comparison.report(cells, grid.found)
@@ -96,12 +96,11 @@ class _Grid:
     Args:
         grid: the cells.
         folder: their folder.
-        jobs: how many are computed at once.
         bar: where their progress is drawn.
     """
 
-    def __init__(self, grid: Sequence[Cell], folder: ComparisonFolder, jobs: int, bar: Progress) -> None:
-        self.grid, self.folder, self.jobs, self.bar = grid, folder, jobs, bar
+    def __init__(self, grid: Sequence[Cell], folder: ComparisonFolder, bar: Progress) -> None:
+        self.grid, self.folder, self.bar, self.size = grid, folder, bar, 1
         self.waiting = list(range(len(grid)))
         """Numbers of the cells that are neither finished nor being computed here."""
         self.found: dict[Key, Numbers] = {}
@@ -109,36 +108,45 @@ class _Grid:
         """Cells whose process died, and how. The same command tries them again."""
         self._claims: dict[int, BaseFileLock] = {}
         self._shares: dict[int, float] = {}
+        self._asked: dict[int, float] = {}
+        """When it was last tried to claim a cell that another process has claimed."""
         self._task = bar.add_task("", total=sum(cell.work for cell in grid))
 
     def collect(self) -> None:
         """Takes the cells that are finished already."""
         for number in [*self.waiting]:
             cell = self.grid[number]
-            if (numbers := self.folder.get(*cell.key, of=cell.of)) is not None:
+            if (numbers := self.folder.finished_cell(*cell.key, of=cell.of)) is not None:
                 self._ended(number, numbers)
 
-    def compute(self, workers: Workers) -> None:
-        """Computes those that are not, but for those that other processes compute, which are waited for."""
-        told = False
-        try:
-            while self.waiting or self._claims:
-                for number in [*self.waiting]:
-                    if not workers.free:
-                        break
+    def compute(self, workers: Workers, size: int) -> None:
+        """Computes those that are not, but for those that other processes compute, which are waited for.
+
+        Args:
+            workers: who computes them.
+            size: how many at once.
+        """
+        told, self.size = False, size
+        while self.waiting or self._claims:
+            for number in [*self.waiting]:
+                if not workers.free:
+                    break
+                if time.monotonic() - self._asked.get(number, -_PAUSE) >= _PAUSE:
                     self._begin(number, workers)
-                if self._claims:
-                    for number, numbers, reason, files in workers.wait(_PAUSE):
-                        self._keep(number, numbers, reason, files)
-                elif self.waiting:
-                    if not told:
-                        names = ", ".join(self.grid[number].shown for number in self.waiting)
-                        console.print(f"Waiting for cells that other processes compute: {names}", soft_wrap=True)
-                    told = True
-                    time.sleep(_PAUSE)
-        finally:
-            for claim in self._claims.values():
-                claim.release()
+            if self._claims:
+                for number, numbers, reason, files in workers.wait(_PAUSE):
+                    self._keep(number, numbers, reason, files)
+            elif self.waiting:
+                if not told:
+                    names = ", ".join(self.grid[number].shown for number in self.waiting)
+                    console.print(f"Waiting for cells that other processes compute: {names}", soft_wrap=True)
+                told = True
+                time.sleep(_PAUSE)
+
+    def release(self) -> None:
+        """Gives up the claims of cells that were not finished."""
+        for claim in self._claims.values():
+            claim.release()
 
     def told(self, number: int, share: float, what: str, bound: float | None) -> None:
         """Draws how far a cell is."""
@@ -151,6 +159,7 @@ class _Grid:
         cell = self.grid[number]
         claim = self.folder.claim(*cell.key)
         if claim is None:
+            self._asked[number] = time.monotonic()
             return
         numbers = self.folder.get(*cell.key, of=cell.of)
         if numbers is not None:
@@ -170,7 +179,7 @@ class _Grid:
         else:
             if files is not None:
                 self.folder.adopt(files, *cell.key)
-            kept = self.folder.put({**numbers, _AT_ONCE: self.jobs}, *cell.key, of=cell.of)
+            kept = self.folder.put({**numbers, _AT_ONCE: self.size}, *cell.key, of=cell.of)
             self._ended(number, kept)
             if REASON not in kept:
                 console.print(cell.line(kept))
