@@ -65,13 +65,18 @@ def read_yaml(path: Path) -> Any:
     """
     text = read_text(path)
     try:
-        if _size(yaml.compose(text, Loader=yaml.SafeLoader), {}) > LARGEST:
+        if not bounded(yaml.compose(text, Loader=yaml.SafeLoader)):
             raise ValueError(f"{path}: its aliases (&, *) stand for more than {LARGEST} values")
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: damaged, or no YAML ({' '.join(str(error).split())})") from error
     except RecursionError:
         raise ValueError(f"{path}: damaged: its lists stand in each other without end") from None
+
+
+def bounded(node: yaml.Node | None) -> bool:
+    """Whether YAML stands for no more than `LARGEST` values: its aliases may be of lists that hold each other."""
+    return _size(node, {}) <= LARGEST
 
 
 def _size(node: yaml.Node | None, known: dict[int, int]) -> int:

@@ -88,6 +88,7 @@ def child(
         traceback.print_exc()
     if count:
         count.write_text(str(seen[0]))
+    sys.stdout.flush(), sys.stderr.flush()
     os._exit(status)
 
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from pyro_vae.files import read_text
+from pyro_vae.files import LARGEST, bounded, read_text
+from pyro_vae.kinds import shortened
 
 Place = tuple[str, ...]
 """Where an option stands in the tree: ``("guide", "network", "hidden")``. Elements of lists are ``"[0]"``, ``"[1]"``, ..."""
@@ -183,12 +184,20 @@ def from_file(path: Path) -> list[Given]:
 
 
 def _of_value(place: Place, word: str) -> list[Given]:
-    """The options in a word of a command line, which may be a list or a mapping."""
+    """The options in a word of a command line, which may be a list or a mapping.
+
+    Raises:
+        WrongOptionError: it stands for more values than can be read.
+    """
     try:
         node = yaml.compose(word, Loader=yaml.SafeLoader)
-        value = yaml.safe_load(word)
+        few = bounded(node)
+        value = yaml.safe_load(word) if few else None
     except (yaml.YAMLError, ValueError, RecursionError):
         return [Given(place, word, word)]
+    if not few:
+        told = f"--{'.'.join(place)}: the aliases (&, *) in {shortened(word)} stand for more than {LARGEST} values"
+        raise WrongOptionError(f"{told}: write the values themselves")
     inner = list(_of_node(place, node, "")) if isinstance(node, yaml.CollectionNode) else []
     return [
         Given(place, NOTHING if isinstance(value, dict) else value, word),

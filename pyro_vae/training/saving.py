@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyro_vae.description import Described
 from pyro_vae.files import digest, tensor_digest
+from pyro_vae.kinds import shown, words
 from pyro_vae.training.checkpoint import Every, NotKeptError, read_checkpoint, surroundings, write_checkpoint
 from pyro_vae.training.compiled_step import CompiledStep
 from pyro_vae.training.step import Step
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
     from pyro_vae.training.loop import Training
 
 logger = logging.getLogger("pyro_vae")
+_WITHIN: dict[str, Any] = {
+    "steps": int,
+    "seconds": float,
+    "lr": float,
+    "totals": {"count": int, "rows": Tensor | None},
+    "watched": dict | None,  # which older versions did not write
+}
+"""The kinds of what says where in an epoch a training stands."""
 
 
 class Saving:
@@ -102,6 +111,7 @@ class Saving:
         """
         state, training = read_checkpoint(self.file), self.training
         try:
+            _check_kinds(state, {"done": int} if state["within"] is None else {"done": int, "within": _WITHIN}, "state")
             self._check(state)
             with torch.no_grad():
                 _fill(list(training.phases["both"]), state["leaves"])
@@ -114,7 +124,9 @@ class Saving:
             for callback, kept in zip(training.plan.callbacks, state["callbacks"], strict=True):
                 if kept is not None:
                     callback.load_state_dict(kept)
-        except (KeyError, TypeError, RuntimeError, IndexError, AttributeError) as error:
+        except (KeyError, TypeError, RuntimeError, IndexError, AttributeError, ValueError) as error:
+            if str(error).startswith(str(self.file)):
+                raise
             raise ValueError(f"{self.file}: it does not fit this training ({type(error).__name__}: {error})") from error
         self._restored = state["step"]
         within = state["within"]
@@ -173,6 +185,21 @@ def _identity(training: Training) -> dict[str, Any]:
 def _told(part: Any) -> str:
     """An object by its class and what it was made with."""
     return str(part.described()) if isinstance(part, Described) else type(part).__name__
+
+
+def _check_kinds(found: Any, kinds: Mapping[str, Any], name: str) -> None:
+    """Checks the kinds of what says where a training stands. All else is checked where it is put back.
+
+    Raises:
+        TypeError: something is missing, or is of another kind than what is written; the message names it.
+    """
+    if not isinstance(found, dict):
+        raise TypeError(f"{name}: expected {', '.join(kinds)}, got {shown(found)}")
+    for each, kind in kinds.items():
+        if isinstance(kind, dict):
+            _check_kinds(found[each], kind, each)
+        elif not isinstance(found.get(each) if each == "watched" else found[each], kind):
+            raise TypeError(f"{each}: expected {words(kind)}, got {shown(found[each])}")
 
 
 def _buffers(training: Training) -> Iterator[tuple[str, Tensor]]:

@@ -51,6 +51,7 @@ LINES = {
     "train --optimizer.momentum 0.9": "Adam has no option momentum; Muon, RMSprop and SGD have it",
     "train --schedule.gamma 0.1": "name one with --schedule CLASS (known: CyclicLR, ExponentialLR, MultiStepLR, StepLR",
     "train --guide.network.width 3": "MLP has no option width. It has hidden, activation, init",
+    "train --guide.network.hidden '&a [*a]'": "--guide.network.hidden: the aliases (&, *) in &a [*a] stand for more than",
     # classes
     "train --prior StandardNorml": "there is no class of that name. Did you mean StandardNormal?",
     "train --prior DiagonalNormal": "DiagonalNormal goes with --guide",

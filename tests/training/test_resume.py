@@ -281,6 +281,27 @@ def test_another_training_is_refused(name, tmp_path):
         fit(small_vae(), FIFTY, PLAN, checkpoint=tmp_path / "c", **{name: OTHER[name]})
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"done": "1"}, "done: expected a whole number, got '1'"),
+        ({"within": 3}, "within: expected steps, seconds, lr, totals, watched, got 3"),
+        ({"within": {"steps": "2"}}, "steps: expected a whole number, got '2'"),
+        (
+            {"within": {"steps": 2, "seconds": 0.1, "lr": 0.1, "totals": {"count": 3, "rows": "a"}}},
+            "rows: expected a tensor",
+        ),
+    ],
+)
+def test_a_checkpoint_that_says_no_place_is_refused(changed, told, tmp_path):
+    path = tmp_path / "c"
+    list(fit(small_vae(), FIFTY, PLAN, checkpoint=path))
+    write_checkpoint(path, read_checkpoint(path) | changed)
+    with pytest.raises(ValueError, match="does not fit this training") as raised:
+        fit(small_vae(), FIFTY, PLAN, checkpoint=path)
+    assert told in str(raised.value)
+
+
 def test_other_data_and_another_model_are_refused(tmp_path):
     list(fit(small_vae(), FIFTY, PLAN, checkpoint=tmp_path / "c"))
     other = make_splits(Split(1 - torch.cat([FIFTY.train.x, FIFTY.valid.x, FIFTY.test.x])), valid=10, test=10)

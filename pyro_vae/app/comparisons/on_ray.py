@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Sequence
 from importlib import import_module
@@ -13,6 +14,7 @@ import torch
 
 from pyro_vae.app.comparisons.grid import Comparison
 from pyro_vae.app.comparisons.order import Ended, Order, attempt
+from pyro_vae.app.console import Stopped
 
 
 class OnRay:
@@ -31,10 +33,15 @@ class OnRay:
             ray: Any = import_module("ray")
         except ImportError:
             raise ValueError("executor: Ray is not installed: pip install ray") from None
+        before = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(log_to_driver=False, include_dashboard=False, ignore_reinit_error=True)
         except ConnectionError as error:
             raise ValueError(f"executor: no cluster of Ray answers: {error}") from None
+        except SystemExit:
+            raise Stopped(signal.SIGTERM) from None
+        finally:
+            signal.signal(signal.SIGTERM, before)  # Ray puts one there that ends with status 15, and no line
         self.ray, self.size = ray, size
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
         options = {"num_cpus": order.threads, "num_gpus": gpus, "max_retries": 0}
