@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -57,7 +58,7 @@ class Together:
         own, share = parts[self.rank], len(parts[self.rank]) / len(index)
         if not len(own):
             own, start = index[:1], 0
-        with _SharedNoise(len(index), start, len(own), K):
+        with _SharedNoise(_SharedDraws(len(index), start, len(own), K)):
             yield own, slice(start, start + len(own)), share
 
     def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -98,9 +99,44 @@ class Together:
 
 _CHOOSING = {torch.ops.aten.randint, torch.ops.aten.randperm}
 """Random numbers that choose among a model's own things, and belong to no datum."""
+_DRAWING = frozenset(
+    {
+        *("rand", "randn", "rand_like", "randn_like", "normal", "bernoulli", "binomial", "poisson", "multinomial"),
+        *("_standard_gamma", "_sample_dirichlet", "rrelu", "rrelu_", "gumbel_softmax", "scaled_dot_product_attention"),
+        *("multi_head_attention_forward", "native_dropout", "fractional_max_pool2d", "fractional_max_pool3d"),
+        *(f"{each}dropout{end}" for each in ("", "alpha_", "feature_", "feature_alpha_") for end in ("", "_")),
+        *("dropout1d", "dropout2d", "dropout3d", "lstm", "gru", "rnn_tanh", "rnn_relu"),
+        *(
+            f"{each}_"
+            for each in ("normal", "uniform", "bernoulli", "exponential", "cauchy", "geometric", "log_normal")
+        ),
+    }
+)
+"""The names of PyTorch's functions that draw random numbers, or call what does."""
 
 
-class _SharedNoise(TorchDispatchMode):
+class _SharedNoise(TorchFunctionMode):
+    """Has PyTorch's functions draw the random numbers of a whole batch, and take those of some of its data.
+
+    Only those that draw are looked into: to look at every operation would take longer than small networks do.
+
+    Args:
+        draws: what looks into them.
+    """
+
+    def __init__(self, draws: _SharedDraws) -> None:
+        super().__init__()
+        self.draws = draws
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Calls a function of PyTorch."""
+        if getattr(func, "__name__", "") not in _DRAWING:
+            return func(*args, **(kwargs or {}))
+        with self.draws:
+            return func(*args, **(kwargs or {}))
+
+
+class _SharedDraws(TorchDispatchMode):
     """Draws the random numbers of a whole batch, and takes those of some of its data.
 
     Args:

@@ -119,13 +119,27 @@ def test_dropout_and_pixels_that_are_drawn_anew(K, dynamic):
     agree(update_of(vae, 0.3 + 0.4 * BITS[:7], IWAE(K), dynamic=dynamic))
 
 
+def test_random_numbers_of_no_datum_are_those_of_one_process():
+    """Also where a dimension of theirs is as large as the whole batch."""
+    index, together = torch.arange(10), Together(1, 2)
+    with seeded(CPU, "noise"):
+        exact = torch.randn(10), torch.rand(3, 10, 4), torch.randn(10, 6), torch.randperm(5)
+    with seeded(CPU, "noise"), together.share(index, K=3) as (own, place, share):
+        found = torch.randn(7 + 3), torch.rand(3, 5, 4), torch.randn(5, 6), torch.randperm(5)
+    assert (own.tolist(), place, share) == ([5, 6, 7, 8, 9], slice(5, 10), 0.5)
+    assert torch.equal(found[0], exact[0])
+    assert torch.equal(found[1], exact[1][:, 5:])
+    assert torch.equal(found[2], exact[2][5:])
+    assert torch.equal(found[3], exact[3])
+
+
 @pytest.mark.parametrize("control", ["none", "running"])
 def test_the_state_of_an_estimator_is_that_of_the_whole_batch(control):
     agree(update_of(vae_of(DiagonalNormal), BITS[:7], ScoreFunction(1, control=control)))
 
 
 def test_noise_of_its_own_would_be_seen(monkeypatch):
-    monkeypatch.setattr("pyro_vae.together._SharedNoise._place", lambda *_: None)
+    monkeypatch.setattr("pyro_vae.together._SharedDraws._place", lambda *_: None)
     with pytest.raises(AssertionError, match="not close"):
         agree(update_of(vae_of(DiagonalNormal), BITS[:7], ELBO(2)))
 
