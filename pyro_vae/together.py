@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyro_vae.files import digest
+
 
 class LostError(ConnectionError):
     """Raised if another process of a training is gone, or does something else."""
@@ -90,9 +92,10 @@ class Together:
         """Whether any of the processes says yes, each of which asks this at the same moment."""
         return bool(self.sum([torch.tensor(float(yes))])[0])
 
-    def check_same(self, what: Sequence[float], told: str) -> None:
-        """Raises LostError, with what is told, if numbers are not the same in all processes."""
-        mine = torch.tensor(list(what), dtype=torch.float64)
+    def check_same(self, what: Any, told: str) -> None:
+        """Raises LostError, with what is told, if plain data are not the same in all processes."""
+        found = digest(what)
+        mine = torch.tensor([int(found[i : i + 8], 16) for i in range(0, len(found), 8)], dtype=torch.float64)
         if not torch.equal(self.sum([mine])[0], mine * self.size):
             raise LostError(told)
 
@@ -179,10 +182,8 @@ class _SharedDraws(TorchDispatchMode):
             return 0, False
         if len(shape) > 1 and shape[0] == self.K * of:
             return 0, True
-        fitting = [i for i, length in enumerate(shape) if length == of]
-        return (
-            (fitting[0], False) if fitting else None
-        )  # what belongs to one datum comes behind the dimension of the data
+        # What belongs to one datum comes behind the dimension of the data.
+        return next(((i, False) for i, length in enumerate(shape) if length == of), None)
 
     def _whole(self, value: Any) -> Any:
         """A tensor, or the shape of one, of the whole batch in place of one of the share: other data are copies of its own."""

@@ -76,7 +76,6 @@ def autoencoder(
     splits, first = splits.to(where), first.to(where)
     for objective in CASES.values():  # what one of them cannot do is told before any is trained
         fit(spec.build(splits, plan.seed).to(where), splits, _case(plan, objective))
-    steps = plan.epochs * plan.steps(len(splits.train))
 
     def of(name: str, objective: Objective) -> Cell:
         case = _case(plan, objective)
@@ -87,7 +86,7 @@ def autoencoder(
 
                 def begin() -> tuple[Model, Training]:
                     model = spec.build(splits, plan.seed).to(where)
-                    return model, fit(model, splits, case, on_step=following(tell, name, stop, steps))
+                    return model, fit(model, splits, case, on_step=following(tell, name, stop, plan.epochs))
 
                 model, _, _ = trained(begin, folder, run_config(yaml.safe_load(config), set(), one), stop)
             return {"terms": _terms(model, first, objective, plan.batch_size, setting.test_particles)}

@@ -156,7 +156,7 @@ class Options:
         """Ends the program where an option or a class does not exist, with what may be meant."""
         hidden = {*left_out, *FILLED_IN, *_specifications(self.function)}
         own = {name: (Parser.slots[name], default) for name, default in self._defaults(hidden).items()}
-        elsewhere = {name for kind in SPECIFICATIONS[:3] for name in _names(kind)} - own.keys()
+        elsewhere = {name for kind in SPECIFICATIONS if kind is not Machines for name in _names(kind)} - own.keys()
         try:
             self.given = from_words(self.arguments)
             if "likelihood" in own and not any(each.place == ("likelihood",) and each.name for each in self.given):

@@ -217,7 +217,7 @@ def bound_over(
         for start in range(0, len(columns), size):
             place = slice(start, start + size)
             if together:
-                index = torch.arange(len(columns), device=columns.x.device)[place]
+                index = torch.arange(start, min(start + size, len(columns)), device=columns.x.device)
                 with together.share(index, sizes["K"]) as (own, at, share):
                     estimate = estimator.estimate(programs.model, programs.guide, *columns.take(own))
                 found = Sums(*together.sum(part_of(sums(estimate), at, len(index), share)[:2]))

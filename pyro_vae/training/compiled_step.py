@@ -192,7 +192,7 @@ class Graph:
         """One step. `stale` is to be asked first."""
         found, gradients = self._outcome(index, kl_weight)
         if not self.whole:
-            found = self.update.follow(self.leaves, found, gradients, self.update.of_phi(self.leaves))
+            found = self.update.follow(self.leaves, found, gradients)
         return found
 
     def stale(self) -> str | None:

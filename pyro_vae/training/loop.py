@@ -35,7 +35,7 @@ from pyro_vae.training.kept import Kept, check_average
 from pyro_vae.training.optimizers import make_optimizer
 from pyro_vae.training.plan import Keep, TrainingPlan
 from pyro_vae.training.records import Epoch, Progress
-from pyro_vae.training.saving import Saving, identity_numbers
+from pyro_vae.training.saving import Saving, identity_of
 from pyro_vae.training.schedules import MovingSchedule
 from pyro_vae.training.step import Step, Update
 from pyro_vae.training.watch import Watched, check_kl, check_watch
@@ -238,7 +238,7 @@ class Training(Iterator[Epoch]):
     def _run(self) -> Iterator[Epoch]:
         if self.together:
             told = "the processes of this training do not have the same data and options"
-            self.together.check_same(identity_numbers(self), told)
+            self.together.check_same(self._saving.identity if self._saving else identity_of(self), told)
             told = "the processes of this training do not see the same checkpoint: its folder must be one that all of them see"
             self.together.check_same([self.done, self.step_of_epoch], told)
             self.together.from_first(self.phases["both"])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.description import Described
-from pyro_vae.files import digest, tensor_digest
+from pyro_vae.files import tensor_digest
 from pyro_vae.kinds import shown, words
 from pyro_vae.training.checkpoint import Every, NotKeptError, read_checkpoint, surroundings, write_checkpoint
 from pyro_vae.training.compiled_step import CompiledStep
@@ -32,6 +32,10 @@ _WITHIN: dict[str, Any] = {
 """The kinds of what says where in an epoch a training stands."""
 
 
+class _OtherTrainingError(ValueError):
+    """Raised if a checkpoint is whole, and of another training."""
+
+
 class Saving:
     """Writes and reads the checkpoints of a training.
 
@@ -45,8 +49,8 @@ class Saving:
         self.file, self.every, self.training = file, every, training
         self._step: CompiledStep | None = None
         self._restored: Mapping[str, Any] | None = None
-        self._off = False
-        self._identity = _identity(training)
+        self._off = bool(training.together and training.together.rank)  # the first of several processes writes for all
+        self.identity = identity_of(training)
 
     def begin(self, step: Step) -> None:
         """Is told the step, when the training begins or goes on."""
@@ -54,15 +58,9 @@ class Saving:
         if self._step and self._restored:
             self._step.restore(self._restored)
 
-    @property
-    def _writes(self) -> bool:
-        """Whether this process writes: the first of several does for all."""
-        together = self.training.together
-        return not (together and together.rank)
-
     def is_due(self, done: int) -> bool:
         """Whether a checkpoint is due after a step, of which so many were taken."""
-        return not self._off and self._writes and self.every.step(done)
+        return not self._off and self.every.step(done)
 
     def after_epoch(self, epoch: int, last: bool) -> None:
         """Writes a checkpoint if one is due after this epoch, or if it was the last one."""
@@ -79,11 +77,11 @@ class Saving:
         Raises:
             OSError: the file cannot be written; the checkpoint before is left.
         """
-        training = self.training
-        if self._off or not self._writes:
+        if self._off:
             return
+        training = self.training
         state = {
-            "training": self._identity,
+            "training": self.identity,
             "surroundings": surroundings(training.device),
             "done": done,
             "within": within,
@@ -124,9 +122,9 @@ class Saving:
             for callback, kept in zip(training.plan.callbacks, state["callbacks"], strict=True):
                 if kept is not None:
                     callback.load_state_dict(kept)
+        except _OtherTrainingError:
+            raise
         except (KeyError, TypeError, RuntimeError, IndexError, AttributeError, ValueError) as error:
-            if str(error).startswith(str(self.file)):
-                raise
             raise ValueError(f"{self.file}: it does not fit this training ({type(error).__name__}: {error})") from error
         self._restored = state["step"]
         within = state["within"]
@@ -138,15 +136,15 @@ class Saving:
         """Checks that a checkpoint is of this training, and tells where its bits may differ.
 
         Raises:
-            ValueError: it is of another one; the message says in what they differ.
+            _OtherTrainingError: it is of another one; the message says in what they differ.
         """
-        kept, own = state["training"], self._identity
+        kept, own = state["training"], self.identity
         for name, value in own.items():
             if kept.get(name) == value or (name == "epochs" and own["schedule"] is None and value > state["done"]):
                 continue
             if name == "data":
-                raise ValueError(f"{self.file}: this checkpoint is of a training with other data")
-            raise ValueError(
+                raise _OtherTrainingError(f"{self.file}: this checkpoint is of a training with other data")
+            raise _OtherTrainingError(
                 f"{self.file}: this checkpoint is of a training with another {name}: there {kept.get(name)}, here {value}"
             )
         before, now = state["surroundings"], surroundings(self.training.device)
@@ -159,13 +157,7 @@ class Saving:
             )
 
 
-def identity_numbers(training: Training) -> list[float]:
-    """Numbers that are the same for the same training, on the same data."""
-    found = digest(_identity(training))
-    return [float(int(found[i : i + 8], 16)) for i in range(0, 32, 8)]
-
-
-def _identity(training: Training) -> dict[str, Any]:
+def identity_of(training: Training) -> dict[str, Any]:
     """What must be the same for a training to go on: as text and numbers."""
     plan, data = training.plan, dict[str, Tensor]()
     for name, columns in (("train", training.train), ("valid", training.valid)):

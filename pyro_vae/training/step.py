@@ -67,13 +67,10 @@ class Update:
         """One step, eagerly (see `Step`)."""
         del undisturbed
         leaves = self.leaves(phase)
-        of_phi = self.of_phi(leaves)
-        found, gradients = self.gradients(self.columns.tensors, index, kl_weight, leaves, of_phi)
-        return self.follow(leaves, found, gradients, of_phi)
+        found, gradients = self.gradients(self.columns.tensors, index, kl_weight, leaves, self.of_phi(leaves))
+        return self.follow(leaves, found, gradients)
 
-    def follow(
-        self, leaves: Sequence[Tensor], found: Sums, gradients: Sequence[Tensor], of_phi: Sequence[bool] | None
-    ) -> Sums:
+    def follow(self, leaves: Sequence[Tensor], found: Sums, gradients: Sequence[Tensor]) -> Sums:
         """The optimizer's step, with what `gradients` returned, which several processes sum up first. Returns their sums.
 
         Raises:
@@ -81,7 +78,7 @@ class Update:
             LostError: another process is gone.
         """
         if self.together:
-            found, gradients = self._joined(found, gradients, of_phi)
+            found, gradients = self._joined(self.together, leaves, found, gradients)
         self.optimizer.zero_grad(set_to_none=True)  # an estimator of Pyro's may have left gradients of the other side
         for leaf, gradient in zip(leaves, gradients, strict=True):
             # PyTorch's fused optimizers read a gradient in the order of the parameter's memory, whatever its own order is.
@@ -150,7 +147,7 @@ class Update:
             of_phi: whether each of them is one of φ: the sums have then the norms of the gradient before it is clipped.
         """
         if self.together:
-            return self._share(tensors, index, kl_weight, leaves)
+            return self._share(self.together, tensors, index, kl_weight, leaves)
         estimate, gradients = self._estimate(tensors, index, kl_weight, leaves)
         norms, gradients = self._clipped(gradients, of_phi)
         self.estimator.after_step(estimate)
@@ -179,11 +176,15 @@ class Update:
         return norms, gradients
 
     def _share(
-        self, tensors: Sequence[Tensor], index: Tensor, kl_weight: float | Tensor, leaves: Sequence[Tensor]
+        self,
+        together: Together,
+        tensors: Sequence[Tensor],
+        index: Tensor,
+        kl_weight: float | Tensor,
+        leaves: Sequence[Tensor],
     ) -> tuple[Sums, list[Tensor]]:
         """What this process adds to the sums and to the gradient, and the estimator's state after it, times its share."""
-        assert self.together
-        with self.together.share(index, self.estimator.M * self.estimator.K) as (own, place, share):
+        with together.share(index, self.estimator.M * self.estimator.K) as (own, place, share):
             estimate, gradients = self._estimate(tensors, own, kl_weight, leaves)
         self.estimator.after_step(estimate)
         for value in self._averaged():
@@ -195,15 +196,14 @@ class Update:
         return [value for value in self.estimator.state.values() if value.is_floating_point()]
 
     def _joined(
-        self, found: Sums, gradients: Sequence[Tensor], of_phi: Sequence[bool] | None
+        self, together: Together, leaves: Sequence[Tensor], found: Sums, gradients: Sequence[Tensor]
     ) -> tuple[Sums, list[Tensor]]:
         """The sums over all processes."""
-        assert self.together
         state = self._averaged()
-        row, bound, *summed = self.together.sum([found.row, found.bound, *state, *gradients])
+        row, bound, *summed = together.sum([found.row, found.bound, *state, *gradients])
         for value, new in zip(state, summed, strict=False):
             value.copy_(new)
-        norms, gradients = self._clipped(summed[len(state) :], of_phi)
+        norms, gradients = self._clipped(summed[len(state) :], self.of_phi(leaves))
         return Sums(row, bound, norms), gradients
 
 

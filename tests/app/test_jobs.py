@@ -10,13 +10,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from helpers import TABLE
+from helpers import FIFTY, TABLE, small_vae, state_of
 
+from pyro_vae import fit
+from pyro_vae.app.comparisons.cell import trained
 from pyro_vae.app.comparisons.folder import ComparisonFolder
+from pyro_vae.app.console import StopRequest
+from pyro_vae.files import NotWrittenError
+from pyro_vae.runs import Run
+from pyro_vae.training.checkpoint import Every
 
 NETWORKS = ["--guide.network.hidden", "[4]", "--likelihood", "Normal", "--likelihood.network.hidden", "[4]"]
 GRID = "[{class_path: DiagonalNormal, init_args: {network: {class_path: MLP, init_args: {hidden: [4]}}}}]"
@@ -202,3 +209,30 @@ def test_a_wrong_number_of_jobs(compare):
     code, _, err = compare("gradients", "grid", "--jobs", "0")
     assert code == 1, err
     assert err == "error: jobs: expected at least 1, got 0\n"
+
+
+def test_a_full_disk_costs_no_checkpoint_of_a_cell(tmp_path, monkeypatch):
+    """What goes on from a checkpoint may fail before it begins, and the checkpoint stays for the next time."""
+    config, folder = "epochs: 3\n", tmp_path / "run"
+
+    def begin():
+        return (vae := small_vae()), fit(vae, FIFTY, epochs=3, batch_size=12, compile="off")
+
+    model, training = begin()
+    run = Run(folder, config)
+    training.keep(run.checkpoint, Every("epoch"))
+    for _ in range(2):
+        run.follow(next(training), model, training)
+    training.save()
+    with StopRequest() as stop, monkeypatch.context() as patch:
+        patch.setattr(Run, "before", Mock(side_effect=NotWrittenError("metrics.jsonl cannot be written")))
+        with pytest.raises(NotWrittenError):
+            trained(begin, folder, config, stop)
+    assert run.checkpoint.is_file()
+    with StopRequest() as stop:
+        again, _, seconds = trained(begin, folder, config, stop)
+    whole, training = begin()
+    list(training)
+    assert torch.equal(state_of(again), state_of(whole))
+    assert seconds > 0
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3

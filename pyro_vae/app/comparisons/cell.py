@@ -34,12 +34,12 @@ def data_digest(splits: Splits) -> str:
     return tensor_digest({"dynamic": splits.train.dynamic, "standardize": splits.standardize}, tensors)
 
 
-def following(tell: Tell, what: str, stop: StopRequest, steps: int) -> Callable[[Progress], None]:
-    """What a training of so many steps calls at each of them: it tells how far it is, and ends where that was asked for."""
+def following(tell: Tell, what: str, stop: StopRequest, epochs: int) -> Callable[[Progress], None]:
+    """What a training of so many epochs calls at its steps: it tells how far it is, and ends where that was asked for."""
 
     def on_step(now: Progress) -> None:
         stop.check()
-        tell(now.step / steps, f"{what}, epoch {now.epoch}", now.bound)
+        tell(now.step / now.steps, f"{what}, epoch {now.epoch}/{epochs}", now.bound)
 
     return on_step
 
@@ -69,7 +69,7 @@ def trained(
         run = Run(folder, config, again=True)
         records.keep(run.checkpoint, Every("minute"))
         seconds = sum(record.seconds for record in run.before(records.done))
-    except (ValueError, OSError):  # what was left there is of something else, or damaged
+    except (ValueError, FileExistsError):  # what was left there is of something else, or damaged
         run, seconds = new_run(folder, config), 0.0
         model, records = begin()
         records.keep(run.checkpoint, Every("minute"))

@@ -149,14 +149,12 @@ class ComparisonFolder:
             key: the names of the cell.
             of: what this cell is computed from, beside what all have in common, as plain data.
         """
-        path = self._path(*key)
-        cell = self._finished.get(path)
-        if cell is None or cell.get(_OF) == self._digest(of):
-            return cell
-        self._move(path)
-        self.moved.append(path.stem)
-        del self._finished[path]
-        return None
+        path, cell = self._path(*key), self.finished_cell(*key, of=of)
+        if cell is None and path in self._finished:
+            self._move(path)
+            self.moved.append(path.stem)
+            del self._finished[path]
+        return cell
 
     def put(self, cell: Mapping[str, Any], *key: object, of: Any = None) -> dict[str, Any]:
         """Keeps a finished cell, in one move, and returns it as it was written.

@@ -92,18 +92,19 @@ def gradients(
     def of(name: str, make: EstimatorFactory, K: int) -> Cell:
         def compute(_: Path, tell: Tell) -> Numbers:
             with StopRequest() as stop:
+                rounds = (K not in of_reference) + (name != reference_name)
 
-                def draw(name: str, make: EstimatorFactory) -> Draws:
+                def draw(name: str, make: EstimatorFactory, before: int) -> Draws:
                     def on_draw(n: int) -> None:
                         stop.check()
-                        tell(n / draws, f"{name}, K = {K}, {n}/{draws}", None)
+                        tell((before + n / draws) / rounds, f"{name}, K = {K}, {n}/{draws}", None)
 
                     return draw_gradients(programs, taken, make(K), draws, f"{name} {K} {seed}", on_draw)
 
                 if K not in of_reference:
                     of_reference.clear()
-                    of_reference[K] = draw(reference_name, reference)
-                found = of_reference[K] if name == reference_name else draw(name, make)
+                    of_reference[K] = draw(reference_name, reference, 0)
+                found = of_reference[K] if name == reference_name else draw(name, make, rounds - 1)
                 of_side = {side: m.as_dict() for side, m in moments(found, of_reference[K]).items()}
                 return {"draws": draws, "ms": 1000 * found.seconds, **of_side}
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +36,7 @@ class Order:
     prog: str | None
     check: Callable[[Mapping[str, Any]], None] | None
     made_from: str = ""
-    threads: int = field(default=1, compare=False)
+    threads: int = 1
 
     def read(self) -> tuple[Comparison, str]:
         """The comparison, and its resolved options in YAML."""
@@ -51,7 +51,7 @@ class Order:
         Raises:
             ValueError: the data or a file of options changed meanwhile.
         """
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # noqa: PTH123
+        with redirect_stdout(io.StringIO()):
             comparison, config = self.read()
         if made_from(comparison, config) != self.made_from:
             raise ValueError(

@@ -109,7 +109,7 @@ def compare_parts(
                 def begin() -> tuple[Model, Training]:
                     one = replace(spec, prior=prior, guide=guide, likelihood=likelihood)
                     model, own = one.build(splits, seed).to(where), replace(plan, estimator=make(K), seed=seed)
-                    return model, fit(model, splits, own, on_step=following(tell, what, stop, steps))
+                    return model, fit(model, splits, own, on_step=following(tell, what, stop, plan.epochs))
 
                 model, run, seconds = trained(begin, folder, one_config, stop)
             cell = {"seconds": seconds} | evaluated(model, make(K), first, setting.test_particles, plan.compile)

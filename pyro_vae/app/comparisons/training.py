@@ -67,7 +67,6 @@ def training(
     given = {"data": data_digest(splits)}
     splits, first = splits.to(where), first.to(where)
     per_epoch = plan.steps(len(splits.train))
-    steps = plan.epochs * per_epoch
 
     def of(seed: int, K: int, name: str, make: EstimatorFactory, described_estimator: Any) -> Cell:
         path, chosen = class_and_options(described_estimator)
@@ -77,7 +76,7 @@ def training(
         def compute(folder: Path, tell: Tell) -> Numbers:
             with StopRequest() as stop:
                 model, own = spec.build(splits, seed).to(where), replace(plan, estimator=make(K), seed=seed)
-                records = fit(model, splits, own, on_step=following(tell, f"{name}, K = {K}", stop, steps))
+                records = fit(model, splits, own, on_step=following(tell, f"{name}, K = {K}", stop, plan.epochs))
                 run = new_run(folder, one_config)
                 return _follow(records, model, run, first, setting.test_particles, evaluate_every, per_epoch, stop)
 
@@ -85,7 +84,7 @@ def training(
             reached = mean(np.array(cell["final"]))
             return f"{name}, K = {K}, seed {seed}: log p(x) = {reached} nats after {cell['seconds'][-1]:.0f} s"
 
-        key, work = (name, f"K{K}", f"seed{seed}"), (20 + K) * steps
+        key, work = (name, f"K{K}", f"seed{seed}"), (20 + K) * plan.epochs * per_epoch
         return Cell(key, f"{name} at K = {K}, seed {seed}", one, work, compute, line)
 
     def finish(cells: ComparisonFolder, found: Mapping[Key, Numbers]) -> None:

@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import connection, get_context, parent_process
@@ -32,21 +31,21 @@ class Here:
 
     def __init__(self, cells: Sequence[Cell], told: Told) -> None:
         self.cells, self.told = cells, told
-        self._given: deque[tuple[int, Path]] = deque()
+        self._given: tuple[int, Path] | None = None
 
     @property
     def free(self) -> bool:
         """Whether no cell was given."""
-        return not self._given
+        return self._given is None
 
     def give(self, number: int, folder: Path) -> None:
         """Takes a cell."""
-        self._given.append((number, folder))
+        self._given = number, folder
 
     def wait(self, seconds: float) -> Sequence[Ended]:  # noqa: ARG002
         """Computes it."""
-        number, folder = self._given.popleft()
-        told = self.told
+        assert self._given
+        (number, folder), self._given, told = self._given, None, self.told
         numbers = attempt(self.cells[number], folder, lambda *far: told(number, *far))
         return [Ended(number, numbers)]  # what an error held on to is free by now
 
