@@ -199,11 +199,13 @@ def mutated_words(rng: random.Random, words: list[str]) -> list[str]:
 def mutated_tree(rng: random.Random, tree: Any) -> Any:
     """Plain data in which one node is of another kind, is lost, or has another name."""
     places: list[tuple[Any, Any]] = []
+    walked: set[int] = set()  # a node may hold itself since a change before
 
     def walk(node: Any) -> None:
+        walked.add(id(node))
         for key in node if isinstance(node, dict) else range(len(node)):
             places.append((node, key))
-            if isinstance(node[key], dict | list):
+            if isinstance(node[key], dict | list) and id(node[key]) not in walked:
                 walk(node[key])
 
     if isinstance(tree, dict | list):
