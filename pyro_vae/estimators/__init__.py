@@ -16,6 +16,16 @@ estimator           bound                              gradient by φ           
 `CIWAE`             β ELBO + (1-β) IWAE                path and score                 ``rsample``
 `RWS`               IWAE for w, wake-phase for φ       score, or DReG's form          any guide (``rsample`` for DReG)
 `TVO`               left Riemann sum over β            score (covariances)            any guide, K ≥ 2
+`NVIL`              E_q log w                          score, with a learned baseline any guide
+`DisARM`            E_q log w, or E log mean w         antithetic pairs               Bernoulli sites given x
+`ARMS`              E_q log w, or E log mean w         K antithetic draws             Bernoulli sites given x
+`DoubleCV`          E_q log w                          leave-one-out, and linear      Bernoulli sites given x, K ≥ 2
+`REBAR`             E_q log w                          score, and relaxed             Bernoulli sites given x
+`RELAX`             E_q log w                          the same, and a network        Bernoulli sites given x
+`StraightThrough`   E_q log p(x|t) - KL(q‖p)           that of the mean (biased)      discrete sites
+`GumbelSoftmax`     E_q log p(x|t) - KL(q‖p)           relaxed draws (biased)         discrete sites
+`ReinMax`           E_q log p(x|t) - KL(q‖p)           second order (biased)          discrete sites
+`Enumerate`         another one's, E_q(z) log w         also through q(z), exactly     discrete sites z of few values
 `Stock`             that of a class of ``pyro.infer``  that class's                   that class's
 =================== ================================== ============================== ================================
 
@@ -28,27 +38,42 @@ whose w and φ climb different objectives, it is the gradient of neither.
 """
 
 from pyro_vae.estimators.base import Estimate, Estimator
+from pyro_vae.estimators.discrete.antithetic import ARMS, DisARM
+from pyro_vae.estimators.discrete.baselines import NVIL, DoubleCV
+from pyro_vae.estimators.discrete.relaxed import REBAR, RELAX
+from pyro_vae.estimators.discrete.through import GumbelSoftmax, ReinMax, StraightThrough
+from pyro_vae.estimators.enumerated import Enumerate
 from pyro_vae.estimators.evidence import ELBO, STL, AnalyticKL, ScoreFunction
 from pyro_vae.estimators.importance import CIWAE, IWAE, MIWAE, PIWAE, RWS, TVO, VIMCO, DReG, Renyi
 from pyro_vae.estimators.objective import Objective
 from pyro_vae.estimators.stock import Stock
 
 __all__ = [
+    "ARMS",
     "CIWAE",
     "ELBO",
     "IWAE",
     "MIWAE",
+    "NVIL",
     "PIWAE",
+    "REBAR",
+    "RELAX",
     "RWS",
     "STL",
     "TVO",
     "VIMCO",
     "AnalyticKL",
     "DReG",
+    "DisARM",
+    "DoubleCV",
+    "Enumerate",
     "Estimate",
     "Estimator",
+    "GumbelSoftmax",
     "Objective",
+    "ReinMax",
     "Renyi",
     "ScoreFunction",
     "Stock",
+    "StraightThrough",
 ]

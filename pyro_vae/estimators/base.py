@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import wraps
 from typing import Any, NamedTuple, TypeVar, final
@@ -11,12 +12,14 @@ from typing import Any, NamedTuple, TypeVar, final
 import pyro.infer
 import torch
 from jaxtyping import Float
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyro_vae.estimators.divergence import closed_form_kl
 from pyro_vae.estimators.objective import Objective
 from pyro_vae.kinds import WrongKindError, takes
-from pyro_vae.traces import Latents, Particles, Program, particles
+from pyro_vae.scopes import seeded
+from pyro_vae.traces import Latents, Particles, Program, Sites, library_path, particles
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -55,12 +58,14 @@ class Estimate(NamedTuple):
         optimized: the draws behind the surrogate. They are those behind the bound, unless the objective is without
             noise. Then the programs run once more, with a randomness beyond their sample sites (dropout) that is
             another one: neither the bound nor the surrogate mixes numbers of both runs.
+        learned: the gradient of the mean surrogate by those tensors of the estimator's state that it learns.
     """
 
     bound: Float[Tensor, " B"]
     surrogate: Float[Tensor, " B"]
     particles: Particles
     optimized: Particles
+    learned: dict[str, Tensor] = {}  # noqa: RUF012  (the field of a tuple)
 
 
 class Estimator(pyro.infer.ELBO, ABC):
@@ -85,7 +90,14 @@ class Estimator(pyro.infer.ELBO, ABC):
         closed_form_kl: whether the KL is computed in closed form, and not estimated from the draws.
         per_datum: whether `bound` has a value of its own for each datum. Where it has only that of a whole batch, no interval
             over data can be told.
-        state: tensors, by name, that `advance` updates after each step.
+        averages: whether the bound is a mean of log w over particles, so that the expectation of log w over a discrete site
+            of the guide may take the place of draws (see `pyro_vae.estimators.Enumerate`).
+        draws_itself: whether the latents are drawn by `draw`, which holds where a class overrides it.
+        enumerate: the discrete sites of the guide over which expectations are taken in place of draws.
+        learns: the names of those tensors of the state that follow the gradient of the surrogate, uphill, by Adam (Kingma and
+            Ba 2015). They are constants in the gradient by all else.
+        learning_rate: the rate of this Adam.
+        state: tensors, by name, that `advance` and Adam update after each step.
 
     Raises:
         ValueError: K is below 1.
@@ -95,11 +107,17 @@ class Estimator(pyro.infer.ELBO, ABC):
     M: int = 1
     closed_form_kl: bool = False
     per_datum: bool = True
+    averages: bool = False
+    draws_itself: bool = False
+    enumerate: Sites = ()
+    learns: tuple[str, ...] = ()
+    learning_rate: float = 1e-3
     state: dict[str, Tensor]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Makes the constructors of this project's estimators check the kinds of their arguments."""
         super().__init_subclass__(**kwargs)
+        cls.draws_itself = cls.draws_itself or "draw" in vars(cls)
         if "__init__" in vars(cls) and cls.__module__.partition(".")[0] == "pyro_vae":
             cls.__init__ = takes(cls.__init__)  # type: ignore[method-assign]
         elif "__init__" in vars(cls):
@@ -128,6 +146,42 @@ class Estimator(pyro.infer.ELBO, ABC):
         return self.bound(draws)
 
     @overridable
+    def begin(self, draws: Particles) -> dict[str, Tensor]:
+        """Returns those parts of the first state, by name, that have sizes of the data (see `learnable` for what is learned).
+
+        Args:
+            draws: a draw of the latents of some data, which tells their sizes.
+        """
+        del draws
+        return {}
+
+    @overridable
+    def drawn_from_q(self, draws: Particles) -> Particles:
+        """Returns those of the particles that are draws of the latents from q.
+
+        The bound and all other numbers that are reported are theirs. An estimator that also evaluates the programs at other
+        values, such as relaxed ones, overrides this method.
+        """
+        return draws
+
+    @overridable
+    def draw(self, site: str, q: TorchDistributionMixin, alike: bool) -> Tensor:
+        """Returns K draws for each datum of a latent, in place of the guide's own.
+
+        An estimator whose particles are not independent draws overrides this method. Where the draws are functions of φ, it
+        differentiates through them ("path"), also where the guide's own draws are not.
+
+        Args:
+            site: the name of the latent.
+            q: its distribution in the guide, with the M·K particles as the first dimension.
+            alike: whether the distribution is the same for all particles of a datum. It is not for a latent that is drawn
+                given another one.
+        """
+        del site, alike
+        value: Tensor = q.rsample() if q.has_rsample else q.sample()
+        return value
+
+    @overridable
     def advance(self, draws: Particles) -> dict[str, Tensor]:
         """Returns the tensors of the state, by name, after a step that was taken with these draws.
 
@@ -153,9 +207,14 @@ class Estimator(pyro.infer.ELBO, ABC):
         The gradient points uphill. An estimator that computes its gradient without a surrogate overrides this method.
         The other arguments are those of `estimate`.
         """
-        estimate = self.estimate(model, guide, *args, objective=objective, kl_weight=kl_weight, **kwargs)
-        found = torch.autograd.grad(estimate.surrogate.mean(), leaves, allow_unused=True, materialize_grads=True)
-        return estimate, list(found)
+        self.prepare(model, guide, *args, **kwargs)
+        with self._learning() as learned:
+            estimate = self.estimate(model, guide, *args, objective=objective, kl_weight=kl_weight, **kwargs)
+        found = torch.autograd.grad(
+            estimate.surrogate.mean(), [*leaves, *learned.values()], allow_unused=True, materialize_grads=True
+        )
+        slopes = dict(zip(learned, found[len(leaves) :], strict=True))
+        return estimate._replace(learned=slopes), list(found[: len(leaves)])
 
     @final
     def estimate(
@@ -181,21 +240,32 @@ class Estimator(pyro.infer.ELBO, ABC):
             ValueError: the guide or the objective is outside the estimator's domain.
         """
         objective = objective or Objective()
+        self.prepare(model, guide, *args, **kwargs)
 
         def draw() -> Particles:
-            nesting, K = self.max_plate_nesting, self.M * self.K
-            found = particles(model, guide, *args, K=K, max_plate_nesting=nesting, latents=self.latents, **kwargs)
+            found = particles(
+                model,
+                guide,
+                *args,
+                K=self.M * self.K,
+                max_plate_nesting=self.max_plate_nesting,
+                latents=self.latents,
+                drawing=self.draw if self.draws_itself else None,
+                enumerate=self.enumerate,
+                **kwargs,
+            )
             if self.latents != "fixed":
                 self._require_rsample(found)
             return replace(found, kl=closed_form_kl(found)) if self.closed_form_kl else found
 
         with torch.set_grad_enabled(torch.is_grad_enabled() and (objective.noise or self.latents != "path")):
             draws = draw()
+        reported = self.drawn_from_q(draws)
         if objective.is_the_bound and type(self).surrogate is Estimator.surrogate:
             surrogate = self.bound(draws)
             return Estimate(surrogate.detach(), surrogate, draws, draws)
         with torch.no_grad():
-            bound = self.bound(draws)
+            bound = self.bound(reported)
         optimized = draws
         if not objective.noise:
             self._require_closed_form(objective)
@@ -203,7 +273,7 @@ class Estimator(pyro.infer.ELBO, ABC):
                 optimized = draw()
         if not objective.is_the_bound:
             optimized = objective.reweigh(optimized, kl_weight, self.closed_form_kl)
-        return Estimate(bound, self.surrogate(optimized), draws, optimized)
+        return Estimate(bound, self.surrogate(optimized), reported, optimized)
 
     @final
     @torch.no_grad()
@@ -212,8 +282,36 @@ class Estimator(pyro.infer.ELBO, ABC):
 
         Nothing else changes the state.
         """
-        for name, value in self.advance(estimate.optimized).items():
+        new = self.advance(estimate.optimized)
+        for name, slope in estimate.learned.items():
+            moments = self.state[f"{name}: mean"], self.state[f"{name}: square"], self.state[f"{name}: steps"]
+            new |= _adam(name, self.state[name], slope, moments, self.learning_rate)
+        for name, value in new.items():
             self.state[name].copy_(value)
+
+    @final
+    def prepare(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> None:
+        """Makes those parts of the state that have sizes of the data, unless there are such; every step does so first.
+
+        No random number is used up.
+        """
+        if all(name in self.state for name in self.learns):
+            return
+        device = next((each.device for each in args if isinstance(each, Tensor)), torch.device("cpu"))
+        with torch.no_grad(), seeded(device, "begin"), library_path():
+            draws = particles(model, guide, *args, max_plate_nesting=self.max_plate_nesting, **kwargs)
+            self.state = self.state | self.begin(draws)
+
+    @final
+    @contextmanager
+    def _learning(self) -> Iterator[dict[str, Tensor]]:
+        """Lets what is learned require a gradient meanwhile, and gives it."""
+        own, learned = self.state, {name: self.state[name].detach().requires_grad_() for name in self.learns}
+        self.state = own | learned
+        try:
+            yield learned
+        finally:
+            self.state = own
 
     @final
     def to(self, device: torch.device) -> None:
@@ -224,10 +322,16 @@ class Estimator(pyro.infer.ELBO, ABC):
         if blocked := [name for name, has_rsample in draws.reparameterized.items() if not has_rsample]:
             raise ValueError(
                 f"{type(self).__name__} differentiates through the guide's samples, but its sites {blocked} have no "
-                f"rsample; use a reparameterized guide, or ScoreFunction, VIMCO, RWS or TVO"
+                f"rsample; use a reparameterized guide, or ScoreFunction, NVIL, VIMCO, RWS or TVO; for discrete sites there "
+                f"are also DisARM, ARMS, DoubleCV, REBAR, RELAX, GumbelSoftmax, StraightThrough and ReinMax, and Enumerate "
+                f"where they have few values"
             )
 
     def _require_closed_form(self, objective: Objective) -> None:
+        if self.draws_itself:
+            raise ValueError(
+                f"objective: {type(self).__name__} draws the latents itself, so that there is no objective without noise"
+            )
         if objective.beta > 0 and not self.closed_form_kl:
             raise ValueError(
                 f"objective: without noise the KL cannot be estimated from draws: use the estimator AnalyticKL, or "
@@ -249,11 +353,15 @@ class Estimator(pyro.infer.ELBO, ABC):
     @overridable
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """Returns Pyro's loss as a number, adds its gradient to that of the parameters, and updates the state."""
-        estimate = self.estimate(model, guide, *args, **kwargs)
+        self.prepare(model, guide, *args, **kwargs)
+        with self._learning() as learned:
+            estimate = self.estimate(model, guide, *args, **kwargs)
         loss = _loss(estimate)
         if loss.requires_grad:
             loss.backward()
-        self.after_step(estimate)
+        # The loss is minus the surrogate, summed over data.
+        slopes = {name: -value.grad / len(estimate.bound) for name, value in learned.items() if value.grad is not None}
+        self.after_step(estimate._replace(learned=slopes))
         return loss.item()
 
     @final
@@ -266,6 +374,31 @@ class Estimator(pyro.infer.ELBO, ABC):
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
         """Raises NotImplementedError, since `estimate` makes its own traces and never calls this hook of Pyro."""
         raise NotImplementedError
+
+
+def learnable(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns tensors that an estimator learns, with what Adam keeps of each, as entries of its state."""
+    found: dict[str, Tensor] = {}
+    for name, value in values.items():
+        mean, square = torch.zeros_like(value), torch.zeros_like(value)
+        found |= {name: value, f"{name}: mean": mean, f"{name}: square": square}
+        found[f"{name}: steps"] = torch.zeros((), dtype=value.dtype, device=value.device)
+    return found
+
+
+def _adam(
+    name: str, value: Tensor, slope: Tensor, moments: tuple[Tensor, Tensor, Tensor], rate: float
+) -> dict[str, Tensor]:
+    """Returns a step of Adam uphill (Kingma and Ba 2015, algorithm 1)."""
+    mean, square, steps = moments
+    mean, square, steps = 0.9 * mean + 0.1 * slope, 0.999 * square + 0.001 * slope**2, steps + 1
+    step = (mean / (1 - 0.9**steps)) / ((square / (1 - 0.999**steps)).sqrt() + 1e-8)
+    return {
+        name: value + rate * step,
+        f"{name}: mean": mean,
+        f"{name}: square": square,
+        f"{name}: steps": steps,
+    }
 
 
 def _loss(estimate: Estimate) -> Tensor:

@@ -24,9 +24,17 @@ def closed_form_kl(draws: Particles) -> Float[Tensor, "K B"]:
     if draws.kl is not None:
         return draws.kl
     in_model = [name for name in draws.model if name not in draws.observed]
-    if list(draws.guide) != in_model:
-        raise ValueError(f"AnalyticKL: the guide draws {list(draws.guide)}, the model {in_model}: expected one order")
-    return sum((_of_site(name, draws) for name in in_model), torch.zeros_like(draws.log_lik))
+    if summed := [name for name in in_model if name not in draws.guide and name not in draws.expected]:
+        raise ValueError(
+            f"AnalyticKL: p({summed[0]}) is a sum over the values of {sorted(draws.enumerated - draws.expected)}, to which no "
+            f"closed-form KL is known; use ELBO, which estimates it from draws with noise"
+        )
+    drawn = [name for name in in_model if name not in draws.expected]
+    if list(draws.guide) != drawn:
+        raise ValueError(f"AnalyticKL: the guide draws {list(draws.guide)}, the model {drawn}: expected one order")
+    # Of a site over which the expectation was taken, the model's entry is that of log p(z) - log q(z).
+    terms = [-draws.model[name] if name in draws.expected else _of_site(name, draws) for name in in_model]
+    return sum(terms, torch.zeros_like(draws.log_lik))
 
 
 def _of_site(name: str, draws: Particles) -> Tensor:
@@ -34,6 +42,8 @@ def _of_site(name: str, draws: Particles) -> Tensor:
     masked = [isinstance(each, MaskedDistribution) for each in (q, p)]
     if masked[0] != masked[1]:
         raise ValueError(f"AnalyticKL: at site {name!r}, only the {'guide' if masked[0] else 'model'} has a mask")
+    if layers(q)[-1].support.is_discrete and q.batch_shape != p.batch_shape:
+        p = p.expand(q.batch_shape)  # PyTorch's masks of probabilities of zero need one shape
     try:
         kl = kl_divergence(q, p)
     except NotImplementedError:

@@ -28,6 +28,8 @@ class ELBO(Estimator):
         max_plate_nesting: the number of plate dimensions that the Pyro programs use.
     """
 
+    averages = True
+
     def bound(self, draws: Particles) -> Tensor:
         """Returns the bound of each datum (B,)."""
         return draws.log_w.mean(0)
@@ -50,6 +52,7 @@ class AnalyticKL(Estimator):
         max_plate_nesting: the number of plate dimensions that the Pyro programs use.
     """
 
+    averages = True
     closed_form_kl = True
 
     def bound(self, draws: Particles) -> Tensor:
@@ -77,6 +80,8 @@ class STL(Estimator):
         K: the number of particles.
         max_plate_nesting: the number of plate dimensions that the Pyro programs use.
     """
+
+    averages = True
 
     def bound(self, draws: Particles) -> Tensor:
         """Returns the bound of each datum (B,)."""
@@ -109,6 +114,7 @@ class ScoreFunction(Estimator):
         ValueError: control is "leave-one-out" with one particle, or decay is outside [0, 1).
     """
 
+    averages = True
     latents = "fixed"
 
     def __init__(

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pyro
 from jaxtyping import Float
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
+from pyro_vae.traces.enumeration import Enumeration, Sites, summed_out, table_of
+from pyro_vae.traces.messengers import Alike, At, Cut, Drawing, Drawn, First, Latents
 from pyro_vae.traces.programs import Program, library_path, traced
 from pyro_vae.traces.sites import (
     PARTICLES,
@@ -29,13 +29,6 @@ from pyro_vae.traces.sites import (
     summed_per_datum,
     total,
 )
-
-Latents = Literal["path", "fixed", "leaves"]
-"""How φ acts on the draws.
-
-The draws are functions of φ for "path". They are constants for "fixed", so that φ acts through the density of q alone.
-Densities are evaluated at a copy of the draws for "leaves", so that derivatives by this copy can be taken.
-"""
 
 
 @dataclass(frozen=True)
@@ -66,6 +59,11 @@ class Particles:
             objective.
         kl: KL(q(t|x,φ)‖p(t)) in closed form, for an estimator that has asked for it.
         plates: the dimensions of the particles and of the data among the batch dimensions of sites, both below 0.
+        alike: the sites of the guide whose distribution is the same for all particles, where an estimator draws them itself.
+        enumerated: the names of sites that are summed out. None of them is in the fields above but in `model`, under a key
+            with the names of all sites that are summed out together.
+        expected: those of them that the guide has, over which expectations were taken.
+        dependent: sites of the guide that are drawn given those in `expected`.
     """
 
     model: dict[str, Float[Tensor, "K B"]]
@@ -83,6 +81,10 @@ class Particles:
     kl_weight: float | Tensor = 1.0
     kl: Float[Tensor, "K B"] | None = None
     plates: tuple[int, int] = (-2, -1)
+    alike: frozenset[str] = frozenset()
+    enumerated: frozenset[str] = frozenset()
+    expected: frozenset[str] = frozenset()
+    dependent: tuple[str, ...] = ()
 
     @property
     def log_lik(self) -> Float[Tensor, "K B"]:
@@ -119,6 +121,18 @@ class Particles:
             f"model {name}": value for name, value in self.model.items()
         }
 
+    def some(self, which: slice) -> Particles:
+        """Returns some of the particles.
+
+        Log-probabilities and values are theirs; the functions and the distributions are those of all particles.
+        """
+        model, guide, values, drawn = (
+            {name: value[which] for name, value in kept.items()}
+            for kept in (self.model, self.guide, self.values, self.drawn)
+        )
+        kl = None if self.kl is None else self.kl[which]
+        return replace(self, model=model, guide=guide, values=values, drawn=drawn, kl=kl)
+
 
 def particles(
     model: Program,
@@ -128,11 +142,14 @@ def particles(
     max_plate_nesting: int = 1,
     latents: Latents = "path",
     first: Mapping[str, Tensor] | None = None,
+    drawing: Drawing | None = None,
+    enumerate: Sites = (),
     **kwargs: Any,
 ) -> Particles:
     """Runs the guide, and the model on the guide's draws, with K particles in one vectorized pass.
 
-    The plate of particles expands the guide's distribution, so that an encoder runs once for each datum.
+    The plate of particles expands the guide's distribution, so that an encoder runs once for each datum. Latents of the model
+    that are marked ``infer={"enumerate": "parallel"}``, and that the guide does not sample, are summed out.
 
     Args:
         model: a Pyro model p(x, t). All its sample sites are in one vectorized data plate. This plate is named
@@ -146,31 +163,42 @@ def particles(
             "leaves" evaluates every density at a copy of t that is a leaf, so that derivatives by t can be taken.
         first: values of latents by site, as one run of the model without particles drew them. They take the place of what
             the guide draws for the first particle, and what the guide draws after them is given them.
+        drawing: how latents are drawn, in place of the guide.
+        enumerate: discrete sites of the guide that are not drawn either: the expectation of log w over them is taken.
         **kwargs: the keyword arguments that both programs are called with.
 
     Returns:
         The log-probabilities (see `Particles`).
 
     Raises:
-        ValueError: K is below 1, there is no data plate, only one of the programs samples a latent, or sites have
-            different scales.
+        ValueError: K is below 1, there is no data plate, only one of the programs samples a latent, sites have different
+            scales, a latent has a mass in one program and a density in the other, or it cannot be enumerated.
     """
     if K < 1:
         raise ValueError(f"K: expected at least 1 particle, got {K}")
     particle_dim = -1 - max_plate_nesting
-
-    def run(program: Program) -> poutine.Trace:
-        with plate_of_particles(K, max_plate_nesting):
-            return traced(program, *args, **kwargs)
-
-    cut = _Cut(latents) if latents != "path" else None
-    placed = _First(first) if first else nullcontext()
-    with placed, cut or nullcontext():
-        guide_trace = run(guide)
-    model_trace = run(poutine.replay(model, trace=guide_trace))
+    enumeration, alike = Enumeration(-particle_dim), Alike(-particle_dim)
+    cut = Cut(latents) if latents != "path" else None
+    drawn_by = Drawn(drawing, alike) if drawing else None
+    with ExitStack() as handlers:
+        for each in (
+            First(first) if first else None,
+            cut,
+            drawn_by,
+            enumeration.of_guide(enumerate) if enumerate else None,
+        ):
+            if each:
+                handlers.enter_context(each)
+        handlers.enter_context(plate_of_particles(K, max_plate_nesting))
+        if drawing:
+            handlers.enter_context(alike)
+        guide_trace = traced(guide, *args, **kwargs)
+    with enumeration.of_model(), plate_of_particles(K, max_plate_nesting):
+        model_trace = traced(poutine.replay(model, trace=guide_trace), *args, **kwargs)
     guide_sites, model_sites = sample_sites(guide_trace), sample_sites(model_trace)
     observed_sites = frozenset(name for name, site in model_sites.items() if site["is_observed"])
-    check_latents(model_sites, guide_sites, observed_sites)
+    enumerated = frozenset(enumeration.sizes)
+    check_latents(model_sites, guide_sites, observed_sites, enumerated)
     sites = list(guide_sites.values()) + list(model_sites.values())
     data_dim = data_dim_of(sites)
     shape = K, size_of(sites, data_dim)
@@ -178,30 +206,63 @@ def particles(
     def per_datum(value: Tensor) -> Tensor:
         return summed_per_datum(value, particle_dim, data_dim, shape)
 
+    model_terms = {name: log_prob_of(site, site["value"]) for name, site in model_sites.items()}
+    guide_terms = {name: log_prob_of(site, site["value"]) for name, site in guide_sites.items()}
+    dependent: tuple[str, ...] = ()
+    observed = observed_sites
+    if enumerated:
+        enumeration.check({**model_sites, **guide_sites}, data_dim)
+
+        def table(value: Tensor) -> Tensor:
+            return table_of(value, enumeration, data_dim, shape)
+
+        summed = summed_out(
+            enumeration,
+            {name: table(term) for name, term in model_terms.items()},
+            {name: table(term) for name, term in guide_terms.items()},
+            observed_sites,
+        )
+        model_terms, guide_terms, observed, dependent = summed.model, summed.guide, summed.observed, summed.dependent
+
+        def per_datum(value: Tensor) -> Tensor:
+            return summed.per_datum(table(value))
+
+    else:
+        model_terms = {name: per_datum(term) for name, term in model_terms.items()}
+        guide_terms = {name: per_datum(term) for name, term in guide_terms.items()}
+    own = {name: site for name, site in guide_sites.items() if name not in enumerated}
+
     def vectors(name: str) -> Tensor:
-        value, event_dim = values[name], guide_sites[name]["fn"].event_dim
+        value, event_dim = values[name], own[name]["fn"].event_dim
         return value.movedim((particle_dim - event_dim, data_dim - event_dim), (0, 1)).reshape(*shape, -1)
 
-    values = {name: site["value"] for name, site in guide_sites.items()}
+    values = {name: site["value"] for name, site in own.items()}
     drawn = values if cut is None else {name: cut.drawn[name] for name in values}
 
     def guide_at(at: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: per_datum(log_prob_of(site, at[name])) for name, site in guide_sites.items()}
+        return {name: per_datum(log_prob_of(site, at[name])) for name, site in own.items()}
 
     return Particles(
-        model={name: per_datum(log_prob_of(site, site["value"])) for name, site in model_sites.items()},
-        guide=guide_at(values),
-        observed=observed_sites,
+        model=model_terms,
+        guide=guide_terms,
+        observed=observed,
         values=values,
-        reparameterized={name: bool(site["fn"].has_rsample) for name, site in guide_sites.items()},
+        reparameterized={
+            name: bool(site["fn"].has_rsample) or (drawn_by is not None and name in drawn_by.names)
+            for name, site in own.items()
+        },
         scale=scale_of({**model_sites, **guide_sites}, shape[1]),
         drawn=drawn,
-        distributions={name: (masked(site), masked(model_sites[name])) for name, site in guide_sites.items()},
+        distributions={name: (masked(site), masked(model_sites[name])) for name, site in own.items()},
         guide_at=guide_at,
         per_datum=per_datum,
         vectors=vectors,
         programs=(model, guide, args, kwargs),
         plates=(particle_dim, data_dim),
+        alike=frozenset(alike.names),
+        enumerated=enumerated,
+        expected=frozenset(list(enumeration.sizes)[: enumeration.in_guide]),
+        dependent=dependent,
     )
 
 
@@ -234,68 +295,12 @@ def crossed(
     particle_dim, B = -1 - max_plate_nesting, len(args[0])
     M = len(next(iter(latents.values())))
     with pyro.plate(PARTICLES, M, dim=particle_dim):
-        sites = sample_sites(traced(_At(latents, B)(program), *args))
+        sites = sample_sites(traced(At(latents, B)(program), *args))
     data_dim = data_dim_of(list(sites.values()))
     return {
         name: summed_per_datum(log_prob_of(sites[name], sites[name]["value"]), particle_dim, data_dim, (M, B))
         for name in latents
     }
-
-
-class _At(Messenger):
-    """Gives the latents the same values for each of B data, whatever the program would draw."""
-
-    def __init__(self, latents: Mapping[str, Tensor], B: int) -> None:
-        super().__init__()
-        self.latents, self.B = latents, B
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] not in self.latents:
-            return
-        value = self.latents[msg["name"]]
-        frames = {frame.name: frame.dim for frame in msg["cond_indep_stack"] if frame.vectorized}
-        event, data_dim = msg["fn"].event_dim, frames.get("data", next(iter(frames.values()), -1))
-        shape = list(value.shape)
-        shape[data_dim - event] = self.B
-        msg["value"], msg["done"], msg["is_observed"] = value.expand(shape), True, True
-
-
-class _Cut(Messenger):
-    """Cuts each latent off from φ when it is drawn: the rest of the run gets a constant, or a leaf of the same value.
-
-    So one run gives the draws as functions of φ, and all densities at the copies. A second run would be wrong for a
-    guide that is random beyond its sample sites, such as one with dropout.
-    """
-
-    def __init__(self, latents: Latents) -> None:
-        super().__init__()
-        self.leaves = latents == "leaves"
-        self.drawn: dict[str, Tensor] = {}
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or isinstance(msg["fn"], _Subsample) or not isinstance(msg["value"], Tensor):
-            return
-        copy = msg["value"].detach()
-        self.drawn[msg["name"]] = msg["value"] if self.leaves else copy
-        msg["value"] = copy.requires_grad_() if self.leaves and copy.is_floating_point() else copy
-
-
-class _First(Messenger):
-    """Puts given values in the place of what is drawn for the first particle.
-
-    Args:
-        values: the values by site, without the dimension of particles.
-    """
-
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.values = values
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["name"] in self.values and not msg["is_observed"]:
-            value = msg["value"].clone()
-            value[0] = self.values[msg["name"]]
-            msg["value"] = value
 
 
 def draw_latents(guide: Program, *args: Any) -> dict[str, Tensor]:

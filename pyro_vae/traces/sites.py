@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributions import transform_to
 
 from pyro_vae.traces.programs import Site, layers
+from pyro_vae.traces.supports import check_kinds, kind_of
 
 PARTICLES = "particles"
 
@@ -138,19 +139,43 @@ def sample_sites(trace: poutine.Trace) -> dict[str, Site]:
     }
 
 
-def check_latents(model: dict[str, Site], guide: dict[str, Site], observed_sites: frozenset[str]) -> None:
-    """Raises ValueError if the two programs do not sample the same latents, or the model observes nothing."""
+def check_latents(
+    model: dict[str, Site],
+    guide: dict[str, Site],
+    observed_sites: frozenset[str],
+    enumerated: frozenset[str] = frozenset(),
+) -> None:
+    """Checks that the two programs sample the same latents, of the same kinds, and that the model observes something.
+
+    Args:
+        model: the model's sites.
+        guide: the guide's sites.
+        observed_sites: the names of those that the model observes.
+        enumerated: the names of those that are summed out.
+
+    Raises:
+        ValueError: they do not.
+    """
     latents = model.keys() - observed_sites
     if not observed_sites:
         raise ValueError("the model observes nothing: give one of its sites obs=...")
-    if missing := latents - guide.keys():
+    if missing := latents - guide.keys() - enumerated:
+        discrete = sorted(name for name in missing if kind_of(model[name]["fn"]).mass)
+        advice = (
+            f"; to sum out a discrete one, mark it in the model: pyro.sample({discrete[0]!r}, ..., "
+            f'infer={{"enumerate": "parallel"}})'
+            if discrete
+            else ""
+        )
         raise ValueError(
-            f"the guide does not sample the model's latent sites {sorted(missing)}; it samples {sorted(guide)}"
+            f"the guide does not sample the model's latent sites {sorted(missing)}; it samples {sorted(guide)}{advice}"
         )
     if unused := guide.keys() - latents:
         raise ValueError(
             f"the guide samples {sorted(unused)}, which are not latent sites of the model {sorted(latents)}"
         )
+    for name in guide:
+        check_kinds(name, guide[name]["fn"], model[name]["fn"])
 
 
 def data_dim_of(sites: list[Site]) -> int:
@@ -196,6 +221,23 @@ def summed_per_datum(value: Tensor, particle_dim: int, data_dim: int, shape: tup
     value = value.reshape(full)
     full[particle_dim], full[data_dim] = shape
     return value.expand(full).movedim((particle_dim, data_dim), (0, 1)).reshape(*shape, -1).sum(-1)
+
+
+def per_state(value: Tensor, rank: int, states: int, data_dim: int, shape: tuple[int, int]) -> Tensor:
+    """Returns a tensor of a site's batch shape as (states..., K, B), summed over the site's other plates.
+
+    Args:
+        value: the tensor.
+        rank: the number of dimensions of plates, that of the particles included, which is the first of them.
+        states: the number of dimensions of states, which are left of these.
+        data_dim: the dimension of the data.
+        shape: K and B.
+    """
+    full = [1] * (states + rank - value.dim()) + list(value.shape)
+    value, at = value.reshape(full), len(full) - rank
+    full[-rank], full[data_dim] = shape
+    moved = value.expand(full).movedim((-rank, data_dim), (at, at + 1))
+    return moved.reshape(*full[:at], *shape, -1).sum(-1)
 
 
 def scale_of(sites: dict[str, Site], size: int) -> float | Tensor:

@@ -1,0 +1,1 @@
+"""Estimators for discrete latents (see `pyro_vae.estimators`)."""
