@@ -24,6 +24,7 @@ from pyro_vae.estimators import (
     ELBO,
     IWAE,
     MIWAE,
+    NVIL,
     PIWAE,
     RWS,
     STL,
@@ -84,7 +85,11 @@ def subclasses(base: type) -> list[type]:
 
 
 PRIORS, GUIDES, LIKELIHOODS = subclasses(Prior), subclasses(Guide), subclasses(Likelihood)
-NETWORKS, ESTIMATORS, DATA = subclasses(Network), subclasses(Estimator), subclasses(Data)
+NETWORKS, DATA = subclasses(Network), subclasses(Data)
+ESTIMATORS = [cls for cls in subclasses(Estimator) if not cls.for_discrete]
+"""Those for any latents, or for latents with rsample."""
+OF_DISCRETE = [cls for cls in subclasses(Estimator) if cls.for_discrete]
+"""Those for discrete latents alone."""
 
 
 def build(cls: type, dims: Dims = DIMS, device: str = "cpu"):
@@ -166,6 +171,7 @@ CASES: dict[str, tuple[Estimator, Exact]] = {
     "STL": (STL(2), elbo),
     "ScoreFunction": (ScoreFunction(2), elbo),
     "ScoreFunction, running mean": (ScoreFunction(1, control="running"), elbo),
+    "NVIL": (NVIL(2, hidden=4), elbo),
     "ScoreFunction, leave-one-out": (ScoreFunction(3, control="leave-one-out"), elbo),
     "IWAE": (IWAE(2), iwae),
     "IWAE, K = 1": (IWAE(1), elbo),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from discrete import Discrete, X
 from helpers import (
     BITS,
     DIMS,
@@ -16,6 +17,7 @@ from helpers import (
     KINDS_OF_MODEL,
     LIKELIHOODS,
     NETWORK,
+    OF_DISCRETE,
     PRIORS,
     build,
     refusing_unknown_kl,
@@ -50,9 +52,11 @@ class Estimate(torch.nn.Module):
 def on_cuda(vae, estimator, *data: torch.Tensor) -> torch.Tensor:
     """The estimator's surrogate for data on CUDA."""
     whole, fake = Estimate(vae, estimator), FakeTensorMode()
+    estimator.prepare(vae.model, vae.guide, *data)  # which forks random numbers of a device that is there
     with fake, torch.no_grad(), library_path():
         there = lambda value: torch.empty_like(fake.from_tensor(value), device="cuda")  # noqa: E731
         own = [*whole.named_parameters(), *whole.named_buffers()]
+        estimator.state = {name: there(value) for name, value in estimator.state.items()}
         state = {name: there(value) for name, value in own}
         return functional_call(whole, state, tuple(map(there, data)))
 
@@ -71,6 +75,11 @@ def test_estimators(cls):
                 on_cuda(vae_of(DiagonalNormal), cls(K=4), BITS[:5])
         else:
             on_cuda(vae_of(DiagonalNormal), cls(K=4), BITS[:5])
+
+
+@pytest.mark.parametrize("cls", OF_DISCRETE)
+def test_estimators_of_discrete_latents(cls):
+    on_cuda(Discrete("binary"), cls(), X)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS_OF_MODEL if kind != "refined"])  # see above

@@ -93,6 +93,7 @@ class Estimator(pyro.infer.ELBO, ABC):
         averages: whether the bound is a mean of log w over particles, so that the expectation of log w over a discrete site
             of the guide may take the place of draws (see `pyro_vae.estimators.Enumerate`).
         draws_itself: whether the latents are drawn by `draw`, which holds where a class overrides it.
+        for_discrete: whether it is for guides with discrete sites alone.
         enumerate: the discrete sites of the guide over which expectations are taken in place of draws.
         learns: the names of those tensors of the state that follow the gradient of the surrogate, uphill, by Adam (Kingma and
             Ba 2015). They are constants in the gradient by all else.
@@ -109,6 +110,7 @@ class Estimator(pyro.infer.ELBO, ABC):
     per_datum: bool = True
     averages: bool = False
     draws_itself: bool = False
+    for_discrete: bool = False
     enumerate: Sites = ()
     learns: tuple[str, ...] = ()
     learning_rate: float = 1e-3
@@ -277,17 +279,34 @@ class Estimator(pyro.infer.ELBO, ABC):
 
     @final
     @torch.no_grad()
-    def after_step(self, estimate: Estimate) -> None:
+    def after_step(self, estimate: Estimate, learning: bool = True) -> None:
         """Updates the state after a step that was taken with this estimate.
 
-        Nothing else changes the state.
+        Nothing else changes the state but `learn`, which is called too unless ``learning`` is false.
         """
-        new = self.advance(estimate.optimized)
-        for name, slope in estimate.learned.items():
-            moments = self.state[f"{name}: mean"], self.state[f"{name}: square"], self.state[f"{name}: steps"]
-            new |= _adam(name, self.state[name], slope, moments, self.learning_rate)
-        for name, value in new.items():
+        for name, value in self.advance(estimate.optimized).items():
             self.state[name].copy_(value)
+        if learning:
+            self.learn(estimate.learned)
+
+    @final
+    @torch.no_grad()
+    def learn(self, slopes: Mapping[str, Tensor]) -> None:
+        """Moves what is learned by a step of Adam along these gradients, uphill (Kingma and Ba 2015, algorithm 1)."""
+        for name, slope in slopes.items():
+            value, mean, square, steps = (self.state[each] for each in _kept(name))
+            steps.add_(1)
+            mean.mul_(0.9).add_(slope, alpha=0.1)
+            square.mul_(0.999).addcmul_(slope, slope, value=0.001)
+            step = (mean / (1 - 0.9**steps)) / ((square / (1 - 0.999**steps)).sqrt() + 1e-8)
+            value.add_(step, alpha=self.learning_rate)
+
+    @property
+    @final
+    def averaged(self) -> list[Tensor]:
+        """What of the state is an average over data: all real numbers but those that are learned."""
+        learned = {each for name in self.learns for each in _kept(name)}
+        return [value for name, value in self.state.items() if value.is_floating_point() and name not in learned]
 
     @final
     def prepare(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> None:
@@ -380,25 +399,14 @@ def learnable(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns tensors that an estimator learns, with what Adam keeps of each, as entries of its state."""
     found: dict[str, Tensor] = {}
     for name, value in values.items():
-        mean, square = torch.zeros_like(value), torch.zeros_like(value)
-        found |= {name: value, f"{name}: mean": mean, f"{name}: square": square}
-        found[f"{name}: steps"] = torch.zeros((), dtype=value.dtype, device=value.device)
+        kept = (value, torch.zeros_like(value), torch.zeros_like(value), value.new_zeros(()))
+        found |= dict(zip(_kept(name), kept, strict=True))
     return found
 
 
-def _adam(
-    name: str, value: Tensor, slope: Tensor, moments: tuple[Tensor, Tensor, Tensor], rate: float
-) -> dict[str, Tensor]:
-    """Returns a step of Adam uphill (Kingma and Ba 2015, algorithm 1)."""
-    mean, square, steps = moments
-    mean, square, steps = 0.9 * mean + 0.1 * slope, 0.999 * square + 0.001 * slope**2, steps + 1
-    step = (mean / (1 - 0.9**steps)) / ((square / (1 - 0.999**steps)).sqrt() + 1e-8)
-    return {
-        name: value + rate * step,
-        f"{name}: mean": mean,
-        f"{name}: square": square,
-        f"{name}: steps": steps,
-    }
+def _kept(name: str) -> tuple[str, str, str, str]:
+    """The names of what is learned, and of the moments and the number of steps that Adam keeps of it."""
+    return name, f"{name}: mean", f"{name}: square", f"{name}: steps"
 
 
 def _loss(estimate: Estimate) -> Tensor:

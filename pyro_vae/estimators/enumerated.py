@@ -37,6 +37,8 @@ class Enumerate(Estimator):
         ValueError: the bound of the other estimator is no mean of log w, or there are no sites.
     """
 
+    for_discrete = True
+
     def __init__(
         self, inner: Estimator | None = None, sites: list[str] | None = None, max_plate_nesting: int = 1
     ) -> None:
@@ -53,6 +55,7 @@ class Enumerate(Estimator):
         self.enumerate = "all" if sites is None else tuple(sites)
         self.latents, self.M, self.closed_form_kl = self.inner.latents, self.inner.M, self.inner.closed_form_kl
         self.per_datum, self.averages, self.draws_itself = self.inner.per_datum, True, self.inner.draws_itself
+        self.learns, self.learning_rate = self.inner.learns, self.inner.learning_rate
 
     @property
     def state(self) -> dict[str, Tensor]:
@@ -89,6 +92,10 @@ class Enumerate(Estimator):
     def surrogate(self, draws: Particles) -> Tensor:
         """Returns the surrogate of each datum (B,)."""
         return self.inner.surrogate(draws)
+
+    def begin(self, draws: Particles) -> dict[str, Tensor]:
+        """Returns the other estimator's first state."""
+        return self.inner.begin(draws)
 
     def draw(self, site: str, q: TorchDistributionMixin, alike: bool) -> Tensor:
         """Returns draws of what is not enumerated, as the other estimator draws them."""

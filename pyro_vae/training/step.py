@@ -183,27 +183,29 @@ class Update:
         kl_weight: float | Tensor,
         leaves: Sequence[Tensor],
     ) -> tuple[Sums, list[Tensor]]:
-        """What this process adds to the sums and to the gradient, and the estimator's state after it, times its share."""
+        """What this process adds to the sums and to the gradient, and the estimator's state after it, times its share.
+
+        The gradient is that by the leaves, and then that by what the estimator learns.
+        """
         with together.share(index, self.estimator.M * self.estimator.K) as (own, place, share):
             estimate, gradients = self._estimate(tensors, own, kl_weight, leaves)
-        self.estimator.after_step(estimate)
-        for value in self._averaged():
+        self.estimator.after_step(estimate, learning=False)
+        for value in self.estimator.averaged:
             value.mul_(share)
-        return part_of(sums(estimate), place, len(index), share), [gradient * share for gradient in gradients]
-
-    def _averaged(self) -> list[Tensor]:
-        """The state of the estimator that is an average over data."""
-        return [value for value in self.estimator.state.values() if value.is_floating_point()]
+        slopes = [*gradients, *estimate.learned.values()]
+        return part_of(sums(estimate), place, len(index), share), [slope * share for slope in slopes]
 
     def _joined(
         self, together: Together, leaves: Sequence[Tensor], found: Sums, gradients: Sequence[Tensor]
     ) -> tuple[Sums, list[Tensor]]:
         """The sums over all processes."""
-        state = self._averaged()
+        state = self.estimator.averaged
         row, bound, *summed = together.sum([found.row, found.bound, *state, *gradients])
         for value, new in zip(state, summed, strict=False):
             value.copy_(new)
-        norms, gradients = self._clipped(summed[len(state) :], self.of_phi(leaves))
+        of_leaves, learned = summed[len(state) : len(state) + len(leaves)], summed[len(state) + len(leaves) :]
+        self.estimator.learn(dict(zip(self.estimator.learns, learned, strict=True)))
+        norms, gradients = self._clipped(of_leaves, self.of_phi(leaves))
         return Sums(row, bound, norms), gradients
 
 

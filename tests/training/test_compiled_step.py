@@ -11,7 +11,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers import BITS, DIMS, ESTIMATORS, GUIDES, LIKELIHOODS, PRIORS, agree, build, update_of, vae_of
+from discrete import Discrete, X
+from helpers import BITS, DIMS, ESTIMATORS, GUIDES, LIKELIHOODS, OF_DISCRETE, PRIORS, agree, build, update_of, vae_of
 from oracles import LinearGaussian
 from torch import nn
 from torch.optim import SGD, Adam, Adamax, AdamW
@@ -19,7 +20,18 @@ from torch.optim import SGD, Adam, Adamax, AdamW
 from pyro_vae import VAE, Estimator, fit
 from pyro_vae.compilation import compiled
 from pyro_vae.data import Split, Splits
-from pyro_vae.estimators import ELBO, IWAE, AnalyticKL, DReG, Objective, ScoreFunction, Stock
+from pyro_vae.estimators import (
+    ELBO,
+    IWAE,
+    NVIL,
+    AnalyticKL,
+    DisARM,
+    DReG,
+    GumbelSoftmax,
+    Objective,
+    ScoreFunction,
+    Stock,
+)
 from pyro_vae.guides import InverseAutoregressive
 from pyro_vae.likelihoods import Bernoulli, Beta, DiscretizedLogistic
 from pyro_vae.networks import MLP
@@ -38,6 +50,17 @@ compiler = pytest.mark.skipif(
 def test_every_estimator(cls, traced):
     oracle = LinearGaussian.random()
     agree(update_of(oracle.vae, oracle.data(6), cls(K=3)), tolerance=1e-6)
+
+
+@pytest.mark.parametrize("cls", OF_DISCRETE)
+@pytest.mark.parametrize("objective", [Objective(), Objective(beta=2.0)])
+def test_every_estimator_of_discrete_latents(cls, objective, traced):
+    agree(update_of(Discrete("binary"), X, cls(), objective=objective), tolerance=1e-6)
+
+
+@pytest.mark.parametrize("estimator", [DisARM(M=3, bound="IWAE"), GumbelSoftmax(anneal=0.1), NVIL(2, normalize=True)])
+def test_estimators_of_discrete_latents_with_options(estimator, traced):
+    agree(update_of(Discrete("chain"), X, estimator), tolerance=1e-6)
 
 
 def test_a_graph_holds_no_state_of_the_estimator(traced):

@@ -10,10 +10,11 @@ from math import prod
 
 import pytest
 import torch
-from helpers import FIFTY, small_vae, state_of, subclasses, vae_of
+from discrete import Discrete
+from helpers import ESTIMATORS, FIFTY, OF_DISCRETE, small_vae, state_of, vae_of
 from torch import nn
 
-from pyro_vae import VAE, Estimator, Network, fit
+from pyro_vae import VAE, Network, fit
 from pyro_vae.data import Split, make_splits
 from pyro_vae.estimators import IWAE, Objective, ScoreFunction
 from pyro_vae.guides import DiagonalNormal, PerDatum
@@ -122,7 +123,14 @@ def test_every_schedule(name, by, tmp_path):
     same(plan, tmp_path / "c")
 
 
-@pytest.mark.parametrize("cls", [each for each in subclasses(Estimator) if each.__name__ != "Stock"])
+@pytest.mark.parametrize("cls", OF_DISCRETE)
+def test_every_estimator_of_discrete_latents(cls, tmp_path):
+    data = make_splits(Split(FIFTY.train.x.flatten(1)[:, :3]), valid=10, test=10)
+    plan = TrainingPlan(epochs=3, batch_size=12, compile="off", estimator=cls())
+    same(plan, tmp_path / "c", make=lambda: Discrete("binary").float(), data=data, cut=4)
+
+
+@pytest.mark.parametrize("cls", [each for each in ESTIMATORS if each.__name__ != "Stock"])
 def test_every_estimator(cls, tmp_path):
     same(TrainingPlan(epochs=3, batch_size=12, compile="off", estimator=cls()), tmp_path / "c")
 

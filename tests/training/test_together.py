@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from discrete import Discrete
 from helpers import (
     BITS,
     CPU,
@@ -22,6 +23,7 @@ from helpers import (
     GUIDES,
     KINDS_OF_MODEL,
     LIKELIHOODS,
+    OF_DISCRETE,
     PRIORS,
     TABLE,
     data_for,
@@ -34,7 +36,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pyro_vae import VAE, Network
-from pyro_vae.estimators import ELBO, IWAE, Objective, ScoreFunction
+from pyro_vae.estimators import ELBO, IWAE, NVIL, Objective, ScoreFunction
 from pyro_vae.guides import DiagonalNormal
 from pyro_vae.likelihoods import Bernoulli
 from pyro_vae.priors import StandardNormal
@@ -70,10 +72,18 @@ def gradients_of(update, size: int | None) -> list[torch.Tensor]:
         before = {name: value.clone() for name, value in update.estimator.state.items()}
         with library_path(), seeded(CPU, "step"):
             sums, gradients = one.gradients(update.columns.tensors, index, 0.7, one.leaves("both"))
-        state = [value.clone() for value in update.estimator.state.values()]
+        if size is None:  # of several, each adds its part of the gradient by what is learned
+            learned = {name: before[f"{name}: mean"] for name in update.estimator.learns}
+            gradients = [*gradients, *slopes(update.estimator, learned)]
+        state = [value.clone() for value in update.estimator.averaged]
         update.estimator.state = before
         found.append([sums.row, sums.bound, *gradients, *state])
     return [sum(parts) for parts in zip(*found, strict=True)]
+
+
+def slopes(estimator, before: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """The gradient by what an estimator learned in one step, from what Adam keeps: mean = 0.9 · mean + 0.1 · gradient."""
+    return [(estimator.state[f"{name}: mean"] - 0.9 * kept_mean) / 0.1 for name, kept_mean in before.items()]
 
 
 def replaced(update, rank: int, size: int):
@@ -102,6 +112,11 @@ def test_estimators(cls):
     """All data of a batch have the mean of the batch as their bound, where an estimator has none for each."""
     with refusing_unknown_kl(cls):
         agree(update_of(vae_of(DiagonalNormal), BITS[:7], cls(K=4)), per_datum=cls.per_datum)
+
+
+@pytest.mark.parametrize("cls", [*OF_DISCRETE, NVIL])
+def test_estimators_of_discrete_latents(cls):
+    agree(update_of(Discrete("binary"), BITS[:7].flatten(1)[:, :3].double(), cls()))
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_MODEL)

@@ -25,6 +25,7 @@ Bound = Literal["ELBO", "IWAE"]
 class _Antithetic(Estimator):
     """What `DisARM` and `ARMS` share: M groups of n = K particles, which are negatively correlated within a group."""
 
+    for_discrete = True
     latents = "fixed"
 
     def __init__(self, K: int, M: int, bound: Bound, max_plate_nesting: int) -> None:

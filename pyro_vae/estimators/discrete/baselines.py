@@ -73,7 +73,7 @@ class NVIL(Estimator):
                 "output weight": zero.new_zeros(self.hidden),
             }
         )
-        return state | {"average": zero, "variance": zero.clone(), "steps": zero.clone()}
+        return state | {"average": zero, "square": zero.clone(), "steps": zero.clone()}
 
     def bound(self, draws: Particles) -> Tensor:
         """Returns the bound of each datum (B,)."""
@@ -84,18 +84,16 @@ class NVIL(Estimator):
         signal = draws.log_w.detach() - self.state["average"] - self._baseline(draws)
         fixed = signal.detach()
         if self.normalize:
-            fixed = fixed / self.state["variance"].sqrt().clamp(min=1)
+            variance = self.state["square"] - self.state["average"] ** 2
+            fixed = fixed / variance.clamp(min=1).sqrt()
         return (draws.log_p + fixed * draws.log_q - 0.5 * signal**2).mean(0)
 
     def advance(self, draws: Particles) -> dict[str, Tensor]:
-        """Returns the averages after a step. The first step sets them to its own."""
-        signal = draws.log_w - self._baseline(draws)
-        steps, average = self.state["steps"], self.state["average"]
-        new = signal.mean()
-        average = torch.where(steps == 0, new, self.decay * average + (1 - self.decay) * new)
-        spread = ((signal - average) ** 2).mean()
-        variance = torch.where(steps == 0, spread, self.decay * self.state["variance"] + (1 - self.decay) * spread)
-        return {"average": average, "variance": variance, "steps": steps + 1}
+        """Returns the averages of log w - C_ψ(x) and of its square after a step. The first step sets them to its own."""
+        signal, steps = draws.log_w - self._baseline(draws), self.state["steps"]
+        new = {"average": signal.mean(), "square": (signal**2).mean()}
+        moved = {name: self.decay * self.state[name] + (1 - self.decay) * value for name, value in new.items()}
+        return {name: torch.where(steps == 0, new[name], moved[name]) for name in new} | {"steps": steps + 1}
 
     def _baseline(self, draws: Particles) -> Float[Tensor, " B"]:
         x, state = data_as_vectors(draws), self.state
@@ -127,6 +125,7 @@ class DoubleCV(Estimator):
     """
 
     averages = True
+    for_discrete = True
     latents = "leaves"
     learns = ("a",)
 

@@ -30,6 +30,7 @@ class _Relaxed(Estimator):
     with logistic noise l; at the relaxed one, sigmoid(z/τ); and at sigmoid(z̃/τ), where z̃ is drawn given b.
     """
 
+    for_discrete = True
     averages = False  # the guide has Bernoulli latents alone, which leave nothing to draw where they are enumerated
     latents = "path"
     M = 3
@@ -49,7 +50,7 @@ class _Relaxed(Estimator):
             return super().draw(site, q, alike)  # the surrogate refuses it
         first, second, third = logits.unflatten(0, (3, self.K))
         temperature = self.state["log temperature"].exp().to(logits)
-        u, v = logistic_noise(first), logistic_noise(first)
+        u, v, _ = logistic_noise(logits).unflatten(0, (3, self.K))  # for all, whose first dimension is known
         b = (first.detach() + u > 0).to(logits.dtype)
         # z given b has the noise's distribution, cut off at 0 (Tucker et al. 2017, appendix B).
         given = torch.where(b > 0, softplus(v + softplus(third)), -softplus(softplus(-third) - v))

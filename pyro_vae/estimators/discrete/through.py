@@ -27,6 +27,8 @@ class _Through(Estimator):
     The KL is in closed form, unless ``kl`` is "sampled": then log q at the draws has the continuous function's gradient too.
     """
 
+    for_discrete = True
+
     def __init__(self, K: int, kl: KL, max_plate_nesting: int) -> None:
         super().__init__(K, max_plate_nesting)
         self.closed_form_kl = kl == "exact"
@@ -193,7 +195,10 @@ class GumbelSoftmax(_Through):
         logits = class_logits(q) if binary is None else binary
         if logits is None:
             return self._other(site, q)
-        noisy = logits[: self.K] + (logistic_noise if binary is not None else gumbel_noise)(logits[: self.K])
+        noise = (logistic_noise if binary is not None else gumbel_noise)(
+            logits
+        )  # for all, whose first dimension is known
+        noisy = (logits + noise)[: self.K]
         temperature = self.state["log temperature"].exp().to(logits) if self.anneal else self.temperature
         if binary is not None:
             hard, soft = (noisy > 0).to(noisy.dtype), (noisy / temperature).sigmoid()
