@@ -1,21 +1,36 @@
 """Models: each puts a prior, a guide, a likelihood and networks together as a Pyro model and a Pyro guide.
 
-=============== =============================== ============================== ===================================
-model           p                               q                              latent sites
-=============== =============================== ============================== ===================================
-`VAE`           p(t) p(x|t)                     q(t|x)                         ``t``
-`TwoLayer`      p(t2) p(t|t2) p(x|t)            q(t|x) q(t2|t)                 ``t`` next to the data, ``t2`` above
-`Ladder`        p(t2) p(t|t2) p(x|t)            q(t2|x) q(t|t2,x)              ``t`` next to the data, ``t2`` above
-`Conditional`   p(t) p(x|t,y)                   q(t|x,y)                       ``t``
-=============== =============================== ============================== ===================================
+================ =============================== ============================== ===================================
+model            p                               q                              latent sites
+================ =============================== ============================== ===================================
+`VAE`            p(t) p(x|t)                     q(t|x)                         ``t``
+`TwoLayer`       p(t2) p(t|t2) p(x|t)            q(t|x) q(t2|t)                 ``t`` next to the data, ``t2`` above
+`Ladder`         p(t2) p(t|t2) p(x|t)            q(t2|x) q(t|t2,x)              ``t`` next to the data, ``t2`` above
+`Conditional`    p(t) p(x|t,y)                   q(t|x,y)                       ``t``
+`MixtureVAE`     p(y) p(t|y) p(x|t), y summed    q(t|x)                         ``t``
+                 out
+`SemiSupervised` p(y) p(t) p(x|t,y)              q(y|x) q(t|x,y)                ``y``, known for some data, and ``t``
+================ =============================== ============================== ===================================
 
 `ModelSpec` names one of these models and its parts before the sizes are known.
 """
 
 from pyro_vae.models.base import Model, ThreePartModel
 from pyro_vae.models.conditional import Conditional
+from pyro_vae.models.mixture import MixtureVAE
+from pyro_vae.models.semi_supervised import SemiSupervised
 from pyro_vae.models.specification import ModelSpec
 from pyro_vae.models.two_layers import Ladder, TwoLayer
 from pyro_vae.models.vae import VAE
 
-__all__ = ["VAE", "Conditional", "Ladder", "Model", "ModelSpec", "ThreePartModel", "TwoLayer"]
+__all__ = [
+    "VAE",
+    "Conditional",
+    "Ladder",
+    "MixtureVAE",
+    "Model",
+    "ModelSpec",
+    "SemiSupervised",
+    "ThreePartModel",
+    "TwoLayer",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
@@ -18,6 +18,7 @@ from pyro_vae.traces.messengers import Alike, At, Cut, Drawing, Drawn, First, La
 from pyro_vae.traces.programs import Program, library_path, traced
 from pyro_vae.traces.sites import (
     PARTICLES,
+    auxiliary_sites,
     check_latents,
     data_dim_of,
     log_prob_of,
@@ -64,6 +65,10 @@ class Particles:
             with the names of all sites that are summed out together.
         expected: those of them that the guide has, over which expectations were taken.
         dependent: sites of the guide that are drawn given those in `expected`.
+        log_states: a function that returns the log-probabilities of the states of a site that is summed out (S, K, B): those of
+            q(z|x) for one in `expected`, and those of p(z|t,x) for any other one.
+        auxiliary: log-probabilities by site that an objective may add, and that are part of no bound: those of the guide's
+            observed sites that are marked ``infer={"auxiliary": True}``.
     """
 
     model: dict[str, Float[Tensor, "K B"]]
@@ -85,6 +90,8 @@ class Particles:
     enumerated: frozenset[str] = frozenset()
     expected: frozenset[str] = frozenset()
     dependent: tuple[str, ...] = ()
+    log_states: Callable[[str], Tensor] | None = None
+    auxiliary: dict[str, Float[Tensor, "K B"]] = field(default_factory=dict)
 
     @property
     def log_lik(self) -> Float[Tensor, "K B"]:
@@ -209,6 +216,7 @@ def particles(
     model_terms = {name: log_prob_of(site, site["value"]) for name, site in model_sites.items()}
     guide_terms = {name: log_prob_of(site, site["value"]) for name, site in guide_sites.items()}
     dependent: tuple[str, ...] = ()
+    log_states = None
     observed = observed_sites
     if enumerated:
         enumeration.check({**model_sites, **guide_sites}, data_dim)
@@ -223,6 +231,7 @@ def particles(
             observed_sites,
         )
         model_terms, guide_terms, observed, dependent = summed.model, summed.guide, summed.observed, summed.dependent
+        log_states = summed.log_states
 
         def per_datum(value: Tensor) -> Tensor:
             return summed.per_datum(table(value))
@@ -263,6 +272,10 @@ def particles(
         enumerated=enumerated,
         expected=frozenset(list(enumeration.sizes)[: enumeration.in_guide]),
         dependent=dependent,
+        log_states=log_states,
+        auxiliary={
+            name: per_datum(site["fn"].log_prob(site["value"])) for name, site in auxiliary_sites(guide_trace).items()
+        },
     )
 
 
