@@ -17,6 +17,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor, nn
 from torch.distributions import Transform, biject_to, constraints
+from torch.distributions.constraints import Constraint
 from torch.nn.functional import softplus
 
 from pyro_vae.discrete import BlockConstraint, logarithm
@@ -131,6 +132,13 @@ class LogBlocks(BlockConstraint):
         if value.shape[-1:] != (self.groups * self.classes,):
             return value.new_zeros(value.shape[:-1]).bool()
         return (value.unflatten(-1, (self.groups, self.classes)).logsumexp(-1).abs() < 1e-4).all(-1)
+
+
+def inside(support: Constraint, t: Tensor) -> Tensor:
+    """Returns t ``(..., d)`` in a support of relaxed one-hot vectors: each is made to sum to 1. Others are left as they are."""
+    if not isinstance(support, LogBlocks):
+        return t
+    return t.unflatten(-1, (support.groups, support.classes)).log_softmax(-1).flatten(-2)
 
 
 class LogConcrete(TorchDistribution):

@@ -16,7 +16,7 @@ model           p                               q                              l
 """
 
 from pyro_vae.models.base import Model, ThreePartModel
-from pyro_vae.models.belief import SigmoidBelief
+from pyro_vae.models.belief import SigmoidBelief, affine_bits
 from pyro_vae.models.conditional import Conditional
 from pyro_vae.models.discretized import discretized
 from pyro_vae.models.specification import ModelSpec
@@ -32,5 +32,6 @@ __all__ = [
     "SigmoidBelief",
     "ThreePartModel",
     "TwoLayer",
+    "affine_bits",
     "discretized",
 ]

@@ -17,10 +17,17 @@ from pyro_vae.models.base import ThreePartModel, check_prior, scored
 from pyro_vae.networks import MLP
 from pyro_vae.parts import Dims, Guide, Likelihood, Prior, check_batch
 
-_LINEAR = partial(Bernoulli, network=partial(MLP, hidden=()))
-"""Each bit is Bernoulli with a logit that is affine in the layer below or above."""
 _MOST = 100
 """The largest number of layers above t. Published networks have up to five."""
+
+
+def affine_bits(dims: Dims) -> Bernoulli:
+    """Returns q(t|x) = ∏ Bernoulli(t_j; sigmoid(logit_j)) whose logits are affine in x.
+
+    Args:
+        dims: the sizes of t and x.
+    """
+    return Bernoulli(dims, partial(MLP, hidden=()))
 
 
 @final
@@ -40,7 +47,9 @@ class SigmoidBelief(ThreePartModel):
         above: the dimensions of t_2, t_3, ..., t_L.
         between: the class of p(t_l|t_(l+1)) and of q(t_(l+1)|t_l). It may be any guide that needs no data, since a
             guide maps a vector to a distribution: one whose latents are of the same kind as those of the prior and the
-            guide. By default it is `pyro_vae.guides.Bernoulli`, with logits that are affine in the other layer.
+            guide. By default
+            it is `affine_bits`: numbers 0 and 1 with logits that are affine in the other layer. With a hidden layer it
+            is ``--model.between Bernoulli --model.between.network.hidden "[200]"``.
 
     Raises:
         ValueError: there is no layer above t, a dimension is below 1, or the prior is made of the guide, whose latent
@@ -54,7 +63,7 @@ class SigmoidBelief(ThreePartModel):
         guide: Callable[[Dims], Guide],
         likelihood: Callable[[Dims], Likelihood],
         above: Sequence[int] = (200,),
-        between: Callable[[Dims], Guide] = _LINEAR,
+        between: Callable[[Dims], Guide] = affine_bits,
     ) -> None:
         if not above or min(above) < 1:
             raise ValueError(f"above: expected dimensions of at least 1, of one layer or more, got {list(above)}")

@@ -190,7 +190,9 @@ def _classifier(name: str, weights: str | None) -> nn.Module:
 class _Residual(nn.Module):
     """The residual block h + conv(act(conv(act(h)))) (He et al. 2016b, figure 1)."""
 
-    def __init__(self, channels: int, activation: Callable[[], nn.Module], convolution: Callable[..., nn.Module]) -> None:
+    def __init__(
+        self, channels: int, activation: Callable[[], nn.Module], convolution: Callable[..., nn.Module]
+    ) -> None:
         super().__init__()
         self.layers = nn.Sequential(
             activation(),
