@@ -21,7 +21,7 @@ _FEWEST = 5
 """The fewest different points that t-SNE is asked to arrange: below, its perplexity is 1, and it fails at one."""
 
 _MANY, _JITTER = 10, 0.2
-"""Where there are this many times as many points as different ones, as of discrete latents, each is moved at random by so much."""
+"""With this many times as many points as different ones, as of discrete latents, each is moved at random by so much."""
 
 
 @takes
@@ -34,8 +34,8 @@ def latents(
     """Draws latents ``(N, d)`` as points, colored by label, with a panel for each latent.
 
     Latents with d > 2 are drawn by t-SNE (van der Maaten and Hinton 2008), which keeps neighbors together. Its larger
-    distances mean nothing. A handful of points has no neighborhoods: their two coordinates of the largest variance are drawn. Points of
-    discrete latents that would hide each other are moved apart at random.
+    distances mean nothing. A handful of points has no neighborhoods: their two coordinates of the largest variance are
+    drawn. Points of discrete latents that would hide each other are moved apart at random.
 
     Args:
         t: one latent, or several by the name of their site.

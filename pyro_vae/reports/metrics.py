@@ -83,7 +83,8 @@ class DiscreteModel(Metric):
         """
         if not isinstance(trained.model, VAE):
             raise ValueError(
-                f"DiscreteModel: the discrete model is known of a VAE of relaxed latents, and this is a {type(trained.model).__name__}"
+                f"DiscreteModel: only of a VAE of relaxed latents is the discrete model known, and this is a "
+                f"{type(trained.model).__name__}"
             )
         vae, nesting = discretized(trained.model), trained.plan.estimator.max_plate_nesting
         elbo = ScoreFunction(max_plate_nesting=nesting)
