@@ -29,7 +29,8 @@ def told_labels(x: Tensor, labels: Tensor | None, labelled: Tensor | None) -> Te
         )
     if not len(labels) == len(labelled) == len(x):
         raise ValueError(
-            f"labelled: expected a label, and whether it is told, for each of {len(x)} data, got {len(labels)} and {len(labelled)}"
+            f"labelled: expected a label, and whether it is told, for each of {len(x)} data, got "
+            f"{len(labels)} and {len(labelled)}"
         )
     return torch.where(labelled, labels, UNKNOWN)
 

@@ -5,8 +5,9 @@ Each is one class, and yours take their place. On the command line they fill the
 """
 
 from pyro_vae.reports.base import Measured, Metric, Picture, Row, Trained
+from pyro_vae.reports.classes import Classes
 from pyro_vae.reports.diagnostics import AIS, Bracket, Calibration, Gaps, Surgery
-from pyro_vae.reports.metrics import Classes, LogLikelihood, TestBound
+from pyro_vae.reports.metrics import DiscreteModel, LogLikelihood, TestBound
 from pyro_vae.reports.pictures import Latents, LearningCurves, Plane, Reconstructions, Samples, Traversals
 from pyro_vae.reports.trackers import TensorBoard, Tracker, scalars
 
@@ -15,6 +16,7 @@ __all__ = [
     "Bracket",
     "Calibration",
     "Classes",
+    "DiscreteModel",
     "Gaps",
     "Latents",
     "LearningCurves",
