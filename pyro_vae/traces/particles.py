@@ -203,6 +203,11 @@ def particles(
     with enumeration.of_model(), plate_of_particles(K, max_plate_nesting):
         model_trace = traced(poutine.replay(model, trace=guide_trace), *args, **kwargs)
     guide_sites, model_sites = sample_sites(guide_trace), sample_sites(model_trace)
+    expected = frozenset(list(enumeration.sizes)[: enumeration.in_guide])
+    if enumerate != "all" and (unknown := sorted(set(enumerate) - expected)):
+        raise ValueError(
+            f"the guide draws no site {unknown[0]!r} that could be enumerated; it draws {sorted(guide_sites)}"
+        )
     observed_sites = frozenset(name for name, site in model_sites.items() if site["is_observed"])
     enumerated = frozenset(enumeration.sizes)
     check_latents(model_sites, guide_sites, observed_sites, enumerated)
@@ -270,7 +275,7 @@ def particles(
         plates=(particle_dim, data_dim),
         alike=frozenset(alike.names),
         enumerated=enumerated,
-        expected=frozenset(list(enumeration.sizes)[: enumeration.in_guide]),
+        expected=expected,
         dependent=dependent,
         log_states=log_states,
         auxiliary={
