@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import FIFTY, TABLE, small_vae, state_of
+from safetensors.torch import load_file
 
 from pyro_vae import fit
 from pyro_vae.app.comparisons.cell import trained
@@ -47,6 +50,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "300", "PYTHONPA
 TIMES = ("ms", "s", "seconds", "var·ms", "ms per step")
 MINE = """
 import os, signal, time
+from glob import glob
 from pyro_vae.estimators import ELBO
 
 class Deadly(ELBO):
@@ -54,6 +58,16 @@ class Deadly(ELBO):
         if not os.path.exists("alive"):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().estimate(*args, **options)
+
+class Cut(ELBO):
+    def estimate(self, *args, **options):
+        if not os.path.exists("alive") and sum(map(len, map(lines, glob("*/runs/mine.Cut*/metrics.jsonl")))) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().estimate(*args, **options)
+
+def lines(path):
+    with open(path) as file:
+        return file.readlines()
 
 class Slow(ELBO):
     def estimate(self, *args, **options):
@@ -136,6 +150,37 @@ def test_data_that_change_meanwhile_are_told(compare, tmp_path, monkeypatch):
     code, _, err = compare("gradients", "grid", "--jobs", "2")
     assert code == 1
     assert "the data, or a file of options, changed since the comparison began" in " ".join(err.split())
+
+
+@pytest.mark.parametrize("more", [[], ["--patience", "2", "--keep", "best", "--optimizer.lr", "0.1"]], ids=str)
+def test_a_cell_of_an_estimator_goes_on_where_it_was_cut(compare, more, tmp_path):
+    """Its curve too, of which nothing is computed again. A checkpoint with a curve of something else is not gone on from."""
+    options = ["--estimators", "[mine.Cut]", "--epochs", "8", "--evaluate_every", "2", *more]
+    cell, run = (Path(name, "mine.Cut-K2-seed0") for name in ("cells", "runs"))
+
+    def numbers(out: str) -> dict[str, object]:
+        found = json.loads((tmp_path / out / f"{cell}.json").read_text())
+        assert len(found["seconds"]) == len(found["steps"])
+        assert found["seconds"] == sorted(found["seconds"])
+        state = load_file(tmp_path / out / run / "model.safetensors")
+        return {name: found[name] for name in ("steps", "log_px", "final", "evidence")} | {
+            "weights": b"".join(value.numpy().tobytes() for _, value in sorted(state.items()))
+        }
+
+    assert compare("training", "cut", *options)[0] == 143
+    before = (tmp_path / "cut" / run / "metrics.jsonl").read_text()
+    assert (tmp_path / "cut" / run / "checkpoint.safetensors").is_file()
+    shutil.copytree(tmp_path / "cut", tmp_path / "other")
+    (tmp_path / "alive").touch()
+    assert compare("training", "whole", *options)[0] == 0
+    assert compare("training", "cut", *options)[0] == 0
+    assert numbers("cut") == numbers("whole")
+    assert (tmp_path / "cut" / run / "metrics.jsonl").read_text().startswith(before)
+    options += ["--evaluate_every", "3"]
+    kept = tmp_path / "other" / "config.yaml"
+    kept.write_text(kept.read_text().replace("evaluate_every: 2", "evaluate_every: 3"))
+    assert [compare("training", out, *options)[0] for out in ("rare", "other")] == [0, 0]
+    assert numbers("other") == numbers("rare") != numbers("whole")
 
 
 def start(tmp_path: Path, *options: str) -> subprocess.Popen:
