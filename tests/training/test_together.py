@@ -29,6 +29,7 @@ from helpers import (
     PRIORS,
     TABLE,
     data_for,
+    elbo_of,
     refusing_unknown_kl,
     update_of,
     vae_of,
@@ -107,7 +108,7 @@ def agree(update, sizes=(2, 3, 8), per_datum=True) -> None:
 def test_parts(cls):
     """Two particles, and shares of two data: no shape alone tells which is which."""
     vae = vae_of(cls)
-    agree(update_of(vae, data_for(cls, vae, 7), ELBO(2)))
+    agree(update_of(vae, data_for(cls, vae, 7), elbo_of(vae, 2)))
 
 
 @pytest.mark.parametrize("cls", ESTIMATORS)
