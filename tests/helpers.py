@@ -6,6 +6,7 @@ import csv
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -232,7 +233,7 @@ def independent_gradients(
 ) -> tuple[Tensor, list[Tensor]]:
     """Independent estimates: the value (runs,), and the gradient of each parameter (runs, ...), each of `copies` draws."""
     vae, values, found = oracle.vae, [], []
-    leaves = list(vae.parameters())
+    estimator, leaves = deepcopy(estimator), list(vae.parameters())  # it may learn
     many = x.repeat(copies, 1)
     with library_path(), seeded(CPU, 7):
         for _ in range(runs):

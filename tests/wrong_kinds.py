@@ -11,6 +11,7 @@ import json
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -28,6 +29,7 @@ from pyro_vae import (
     figures,
     guides,
     likelihoods,
+    models,
     networks,
     priors,
     training,
@@ -119,7 +121,10 @@ OWN: dict[str, dict[str, object]] = {
     "make_splits": {"data": SPLITS.train},
     "columns_for": {"data": DATA},
     "Dims": {"train": DATA},
-    **dict.fromkeys(("TwoLayer", "Ladder", "SigmoidBelief", "Conditional"), PARTS),
+    **dict.fromkeys(("TwoLayer", "Ladder", "SigmoidBelief", "Conditional", "MixtureVAE"), PARTS),
+    "SemiSupervised": {**PARTS, "dims": replace(DIMS, classes=3)},
+    "class_probabilities": {"programs": models.MixtureVAE(DIMS, *list(PARTS.values())[:3])},
+    "classified": {"probabilities": torch.eye(3), "labels": torch.arange(3)},
     "ModelSpec": PARTS,
     "Trained": {"data": SPLITS, "records": []},
     "look_of": {"data": SPLITS},
@@ -176,6 +181,7 @@ SKIPPED = {
     "Mean",
     "Evidence",
     "Crossed",
+    "Classified",
     "Interval",
     "fit_line",
     "check_support",

@@ -159,7 +159,7 @@ def test_programs_declare_what_they_are_called_with():
     assert [len(columns_of(programs, split).take(slice(0, 2))) for programs in (undeclared, small())] == [1, 2]
     turned = SimpleNamespace(inputs=("y", "x"))
     assert torch.equal(columns_of(turned, split).take(slice(0, 2))[0], Y[:2])
-    with pytest.raises(ValueError, match=r"expected names among \['x', 'y'\], got \['z'\]"):
+    with pytest.raises(ValueError, match=r"expected names among \['x', 'y', 'labelled'\], got \['z'\]"):
         columns_of(SimpleNamespace(inputs=("x", "z")), split)
     with pytest.raises(ValueError, match="y: expected a label for each of 6 data, got 5"):
         columns_of(small(), Split(BITS, Y[:5]))

@@ -162,7 +162,9 @@ REFUSED = {
     "'t' is discrete .Bernoulli.": programs(lambda: dist.Bernoulli(torch.tensor(0.5))),
     "'t' is a point mass": programs(lambda: dist.Normal(0.0, 1.0), lambda: dist.Delta(torch.tensor(0.3))),
     "no bijection .* .ProjectedNormal.": programs(lambda: dist.ProjectedNormal(torch.zeros(2))),
-    "not in the support of the model": programs(lambda: dist.Uniform(0.0, 1.0), lambda: dist.Uniform(0.0, 2.0)),
+    "not in the support of the model": programs(
+        lambda: dist.Uniform(0.0, torch.ones(())), lambda: dist.Uniform(0.0, 2 * torch.ones(()))
+    ),
     "from all real numbers": programs(lambda: dist.Gamma(2.0, 1.0), lambda: dist.Normal(0.0, 1.0)),
     "model is random beyond its sample sites": SimpleNamespace(model=noisy, guide=without_data),
     "no latent site": SimpleNamespace(model=without_latents, guide=without_data),

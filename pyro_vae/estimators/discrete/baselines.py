@@ -96,7 +96,8 @@ class NVIL(Estimator):
         return {name: torch.where(steps == 0, new[name], moved[name]) for name in new} | {"steps": steps + 1}
 
     def _baseline(self, draws: Particles) -> Float[Tensor, " B"]:
-        x, state = data_as_vectors(draws), self.state
+        state = self.state
+        x = data_as_vectors(draws, state["hidden weight"])
         return torch.tanh(x @ state["hidden weight"] + state["hidden bias"]) @ state["output weight"]
 
 
@@ -188,10 +189,19 @@ def first_weights(inputs: int, outputs: int) -> Tensor:
     return torch.randn((inputs, outputs), generator=generator, device="cpu") / inputs**0.5
 
 
-def data_as_vectors(draws: Particles) -> Float[Tensor, "B D"]:
-    """Returns the data that the programs were called with, as vectors; large numbers are compressed, missing ones are zero."""
+def data_as_vectors(draws: Particles, learned: Tensor | None = None) -> Float[Tensor, "B D"]:
+    """Returns the data that the programs were called with, as vectors; large numbers are compressed, missing ones are zero.
+
+    Raises:
+        ValueError: weights were learned (D, hidden) for data of another size.
+    """
     x: Tensor = draws.programs[2][0]
     flat = x.reshape(len(x), prod(x.shape[1:]))
+    if learned is not None and len(learned) != flat.shape[1]:
+        raise ValueError(
+            f"this estimator has learned a network for data of {len(learned)} numbers, and is given data of {flat.shape[1]}: "
+            f"make a new one for other data"
+        )
     return flat.to(draws.log_w.dtype).nan_to_num().asinh()
 
 

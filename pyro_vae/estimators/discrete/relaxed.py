@@ -192,6 +192,7 @@ class RELAX(_Relaxed):
 
     def _control(self, draws: Particles) -> Tensor:
         t = torch.cat([draws.vectors(name) for name in draws.values], -1)
-        x, state = data_as_vectors(draws), self.state
+        state = self.state
+        x = data_as_vectors(draws, state["weight of x"])
         hidden = x @ state["weight of x"] + t @ state["weight of t"] + state["hidden bias"]
         return super()._control(draws) + leaky_relu(hidden, 0.3) @ state["output weight"]
