@@ -20,8 +20,9 @@ silently. Every class of this project is abstract or final: no subclass override
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, final, get_type_hints
+from typing import Any, NamedTuple, TypeVar, final, get_type_hints
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution, TorchDistributionMixin
@@ -344,7 +345,34 @@ class _RescaledSupport(Constraint):
         return f"that of standardized data, {self.base}"
 
 
-class Prior(DistributionPart):
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def overridable(method: Method) -> Method:
+    """Marks a concrete method that a subclass may override. No subclass overrides any other concrete method."""
+    method.__overridable__ = True  # type: ignore[attr-defined]
+    return method
+
+
+class LatentPart(DistributionPart):
+    """The base class of priors and guides, which are distributions of a latent t.
+
+    Args:
+        dims: the sizes (see `Dims`).
+    """
+
+    @overridable
+    def seen(self, t: Tensor) -> Tensor:
+        """Returns what stands for t wherever a network is given it: t itself by default.
+
+        Relaxed latents are drawn as logits or logarithms, and seen as numbers in [0, 1]. It is a function of single
+        latents, and keeps the shape ``(*batch, d)``. In a model it is that of the part which is p(t), so that a guide
+        may be of another class.
+        """
+        return t
+
+
+class Prior(LatentPart):
     """p(t): ``prior()`` is a distribution of batch shape ``()`` and event shape ``(d,)``.
 
     Args:
@@ -364,10 +392,11 @@ class Prior(DistributionPart):
         return checked(super().__call__(), (), (self.dims.latent,), self)
 
 
-class Guide(DistributionPart):
+class Guide(LatentPart):
     """q(t|x,φ): ``guide(x)`` is a distribution over t.
 
-    Its batch shape is ``x.shape[:-len(x_shape)]`` and its event shape is ``(d,)``.
+    Its batch shape is ``x.shape[:-len(x_shape)]`` and its event shape is ``(d,)``. In models of several latents a guide
+    is also p(t_1|t_2), one latent given another, which maps a vector to a distribution as well.
 
     Args:
         dims: the sizes (see `Dims`).

@@ -119,7 +119,7 @@ OWN: dict[str, dict[str, object]] = {
     "make_splits": {"data": SPLITS.train},
     "columns_for": {"data": DATA},
     "Dims": {"train": DATA},
-    **dict.fromkeys(("TwoLayer", "Ladder", "Conditional"), PARTS),
+    **dict.fromkeys(("TwoLayer", "Ladder", "SigmoidBelief", "Conditional"), PARTS),
     "ModelSpec": PARTS,
     "Trained": {"data": SPLITS, "records": []},
     "look_of": {"data": SPLITS},

@@ -189,11 +189,12 @@ class Evidence:
             "trusted": self.trusted,
         }
 
-    def notices(self, noun: str = "data") -> list[str]:
+    def notices(self, noun: str = "data", *, annealed: bool = True) -> list[str]:
         """Returns what cannot be trusted and what helps, in sentences; none where all is well.
 
         Args:
             noun: what the data are called.
+            annealed: whether log p(x) can be annealed, which takes latents that are not discrete.
         """
         N, found = len(self.log_px), []
         if not self.trusted:
@@ -204,10 +205,10 @@ class Evidence:
             rises = (
                 f" it rises by {mean(self.rise())} from K = {self.K / 10:.4g} to {self.K}, and" if self.K >= 10 else ""
             )
-            found.append(
-                f"log p(x) from K = {self.K} particles is too low:{rises} {missing}. More particles, a guide that fits better, "
-                f"or annealed importance sampling comes closer."
-            )
+            more = "More particles, a guide that fits better, or annealed importance sampling comes closer."
+            if not annealed:
+                more = "More particles, or a guide that fits better, come closer."
+            found.append(f"log p(x) from K = {self.K} particles is too low:{rises} {missing}. {more}")
         if self.unreliable > 0.05 * N and self.K >= LEAST:
             found.append(
                 f"k̂ is above {self.good_k:.2f} for {self.unreliable} of {N} {noun}: a few particles outweigh all others there, "

@@ -40,6 +40,8 @@ _CHECKED = 2000
 """The number of draws that tell, after each round of steps, whether a datum's q has become better."""
 _TOLERANCE = 0.01
 """The gain of a round, in nats, at which the refinement of a datum has converged."""
+_HELP = "Raise K, or give log_px from annealed importance sampling, which discrete latents do not have."
+"""What helps where log p(x) is too small."""
 _EFFECTIVE = 0.1
 """The effective share of the weights below which log p(x) from them is not relied on: a few of them may count for most."""
 
@@ -126,14 +128,13 @@ class Gaps:
         if few := int((self.effective < _EFFECTIVE).sum()):
             found.append(
                 f"For {few} of {N} data, less than {_EFFECTIVE:.0%} of the weights that log p(x) is computed from are "
-                f"effective: it, and the approximation gap, may be too small, and their errors too. Give log_px from annealed "
-                f"importance sampling, or raise K."
+                f"effective: it, and the approximation gap, may be too small, and their errors too. {_HELP}"
             )
         below = self.approximation < -4 * self.approximation_error.nan_to_num(nan=torch.inf) - _TOLERANCE
         if bool(below.any()):
             found.append(
                 f"log p(x) of {int(below.sum())} of {N} data is below a lower bound on it by more than four errors: it is too "
-                f"small. Give log_px from annealed importance sampling, or raise K."
+                f"small. {_HELP}"
             )
         gap, noise = self.summary()["whole"], self.monte_carlo()["whole"]
         if N > 1 and noise > 0.5 * abs(gap.mean) and noise > _TOLERANCE:

@@ -7,12 +7,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
 
 from pyro_vae.data import Columns, DataLike, columns_for
 from pyro_vae.evaluate.bound import EVALUATED
 from pyro_vae.evaluate.predictions import decode
 from pyro_vae.kinds import WrongKindError, takes
 from pyro_vae.missing import check_seen
+from pyro_vae.relaxed import inside
 from pyro_vae.scopes import evaluating, telling_memory
 from pyro_vae.traces import Programs, run_guide
 
@@ -135,7 +137,8 @@ def interpolate(
 ) -> Tensor:
     """Returns the means E[x|t] ``(steps, N, *x_shape)`` along the way from the latents of N data to those of N others.
 
-    The ends are the posterior means (see `posterior`). Every latent site goes the same share of its way at the same time.
+    The ends are the posterior means (see `posterior`). Relaxed one-hot vectors, whose logarithms the latents are, sum to 1 on
+    the whole way. Every latent site goes the same share of its way at the same time.
 
     Args:
         programs: a model and a guide.
@@ -162,13 +165,18 @@ def interpolate(
         raise ValueError(
             "x_a and x_b: their labels differ, and there is no way between two labels: give data of the same labels"
         )
-    _check_continuous(programs, ends[0], how)
+    known = _check_continuous(programs, ends[0], how)
     of_a, of_b = (posterior(programs, end, _MOMENTS, seed) for end in ends)
     way = _linear if how == "linear" else _spherical
     shares = torch.linspace(0, 1, steps, dtype=torch.float64).tolist()
     return torch.stack(
         [
-            decode(programs, {name: way(of_a[name].mean, of_b[name].mean, share) for name in of_a}, ends[0].x, y=y)
+            decode(
+                programs,
+                {name: inside(known[name], way(of_a[name].mean, of_b[name].mean, share)) for name in of_a},
+                ends[0].x,
+                y=y,
+            )
             for share in shares
         ]
     )
@@ -182,19 +190,30 @@ def _columns(programs: Programs, x: DataLike, name: str) -> Columns:
         raise WrongKindError(f"{name}: {error}") from error
 
 
-def _check_continuous(programs: Programs, columns: Columns, how: str) -> None:
-    with evaluating(programs, columns.x.device, "sites"):
-        sites = run_guide(programs.guide, *columns.first(1).take(slice(None)))
-    for name, (_, q) in sites.items():
-        if q.support.is_discrete:
+def _check_continuous(programs: Programs, columns: Columns, how: str) -> dict[str, Constraint]:
+    """Checks that there are ways between the latents, and returns their supports."""
+    found = supports(programs, columns)
+    for name, support in found.items():
+        if support.is_discrete:
             raise ValueError(f"interpolate: there is no way between values of {name!r}, which is discrete")
-        support = q.support
-        while hasattr(support, "base_constraint"):
-            support = support.base_constraint
         if how == "spherical" and support not in (constraints.real, constraints.real_vector):
             raise ValueError(
                 f"how: 'spherical' takes latents that are real numbers, and {name!r} is {support}: choose 'linear'"
             )
+    return found
+
+
+def supports(programs: Programs, columns: Columns) -> dict[str, Constraint]:
+    """Returns the values that each latent of the guide can have, by site: of a single number, where they are independent."""
+    with evaluating(programs, columns.x.device, "sites"):
+        sites = run_guide(programs.guide, *columns.first(1).take(slice(None)))
+    found = {}
+    for name, (_, q) in sites.items():
+        support = q.support
+        while hasattr(support, "base_constraint"):
+            support = support.base_constraint
+        found[name] = support
+    return found
 
 
 def _linear(a: Tensor, b: Tensor, share: float) -> Tensor:

@@ -12,10 +12,15 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, stack
 
 from pyro_vae.figures.layout import new_figure, panels_of, wrapped
 from pyro_vae.figures.look import MISSING, Look
+
+_FEW = 4
+"""With fewer values than this, a latent that moves has a column of its own, and not a line."""
+_LETTER = 0.075
+"""The width of a letter of a title, in inches."""
 
 
 def reconstructions(x: Tensor, means: Tensor, look: Look, title: str) -> Figure:
@@ -47,9 +52,13 @@ def plane(means: Tensor, ticks: Sequence[float], look: Look, title: str) -> Figu
 
 
 def traversals(means: Tensor, names: Sequence[str], ticks: Sequence[float], look: Look, title: str) -> Figure:
-    """Draws one line of images for each latent."""
+    """Draws one line of images for each latent; of a latent with two or three values, one column for each latent."""
     rows = list(means.split(len(ticks)))
-    columns = [f"{tick:+.1f}" if abs(tick) > 1e-6 else "0" for tick in ticks]
+    whole = all(tick >= 0 and float(tick).is_integer() for tick in ticks)  # values of something discrete
+    columns = [f"{tick:g}" if whole else f"{tick:+.1f}" if abs(tick) > 1e-6 else "0" for tick in ticks]
+    if len(ticks) < _FEW <= len(names):
+        across = [stack(row) for row in zip(*rows, strict=True)]
+        return grid(across, look, row_labels=columns, column_labels=names, title=title)
     return grid(rows, look, row_labels=names, column_labels=columns, title=title)
 
 
@@ -105,7 +114,8 @@ def _canvas(rows: Sequence[Tensor], look: Look, title: str, gap: float, margin: 
     columns = max(len(row) for row in rows)
     inches = min(0.7, 9 / columns)
     tall = inches * len(rows) * height / width
-    figure = new_figure(inches * columns + margin, tall + (0.7 if title else 0.4), title)
+    wide = max(inches * columns + margin, _LETTER * len(title))
+    figure = new_figure(wide, tall + (0.7 if title else 0.4), title)
     axes = figure.subplots()
     tiles(axes, rows, look, gap)
     return figure, axes

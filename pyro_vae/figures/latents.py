@@ -20,6 +20,9 @@ from pyro_vae.kinds import takes
 _FEWEST = 5
 """The fewest different points that t-SNE is asked to arrange: below, its perplexity is 1, and it fails at one."""
 
+_MANY, _JITTER = 10, 0.2
+"""With this many times as many points as different ones, as of discrete latents, each is moved at random by so much."""
+
 
 @takes
 def latents(
@@ -31,7 +34,8 @@ def latents(
     """Draws latents ``(N, d)`` as points, colored by label, with a panel for each latent.
 
     Latents with d > 2 are drawn by t-SNE (van der Maaten and Hinton 2008), which keeps neighbors together. Its larger
-    distances mean nothing. A handful of points has no neighborhoods: their two coordinates of the largest variance are drawn.
+    distances mean nothing. A handful of points has no neighborhoods: their two coordinates of the largest variance are
+    drawn. Points of discrete latents that would hide each other are moved apart at random.
 
     Args:
         t: one latent, or several by the name of their site.
@@ -83,6 +87,9 @@ def _scatter(axes: Axes, site: str, t: Tensor, labels: Tensor | None, name: Call
         perplexity = min(30.0, max(1.0, (len(points) - 1) / 3))
         points = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(points)
         names = [f"t-SNE of {site}, coordinate {j + 1}" for j in range(2)]
+    if points.shape[1] <= 2 and len(points) >= _MANY * len(np.unique(points, axis=0)):  # else points hide each other
+        points = points + np.random.default_rng(0).uniform(-_JITTER, _JITTER, points.shape)
+        names = [f"{each} (± {_JITTER:g} at random)" for each in names]
     if points.shape[1] == 1:
         points, names = np.stack([points[:, 0], np.zeros(len(points))], 1), [names[0], ""]
     if labels is None:

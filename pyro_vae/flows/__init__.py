@@ -14,7 +14,7 @@ import zuko  # noqa: E402, F401  (the import switches PyTorch's validation off f
 
 Distribution.set_default_validate_args(_validating)
 
-from pyro_vae.flows.autoregressive import autoregressive, neural, spline  # noqa: E402
+from pyro_vae.flows.autoregressive import autoregressive, masked_network, neural, spline  # noqa: E402
 from pyro_vae.flows.distribution import ComposedTransform, FlowDistribution, Sizes  # noqa: E402
 from pyro_vae.flows.transforms import Projected, Reflections  # noqa: E402
 
@@ -25,6 +25,7 @@ __all__ = [
     "Reflections",
     "Sizes",
     "autoregressive",
+    "masked_network",
     "neural",
     "spline",
 ]

@@ -45,8 +45,7 @@ def autoregressive(
         raise ValueError(f"transforms: expected at least 1, got {transforms}")
     if transforms > _MOST:
         raise ValueError(f"transforms: expected at most {_MOST}, since each has a network of its own, got {transforms}")
-    if not hidden or min(hidden) < 1:
-        raise ValueError(f"hidden: expected widths of at least 1, got {list(hidden)}")
+    _check_widths(hidden)
     kind = {} if univariate is None or shapes is None else {"univariate": univariate, "shapes": shapes}
     order = torch.arange(d, device="cpu")
     with torch.device("cpu"):  # zuko computes with the values of its masks while it builds them
@@ -64,6 +63,29 @@ def autoregressive(
             )
         )
     return _near_identity(flow).to(torch.get_default_device())
+
+
+def masked_network(d: int, hidden: Sequence[int]) -> nn.Module:
+    """Returns a network of vectors ``(*lead, d)`` whose output j depends on the inputs before j.
+
+    It is MADE (Germain et al. 2015), with rectified linear units.
+
+    Args:
+        d: the length of the vectors, at least 2.
+        hidden: the width of each hidden layer.
+
+    Raises:
+        ValueError: there is no hidden layer, or a hidden width below 1.
+    """
+    _check_widths(hidden)
+    with torch.device("cpu"):  # zuko computes with the values of its masks while it builds them
+        made: nn.Module = zuko.nn.MaskedMLP(torch.ones(d, d).tril(-1).bool(), hidden)
+    return made.to(torch.get_default_device())
+
+
+def _check_widths(hidden: Sequence[int]) -> None:
+    if not hidden or min(hidden) < 1:
+        raise ValueError(f"hidden: expected widths of at least 1, got {list(hidden)}")
 
 
 def spline(bins: int) -> dict[str, Any]:

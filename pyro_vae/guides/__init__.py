@@ -14,11 +14,16 @@ guide                    t                                              domain
 `NeuralAutoregressive`   s ⊙ f(ε; h) + m, a monotonic network in ε_j    the same, and each pass is a bisection
 `SemiAmortized`          a + b ⊙ t₀, a and b fitted to each datum       guides with ``rsample``; priors not made of the guide
 `PerDatum`               s_i ⊙ ε + m_i, learned for each training datum data that are not binarized again at each use
+`Bernoulli`              numbers 0 and 1                                priors of bits; estimators that need no ``rsample``
+`OneHotCategorical`      one-hot vectors, one after another             the prior of the same name; the same estimators
+`RelaxedBernoulli`       logits of relaxed bits                         priors of real numbers, such as `RelaxedBernoulli`
+`Concrete`               logarithms of relaxed one-hot vectors          the prior of the same name
 ======================== ============================================== =====================================================
 
-All have ``rsample``: t is a function of φ and of noise, and gradients pass through t.
+All but `Bernoulli` and `OneHotCategorical` have ``rsample``: t is a function of φ and of noise, and gradients pass through t.
 """
 
+from pyro_vae.guides.discrete import Bernoulli, Concrete, OneHotCategorical, RelaxedBernoulli
 from pyro_vae.guides.flows import (
     Householder,
     InverseAutoregressive,
@@ -31,6 +36,8 @@ from pyro_vae.guides.normal import DiagonalNormal, FullRankNormal, LowRankNormal
 from pyro_vae.guides.refined import PerDatum, SemiAmortized
 
 __all__ = [
+    "Bernoulli",
+    "Concrete",
     "DiagonalNormal",
     "FullRankNormal",
     "Householder",
@@ -38,7 +45,9 @@ __all__ = [
     "LowRankNormal",
     "MixtureOfNormals",
     "NeuralAutoregressive",
+    "OneHotCategorical",
     "PerDatum",
+    "RelaxedBernoulli",
     "SemiAmortized",
     "SplineAutoregressive",
     "Sylvester",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from typing import final
+from typing import Any, final
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import AffineTransform
+from torch.distributions import AffineTransform, constraints
+from torch.distributions.constraints import Constraint
 
 from pyro_vae.flows import FlowDistribution
 from pyro_vae.guides.normal import DiagonalNormal
@@ -44,7 +45,7 @@ class SemiAmortized(Guide):
 
     Raises:
         ValueError: there is no step, or the rate is not positive; or, when the guide is called, the inner guide has no
-            ``rsample``, or the prior is made of this guide.
+            ``rsample`` or its latents are not all real numbers, or the prior is made of this guide.
     """
 
     def __init__(
@@ -70,6 +71,11 @@ class SemiAmortized(Guide):
         inner = self.inner(x)
         if not inner.has_rsample:
             raise ValueError(f"SemiAmortized: {type(self.inner).__name__} has no rsample to be refined by")
+        if not _is_real(inner.support):
+            raise ValueError(
+                f"SemiAmortized: it moves latents along all real numbers, and those of {type(self.inner).__name__} are "
+                f"{inner.support}: choose another inner guide"
+            )
         self._refining = True
         try:
             shift, log_scale = self._refined(x, inner)
@@ -98,7 +104,19 @@ class SemiAmortized(Guide):
         """
         shift, log_scale = moved
         t = shift + latent_scale(log_scale) * t0
-        return self.parts.likelihood(t).log_prob(x) + prior.log_prob(t) + latent_log_scale(log_scale).sum(-1)
+        return (
+            self.parts.likelihood(self.parts.prior.seen(t)).log_prob(x)
+            + prior.log_prob(t)
+            + latent_log_scale(log_scale).sum(-1)
+        )
+
+
+def _is_real(support: Constraint) -> bool:
+    """Whether a support is all vectors of real numbers, of one distribution or of all components of a mixture."""
+    inner: Any = support
+    while hasattr(inner, "base_constraint"):
+        inner = inner.base_constraint
+    return inner in (constraints.real, constraints.real_vector)
 
 
 @final

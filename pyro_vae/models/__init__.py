@@ -6,16 +6,32 @@ model           p                               q                              l
 `VAE`           p(t) p(x|t)                     q(t|x)                         ``t``
 `TwoLayer`      p(t2) p(t|t2) p(x|t)            q(t|x) q(t2|t)                 ``t`` next to the data, ``t2`` above
 `Ladder`        p(t2) p(t|t2) p(x|t)            q(t2|x) q(t|t2,x)              ``t`` next to the data, ``t2`` above
+`SigmoidBelief` p(t_L) ∏ p(t_l|t_(l+1)) p(x|t)  q(t|x) ∏ q(t_(l+1)|t_l)        ``t``, and ``t2``, ``t3``, ... above
 `Conditional`   p(t) p(x|t,y)                   q(t|x,y)                       ``t``
 =============== =============================== ============================== ===================================
+
+`discretized` is the VAE of discrete latents that a VAE of relaxed ones defines.
 
 `ModelSpec` names one of these models and its parts before the sizes are known.
 """
 
 from pyro_vae.models.base import Model, ThreePartModel
+from pyro_vae.models.belief import SigmoidBelief, affine_bits
 from pyro_vae.models.conditional import Conditional
+from pyro_vae.models.discretized import discretized
 from pyro_vae.models.specification import ModelSpec
 from pyro_vae.models.two_layers import Ladder, TwoLayer
 from pyro_vae.models.vae import VAE
 
-__all__ = ["VAE", "Conditional", "Ladder", "Model", "ModelSpec", "ThreePartModel", "TwoLayer"]
+__all__ = [
+    "VAE",
+    "Conditional",
+    "Ladder",
+    "Model",
+    "ModelSpec",
+    "SigmoidBelief",
+    "ThreePartModel",
+    "TwoLayer",
+    "affine_bits",
+    "discretized",
+]

@@ -82,8 +82,9 @@ class Conditional(ThreePartModel):
         self.register("likelihood", self.likelihood)
         with pyro.plate("data", len(y), dim=-1):
             t = pyro.sample("t", self.prior())
-            one_hot = (y[:, None] == torch.arange(self.classes, device=y.device)).to(t.dtype)
-            given = torch.cat([t, one_hot.expand(*t.shape[:-1], -1)], -1)
+            seen = self.prior.seen(t)
+            one_hot = (y[:, None] == torch.arange(self.classes, device=y.device)).to(seen.dtype)
+            given = torch.cat([seen, one_hot.expand(*seen.shape[:-1], -1)], -1)
             sample: Tensor = pyro.sample("x", self.likelihood(given), obs=scored(x, self.dims.x_shape))
         return sample
 

@@ -56,8 +56,8 @@ class _TwoLayers(ThreePartModel):
             self.register(role, part)
         with pyro.plate("data", n if x is None else len(x), dim=-1):
             t2 = pyro.sample("t2", self.prior())
-            t = pyro.sample("t", self.down(t2))
-            sample: Tensor = pyro.sample("x", self.likelihood(t), obs=scored(x, self.dims.x_shape))
+            t = pyro.sample("t", self.down(self.prior.seen(t2)))
+            sample: Tensor = pyro.sample("x", self.likelihood(self.down.seen(t)), obs=scored(x, self.dims.x_shape))
         return sample
 
 
@@ -108,7 +108,7 @@ class TwoLayer(_TwoLayers):
         self.register("up", self.up)
         with pyro.plate("data", len(x), dim=-1):
             t = pyro.sample("t", self.posterior(x))
-            t2 = pyro.sample("t2", self.up(t))
+            t2 = pyro.sample("t2", self.up(self.down.seen(t)))
         return t, t2
 
 
@@ -171,7 +171,7 @@ class Ladder(_TwoLayers):
         loc, scale = _moments(self.posterior(x))
         with pyro.plate("data", len(x), dim=-1):
             t2 = pyro.sample("t2", self.up(torch.cat([loc, scale.log()], -1)))
-            t = pyro.sample("t", _product((loc, scale), _moments(self.down(t2))))
+            t = pyro.sample("t", _product((loc, scale), _moments(self.down(self.prior.seen(t2)))))
         return t2, t
 
 

@@ -55,7 +55,7 @@ class VAE(ThreePartModel):
         self.register("likelihood", self.likelihood)
         with pyro.plate("data", n if x is None else len(x), dim=-1):
             t = pyro.sample("t", self.prior())
-            sample: Tensor = pyro.sample("x", self.likelihood(t), obs=scored(x, self.dims.x_shape))
+            sample: Tensor = pyro.sample("x", self.likelihood(self.prior.seen(t)), obs=scored(x, self.dims.x_shape))
         return sample
 
     @takes

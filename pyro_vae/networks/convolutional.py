@@ -45,7 +45,7 @@ class Convolutional(Network):
         channels: the number of channels of each stage, from the data inwards.
         blocks: the number of residual blocks after each halving, 0 for none. Each block has two convolutions, with a
             nonlinearity before each (He et al. 2016).
-        activation: the class of the nonlinearity.
+        activation: the class of the nonlinearity, for example torch.nn.ReLU.
 
     Raises:
         ValueError: neither shape is a signal, an image or a volume, there is no stage, or the data are too small to be halved
@@ -58,7 +58,7 @@ class Convolutional(Network):
         out_shape: Shape,
         channels: Sequence[int] = (32, 64),
         blocks: int = 0,
-        activation: type[nn.Module] = nn.SiLU,
+        activation: Callable[[], nn.Module] = nn.SiLU,
     ) -> None:
         super().__init__(in_shape, out_shape)
         if blocks > _MOST:
@@ -190,7 +190,9 @@ def _classifier(name: str, weights: str | None) -> nn.Module:
 class _Residual(nn.Module):
     """The residual block h + conv(act(conv(act(h)))) (He et al. 2016b, figure 1)."""
 
-    def __init__(self, channels: int, activation: type[nn.Module], convolution: Callable[..., nn.Module]) -> None:
+    def __init__(
+        self, channels: int, activation: Callable[[], nn.Module], convolution: Callable[..., nn.Module]
+    ) -> None:
         super().__init__()
         self.layers = nn.Sequential(
             activation(),

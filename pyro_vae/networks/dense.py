@@ -25,7 +25,8 @@ class MLP(Network):
         in_shape: the shape of one input, without leading dimensions.
         out_shape: the shape of one output, without leading dimensions.
         hidden: the width of each hidden layer; [] makes the map affine.
-        activation: the class of the nonlinearity between layers, for example torch.nn.Softplus.
+        activation: the class of the nonlinearity between layers, for example torch.nn.Softplus; or torch.nn.LeakyReLU, with its
+            option negative_slope.
         init: a function that fills each weight matrix in place, for example torch.nn.init.kaiming_normal_. Biases then
             start at zero; a likelihood adds the training mean to its network's output (see `pyro_vae.likelihoods`).
             None leaves weights and biases as `torch.nn.Linear` makes them, with weights about half as large as the
@@ -40,7 +41,7 @@ class MLP(Network):
         in_shape: Shape,
         out_shape: Shape,
         hidden: Sequence[int] = (256, 256),
-        activation: type[nn.Module] = nn.Tanh,
+        activation: Callable[[], nn.Module] = nn.Tanh,
         init: Callable[[Tensor], Any] | None = nn.init.xavier_uniform_,
     ) -> None:
         super().__init__(in_shape, out_shape)

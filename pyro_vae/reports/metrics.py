@@ -7,8 +7,11 @@ from typing import final
 
 from torch.distributions import constraints
 
+from pyro_vae.estimators import ScoreFunction
 from pyro_vae.evaluate import Evidence, bits_per_dim, evaluate_bound, evidence, interval_of_median, mean
+from pyro_vae.evaluate.latents import supports
 from pyro_vae.missing import has_missing
+from pyro_vae.models import VAE, discretized
 from pyro_vae.reports.base import Measured, Metric, Row, Trained
 
 
@@ -60,8 +63,42 @@ class LogLikelihood(Metric):
             rows.append(Row("  in bits per dimension", bits.text(3), counted))
             values["bits_per_dim"] = bits.as_dict()
         rows += [Row(f"  {quantity}", value, counted) for quantity, value in _diagnostics(found)]
+        annealed = not any(support.is_discrete for support in supports(trained.model, first).values())
         each = {"log_px": found.log_px, "ess": found.ess, "pareto_k": found.pareto_k, "rise": found.rise()}
-        return Measured(rows, values, found.notices(trained.noun), each)
+        return Measured(rows, values, found.notices(trained.noun, annealed=annealed), each)
+
+
+@final
+class DiscreteModel(Metric):
+    """Of a VAE of relaxed latents: the bound and log p(x) of the model of discrete latents that its parameters define.
+
+    The relaxed model is another model, whose bound is on another log p(x) (see `pyro_vae.models.discretized`).
+    """
+
+    def measure(self, trained: Trained) -> Measured:
+        """Evaluates the ELBO on all test data, and log p(x) on the first ones with as many particles as the run was told.
+
+        Raises:
+            ValueError: the model is no VAE of relaxed latents.
+        """
+        if not isinstance(trained.model, VAE):
+            raise ValueError(
+                f"DiscreteModel: only of a VAE of relaxed latents is the discrete model known, and this is a "
+                f"{type(trained.model).__name__}"
+            )
+        vae, nesting = discretized(trained.model), trained.plan.estimator.max_plate_nesting
+        elbo = ScoreFunction(max_plate_nesting=nesting)
+        totals = evaluate_bound(vae, trained.data.test, elbo, trained.plan.batch_size, seed=0)
+        first, K, bound = trained.test(trained.test_images), trained.test_particles, totals.mean()
+        found = evidence(vae, first, K, max_plate_nesting=nesting, compile=trained.plan.compile)
+        counted = trained.counted(len(first))
+        rows = [
+            Row("ELBO of the discrete model", str(bound), f"all {len(trained.data.test)}"),
+            Row(f"{trained.log_px} of the discrete model (importance sampling, K = {K})", str(found.mean), counted),
+        ]
+        notices = [f"Discrete model: {each}" for each in found.notices(trained.noun, annealed=False)]
+        values = {"discrete_elbo": bound.as_dict(), "discrete_log_px": found.as_dict()}
+        return Measured(rows, values, notices, {"discrete_log_px": found.log_px})
 
 
 def _diagnostics(found: Evidence) -> list[tuple[str, str]]:

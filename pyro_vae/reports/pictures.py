@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor
+from torch.distributions.constraints import Constraint
 
+from pyro_vae.discrete import BlockConstraint
 from pyro_vae.evaluate import decode, encode, reconstruct, sample
+from pyro_vae.evaluate.latents import supports
 from pyro_vae.missing import has_missing
 from pyro_vae.reports.base import Picture, Trained
+from pyro_vae.reports.moves import Moves, moves
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,7 +100,7 @@ class Plane(Picture):
 
         first = trained.test(_SHOWN)
         (site, t), *others = encode(trained.model, first.first(1)).items()
-        if first.y is not None or others or t.shape[1:] != (2,):
+        if first.y is not None or others or not _is_plane(t, supports(trained.model, first)[site]):
             return {}
         ticks = torch.linspace(-2.5, 2.5, 21, device=first.x.device)
         plane = torch.stack([ticks.repeat(21), ticks.flip(0).repeat_interleave(21)], dim=1)
@@ -106,9 +110,10 @@ class Plane(Picture):
 
 @final
 class Traversals(Picture):
-    """The most central test datum, with one of the most used latent coordinates moved at a time, and all others kept.
+    """The most central test datum, with one of the most used parts of its latent moved at a time, and all others kept.
 
-    It shows nothing for one latent of two dimensions, which `Plane` shows, and for models that are given labels.
+    A part is a real number, a bit, or a one-hot vector, which takes each of its classes. The picture shows nothing for one
+    latent of two real numbers, which `Plane` shows, and for models that are given labels.
     """
 
     def draw(self, trained: Trained) -> dict[str, Figure]:
@@ -117,33 +122,45 @@ class Traversals(Picture):
 
         first = trained.test(_SHOWN)
         draws = [encode(trained.model, first, seed=seed) for seed in range(10)]
-        means = {site: torch.stack([draw[site] for draw in draws]).mean(0) for site in _moving(draws[0])}
-        sizes = [t[0].numel() for t in means.values()]
-        if first.y is not None or sizes in ([], [2]):
+        known = supports(trained.model, first)
+        ways = {site: way for site, t in draws[0].items() if (way := moves(known[site], t))}
+        if first.y is not None or not ways:
             return {}
-        flat = torch.cat([t.reshape(len(t), -1) for t in means.values()], 1)
-        places = [(site, j) for site, t in means.items() for j in range(t[0].numel())]
-        ticks = torch.linspace(-3, 3, 11, device=first.x.device)
-        central = flat.norm(dim=1).argmin()  # from there both ways lead through the data
-        others = {site: t[central] for site, t in draws[0].items()} | {site: t[central] for site, t in means.items()}
+        way = next(iter(ways.values()))  # all lines of a picture have the same columns
+        means = {
+            site: torch.stack([draw[site].double() for draw in draws]).mean(0) for site in ways if ways[site] == way
+        }
+        (site, t), *others = means.items()
+        if not others and len(draws[0]) == 1 and _is_plane(t, known[site]):
+            return {}
+        central = _central(torch.cat([t.reshape(len(t), -1) for t in means.values()], 1), way)
+        numbers = means if way.kind == "number" else {}
+        fixed = {site: numbers.get(site, t)[central].to(t.dtype) for site, t in draws[0].items()}
+        places = [(site, part) for site, t in means.items() for part in range(way.parts(t))]
+        used = torch.cat([way.spread(t) for t in means.values()])
         lines: list[Tensor] = []
         names: list[str] = []
-        for at in flat.var(0, correction=0).argsort(descending=True).tolist():  # one datum has a variance too: 0
-            site, j = places[at]
-            latents = {name: t.expand(len(ticks), *t.shape).clone() for name, t in others.items()}
-            latents[site].view(len(ticks), -1)[:, j] = ticks
-            line = decode(trained.model, latents, first.x)
+        for at in used.argsort(descending=True).tolist():  # one datum has a variance too: 0
+            site, part = places[at]
+            latents = {name: t.expand(len(way.ticks), *t.shape) for name, t in fixed.items()}
+            line = decode(trained.model, latents | {site: way.line(fixed[site], part)}, first.x)
             if len(means) == 1 or not torch.equal(line[0], line[-1]):  # a latent above another does not move x itself
                 lines.append(line)
-                names.append(figures.coordinate(site, j, others[site].shape))
+                block = f"{site}, block {part + 1}"
+                names.append(block if way.kind == "block" else figures.coordinate(site, part, fixed[site].shape))
             if len(lines) == 10:
                 break
         if not lines:
             return {}
-        title = "means of p(x|t): one latent moves, the others stay"
-        return {"traversals": figures.traversals(torch.cat(lines), names, ticks.tolist(), trained.look, title)}
+        return {"traversals": figures.traversals(torch.cat(lines), names, way.ticks, trained.look, way.title)}
 
 
-def _moving(latents: dict[str, Tensor]) -> list[str]:
-    """The sites whose values are real numbers, which a picture can move."""
-    return [site for site, t in latents.items() if t.is_floating_point()]
+def _is_plane(t: Tensor, support: Constraint) -> bool:
+    """Whether a latent ``(N, *event)`` is a vector of two numbers that are not discrete, and may be any pair."""
+    return t.shape[1:] == (2,) and not support.is_discrete and not isinstance(support, BlockConstraint)
+
+
+def _central(means: Tensor, way: Moves) -> Tensor:
+    """Returns which of the data, of mean latents ``(N, d)``, is most central: from there all ways lead through the data."""
+    center = means.new_zeros(()) if way.kind == "number" else means.mean(0)
+    return (means - center).norm(dim=1).argmin()

@@ -9,13 +9,13 @@ module               what it holds
 `compiled_step`      the same step as one compiled graph
 `optimizers`         the optimizer in groups of w and φ
 `schedules`          learning rates that move by the epoch or by the step
-`callbacks`          objects that are told of each epoch
+`callbacks`          objects that are told of each epoch; one lowers temperatures
 `watch`              what can be watched of an epoch beside its bound
 `checks`             what is checked before training begins
 ==================== ===========================================================================================
 """
 
-from pyro_vae.training.callbacks import Callback
+from pyro_vae.training.callbacks import Callback, LowerTemperature
 from pyro_vae.training.checks import check_support
 from pyro_vae.training.loop import Training, fit
 from pyro_vae.training.optimizers import OptimizerFactory
@@ -28,6 +28,7 @@ __all__ = [
     "BurdaSchedule",
     "Callback",
     "Epoch",
+    "LowerTemperature",
     "OptimizerFactory",
     "Progress",
     "ScheduleFactory",

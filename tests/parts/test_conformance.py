@@ -11,14 +11,18 @@ from helpers import (
     BITS,
     DATA,
     DIMS,
+    DISCRETE,
     ESTIMATORS,
     GUIDES,
     LIKELIHOODS,
     NETWORKS,
     PRIORS,
+    REAL_GUIDES,
+    REAL_PRIORS,
     SMALL,
     build,
     data_for,
+    elbo_of,
     part_of,
     refusing_unknown_kl,
     subclasses,
@@ -83,7 +87,7 @@ def total(distribution) -> float:
     return float(distribution.log_prob(points[:, None]).detach().double().exp().sum()) * width
 
 
-@pytest.mark.parametrize("cls", PRIORS + GUIDES + LIKELIHOODS)
+@pytest.mark.parametrize("cls", REAL_PRIORS + REAL_GUIDES + LIKELIHOODS)
 def test_density_integrates_to_one(cls):
     part, x = part_of(cls, SMALL), torch.ones(SMALL.x_shape)
     distribution = part() if cls in PRIORS else part(x if cls in GUIDES else 0.7 * x)
@@ -115,6 +119,14 @@ def test_gradient_reaches_every_parameter(cls, estimator):
     assert all(gradient.isfinite().all() and gradient.abs().sum() > 0 for gradient in found)
 
 
+@pytest.mark.parametrize("cls", DISCRETE)
+@pytest.mark.parametrize("estimator", [ELBO, DReG])
+def test_estimators_that_need_rsample_refuse_discrete_latents(cls, estimator):
+    vae = vae_of(cls)
+    with pytest.raises(ValueError, match=r"'t'.*rsample"):
+        estimator(K=4).estimate(vae.model, vae.guide, BITS[:6])
+
+
 @pytest.mark.parametrize("cls", PRIORS + GUIDES + LIKELIHOODS)
 def test_weights_survive_a_round_trip(cls):
     vae, other = vae_of(cls), vae_of(cls)
@@ -127,7 +139,7 @@ def test_weights_survive_a_round_trip(cls):
     values = []
     for one in (vae, other):
         torch.manual_seed(1)
-        values.append(ELBO().estimate(one.model, one.guide, x).bound)
+        values.append(elbo_of(one).estimate(one.model, one.guide, x).bound)
     torch.testing.assert_close(*values, rtol=0, atol=0)
 
 
@@ -149,7 +161,12 @@ def test_a_training_step_on_cuda(cls):
     vae = vae_of(cls).cuda()
     optimizer = torch.optim.Adam(vae.parameters())
     step = Update(
-        vae, ELBO(K=3), Objective(), Split(data_for(cls, vae, 6)).columns(), optimizer, {"both": list(vae.parameters())}
+        vae,
+        elbo_of(vae, K=3),
+        Objective(),
+        Split(data_for(cls, vae, 6)).columns(),
+        optimizer,
+        {"both": list(vae.parameters())},
     )
     with library_path():
         assert step(torch.arange(6, device="cuda"), 1.0, "both").bound.isfinite().all()
@@ -226,11 +243,11 @@ def test_the_output_starts_at_the_training_mean(cls, options, mean):
     torch.testing.assert_close(cls(dims, **options)(torch.zeros(2)).mean, dims.x_mean)
 
 
-@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("prior", REAL_PRIORS)
 def test_every_prior_with_every_guide(prior):
     """A finite bound and a finite gradient, or a refusal that names one of the two."""
     refused = {}
-    for guide in GUIDES:
+    for guide in REAL_GUIDES:
         try:
             vae = VAE(build(prior), build(guide), build(Bernoulli))
             estimate = IWAE(2).estimate(vae.model, vae.guide, BITS[:4])
@@ -240,5 +257,5 @@ def test_every_prior_with_every_guide(prior):
         assert estimate.bound.isfinite().all()
         gradients = torch.autograd.grad(estimate.surrogate.sum(), list(vae.parameters()), allow_unused=True)
         assert all(gradient is None or gradient.isfinite().all() for gradient in gradients)
-    assert len(refused) < len(GUIDES)
+    assert len(refused) < len(REAL_GUIDES)
     assert all(prior.__name__ in reason or name in reason for name, reason in refused.items())

@@ -15,7 +15,7 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import CPU, GUIDES, N_SE, NETWORK, PRIORS, vae_of
+from helpers import CPU, N_SE, NETWORK, REAL_GUIDES, REAL_PRIORS, vae_of
 from torch import Tensor
 
 from pyro_vae import VAE, Dims
@@ -35,8 +35,8 @@ MORE = {
     "two neural transforms": partial(NeuralAutoregressive, transforms=2),
     "refined neural flow": partial(SemiAmortized, guide=partial(NeuralAutoregressive, network=NETWORK)),
 }
-FLOW_PRIORS = [cls for cls in PRIORS if isinstance(vae_of(cls).prior(), FlowDistribution)]
-MAKERS = {cls.__name__: cls for cls in (*GUIDES, *FLOW_PRIORS)} | MORE
+FLOW_PRIORS = [cls for cls in REAL_PRIORS if isinstance(vae_of(cls).prior(), FlowDistribution)]
+MAKERS = {cls.__name__: cls for cls in (*REAL_GUIDES, *FLOW_PRIORS)} | MORE
 STATES = [(True, "untouched"), (False, "untouched"), (True, "moved"), (False, "enlarged")]
 """Training or evaluation mode, and what is done to the parameters: nothing; each is moved by 3 standard deviations of its
 start, and by 0.3 at least; or those of a flow are made 10 times as large, and those of an encoder, which gives log s, twice."""
