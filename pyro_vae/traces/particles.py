@@ -13,13 +13,14 @@ from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from pyro_vae.traces.enumeration import Enumeration, Sites, summed_out, table_of
+from pyro_vae.traces.enumeration import Enumeration, Sites, States, summed_out, table_of
 from pyro_vae.traces.messengers import Alike, At, Cut, Drawing, Drawn, First, Latents
 from pyro_vae.traces.programs import Program, library_path, traced
 from pyro_vae.traces.sites import (
     PARTICLES,
     check_latents,
     data_dim_of,
+    evaluations_of,
     log_prob_of,
     masked,
     plate_of_particles,
@@ -64,6 +65,10 @@ class Particles:
             with the names of all sites that are summed out together.
         expected: those of them that the guide has, over which expectations were taken.
         dependent: sites of the guide that are drawn given those in `expected`.
+        states: a function that returns the states of the sites in `expected`, with their log-probabilities; None where
+            there are none.
+        evaluations: how often log p of what the model observes was computed for each datum in the run behind these
+            particles: once for each of them and for each of their states. `some` does not change it.
     """
 
     model: dict[str, Float[Tensor, "K B"]]
@@ -85,6 +90,8 @@ class Particles:
     enumerated: frozenset[str] = frozenset()
     expected: frozenset[str] = frozenset()
     dependent: tuple[str, ...] = ()
+    states: Callable[[], States] | None = None
+    evaluations: int = 0
 
     @property
     def log_lik(self) -> Float[Tensor, "K B"]:
@@ -208,7 +215,9 @@ def particles(
 
     model_terms = {name: log_prob_of(site, site["value"]) for name, site in model_sites.items()}
     guide_terms = {name: log_prob_of(site, site["value"]) for name, site in guide_sites.items()}
+    evaluations = max(evaluations_of(model_terms[name].shape, max_plate_nesting) for name in observed_sites)
     dependent: tuple[str, ...] = ()
+    states: Callable[[], States] | None = None
     observed = observed_sites
     if enumerated:
         enumeration.check({**model_sites, **guide_sites}, data_dim)
@@ -223,6 +232,7 @@ def particles(
             observed_sites,
         )
         model_terms, guide_terms, observed, dependent = summed.model, summed.guide, summed.observed, summed.dependent
+        states = summed.states if enumeration.in_guide else None
 
         def per_datum(value: Tensor) -> Tensor:
             return summed.per_datum(table(value))
@@ -263,6 +273,8 @@ def particles(
         enumerated=enumerated,
         expected=frozenset(list(enumeration.sizes)[: enumeration.in_guide]),
         dependent=dependent,
+        states=states,
+        evaluations=evaluations,
     )
 
 
@@ -307,6 +319,12 @@ def draw_latents(guide: Program, *args: Any) -> dict[str, Tensor]:
     """Returns one draw from the guide, by site."""
     with library_path():
         return {name: site["value"] for name, site in sample_sites(traced(guide, *args)).items()}
+
+
+def is_reparameterized(guide: Program, *args: Any) -> bool:
+    """Returns whether all sites of a guide have ``rsample``. It runs once."""
+    with library_path():
+        return all(site["fn"].has_rsample for site in sample_sites(traced(guide, *args)).values())
 
 
 def run_guide(guide: Program, *args: Any, K: int = 1, max_plate_nesting: int = 1) -> dict[str, tuple[Tensor, Any]]:
