@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import discrete as of_discrete
 from benchmarks import figures
 from benchmarks.steps import CONTENDERS, Case, Contender
 from benchmarks.whole import EPOCH, IMAGES, LOG_PX, Job, K
@@ -45,6 +46,7 @@ def benchmark(
     peers: bool = True,
     whole: bool = True,
     parts: bool = True,
+    discrete: bool = True,
     growth: bool = False,
     out: Path | None = None,
     *,
@@ -63,6 +65,7 @@ def benchmark(
         peers: Measure the peers too.
         whole: Measure a whole epoch, and log p(x) of test images, with pythae's network, too.
         parts: Measure a step with a VampPrior and with an inverse autoregressive flow, too.
+        discrete: Measure a step with Bernoulli latents by each estimator for them, too.
         growth: Measure how this project's step grows with batch, width and K, too.
         out: The folder of table and figure. By default runs/benchmark-<a number for the options>.
         config: The resolved options.
@@ -74,20 +77,12 @@ def benchmark(
     (x,) = splits.train.columns().take(slice(0, 1024))
     if not bool(((x == 0) | (x == 1)).all()):
         raise ValueError("data: expected binary pixels; choose binarize: fixed")
-    cells = ComparisonFolder(out, "benchmark", config, {"rounds", "seconds", "peers", "whole", "parts", "growth"})
-    cases = [Case(x[:batch], hidden, latent) for batch, hidden, latent in SIZES]
-    cases += [Case(x[:20], 200, 50, "IWAE", 50), Case(x[:20], 200, 50, "DReG", 50)]
-    if parts:
-        cases += [Case(x[:100], 200, 50, prior="VampPrior"), Case(x[:100], 200, 50, guide="InverseAutoregressive")]
-    rows: list[dict[str, Any]] = []
-    for case in cases:
-        wanted = {name: make for name, make in CONTENDERS.items() if peers or name.startswith(OURS)}
-        rows += measure(case, wanted, rounds, seconds)
-    columns = ["case", "contender", "ms", "95 %", "pyro_vae / it", "loss"]
-    title = f"Milliseconds per step, {torch.get_num_threads()} threads; batch/hidden/latent"
-    console.print(cells.table("steps", title, columns, rows, keys=2))
-    console.print(_TOLD)
-    cells.figure("steps", figures.timings(rows, f"training step; bars: 95 % of the median of {rounds} rounds"))
+    cells = ComparisonFolder(
+        out, "benchmark", config, {"rounds", "seconds", "peers", "whole", "parts", "discrete", "growth"}
+    )
+    report_steps(cells, x, peers, parts, rounds, seconds)
+    if discrete:
+        report_discrete(cells, x, peers, rounds, seconds)
     if whole:
         report_whole(cells, Job(splits), peers)
     if growth:
@@ -101,6 +96,39 @@ def benchmark(
             "growth", figures.growth(grown, f"milliseconds per step; bars: 95 % of the median of {rounds} rounds")
         )
     console.print(f"Table and figures: {cells.folder}", soft_wrap=True)
+
+
+def report_steps(cells: ComparisonFolder, x: Any, peers: bool, parts: bool, rounds: int, seconds: float) -> None:
+    """Steps with continuous latents."""
+    cases = [Case(x[:batch], hidden, latent) for batch, hidden, latent in SIZES]
+    cases += [Case(x[:20], 200, 50, "IWAE", 50), Case(x[:20], 200, 50, "DReG", 50)]
+    if parts:
+        cases += [Case(x[:100], 200, 50, prior="VampPrior"), Case(x[:100], 200, 50, guide="InverseAutoregressive")]
+    rows: list[dict[str, Any]] = []
+    for case in cases:
+        wanted = {name: make for name, make in CONTENDERS.items() if peers or name.startswith(OURS)}
+        rows += measure(case, wanted, rounds, seconds)
+    columns = ["case", "contender", "ms", "95 %", "pyro_vae / it", "loss"]
+    title = f"Milliseconds per step, {torch.get_num_threads()} threads; batch/hidden/latent"
+    console.print(cells.table("steps", title, columns, rows, keys=2))
+    console.print(_TOLD)
+    cells.figure("steps", figures.timings(rows, f"training step; bars: 95 % of the median of {rounds} rounds"))
+
+
+def report_discrete(cells: ComparisonFolder, x: Any, peers: bool, rounds: int, seconds: float) -> None:
+    """Steps with Bernoulli latents."""
+    base, rows = of_discrete.BASE, []
+    for case in of_discrete.cases(x):
+        found = of_discrete.contenders(case)
+        wanted = {name: make for name, make in found.items() if peers or "Pyro" not in name}
+        rows += measure(case, wanted, rounds, seconds, base=base)
+    columns = ["case", "contender", "ms", "95 %", f"{base} / it", "loss"]
+    title = f"Bernoulli latents, milliseconds per step, {torch.get_num_threads()} threads; batch/hidden/latent"
+    console.print(cells.table("discrete", title, columns, rows, keys=2))
+    console.print(
+        f"K is 1 where it is not told, 2 for DisARM. {base} / it: of medians; above 1 is faster than {base}, compiled."
+    )
+    cells.figure("discrete", figures.timings(rows, f"Bernoulli latents; bars: 95 % of the median of {rounds} rounds"))
 
 
 def report_whole(cells: ComparisonFolder, job: Job, peers: bool) -> None:
@@ -130,9 +158,9 @@ SIZE_OF = {"batch": lambda case: len(case.x), "width": lambda case: case.hidden,
 
 
 def measure(
-    case: Any, wanted: dict[str, Any], rounds: int, seconds: float, name_of_case: str = ""
+    case: Any, wanted: dict[str, Any], rounds: int, seconds: float, name_of_case: str = "", base: str = OURS
 ) -> list[dict[str, Any]]:
-    """Rows of one case: contenders take turns, of ``seconds`` or one step."""
+    """Rows of one case: contenders take turns, of ``seconds`` or one step, and are compared with that of the name ``base``."""
     what = name_of_case or str(case)
     ready: dict[str, Contender] = {}
     losses: dict[str, float] = {}
@@ -146,10 +174,12 @@ def measure(
             console.print(f"Left out of {what}: {name}: {error}", soft_wrap=True)
             continue
         ready[name] = contender
-    agreed = losses[OURS]
+    agreed = losses[base]
     for name in list(ready):
         if not np.isnan(losses[name]) and abs(losses[name] - agreed) > 0.05 * abs(agreed):
-            console.print(f"Left out of {what}: {name}: its loss is {losses[name]:.1f}, ours {agreed:.1f}: other work")
+            console.print(
+                f"Left out of {what}: {name}: its loss is {losses[name]:.1f}, that of {base} {agreed:.1f}: other work"
+            )
             del ready[name]
     times: dict[str, list[float]] = {name: [] for name in ready}
     counts = {name: max(1, round(seconds / _turn(contender, 3))) if seconds else 1 for name, contender in ready.items()}
@@ -168,7 +198,7 @@ def measure(
             "95 %": f"{low:.3g} to {high:.3g}" if np.isfinite(low) else "",
             "low": known(low),
             "high": known(high),
-            f"{OURS} / it": median[OURS].value / middle,
+            f"{base} / it": median[base].value / middle,
             "loss": losses[name],
         }
         for name, (middle, low, high) in median.items()

@@ -33,6 +33,9 @@ def contender(case: Case) -> Contender:
         networks = [masked(f"flow{i}", each.hyper, d) for i, each in enumerate(flow.transforms)]
         posterior = partial(inverse_autoregressive, d, encode, networks)
 
+    if case.prior == "Bernoulli":
+        prior, posterior = partial(bits, jnp.zeros(d)), lambda x: bits(encode(x))
+
     def model(x: Any) -> None:
         with numpyro.plate("data", len(x)):
             t = numpyro.sample("t", prior())
@@ -43,7 +46,8 @@ def contender(case: Case) -> Contender:
             numpyro.sample("t", posterior(x))
 
     iwae = partial(infer.RenyiELBO, alpha=0)
-    elbo = (iwae if case.bound == "IWAE" else infer.Trace_ELBO)(num_particles=case.K)
+    of_elbo = infer.TraceGraph_ELBO if case.prior == "Bernoulli" else infer.Trace_ELBO
+    elbo = (iwae if case.bound == "IWAE" else of_elbo)(num_particles=case.K)
     svi = infer.SVI(model, guide, numpyro.optim.Adam(LR), elbo)
     state = [svi.init(jax.random.PRNGKey(0), x)]
     update, evaluate = jax.jit(svi.update), jax.jit(svi.evaluate)
@@ -101,6 +105,11 @@ def normal(head: Any) -> Any:
 def standard_normal(d: int) -> Any:
     """N(0, I)."""
     return dist.Normal(jnp.zeros(d), 1).to_event(1)
+
+
+def bits(logits: Any) -> Any:
+    """Independent numbers 0 and 1."""
+    return dist.Bernoulli(logits=logits).to_event(1)
 
 
 def vamp_prior(first: Any, encode: Map) -> Any:

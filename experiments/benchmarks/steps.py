@@ -17,13 +17,15 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from pyro_vae import VAE, Dims, Estimator
+from pyro_vae import VAE, Dims, Estimator, Guide, Prior
 from pyro_vae.data import Split
 from pyro_vae.estimators import ELBO, IWAE, DReG, Objective
+from pyro_vae.guides import Bernoulli as BernoulliGuide
 from pyro_vae.guides import DiagonalNormal, InverseAutoregressive
 from pyro_vae.likelihoods import Bernoulli
 from pyro_vae.networks import MLP
 from pyro_vae.precision import Precision, has_products
+from pyro_vae.priors import Bernoulli as BernoulliPrior
 from pyro_vae.priors import StandardNormal, VampPrior
 from pyro_vae.scopes import seeded
 from pyro_vae.traces import library_path, parameters
@@ -34,6 +36,12 @@ from pyro_vae.training.step import Update
 CPU = torch.device("cpu")
 LR = 1e-3
 PSEUDO_INPUTS = 500
+PRIORS: dict[str, Callable[[Dims], Prior]] = {"StandardNormal": StandardNormal, "Bernoulli": BernoulliPrior}
+GUIDES: dict[str, Callable[..., Guide]] = {
+    "DiagonalNormal": DiagonalNormal,
+    "InverseAutoregressive": InverseAutoregressive,
+    "Bernoulli": BernoulliGuide,
+}
 
 
 @dataclass(frozen=True)
@@ -45,8 +53,8 @@ class Case:
     latent: int
     bound: Literal["ELBO", "IWAE", "DReG"] = "ELBO"
     K: int = 1
-    prior: Literal["StandardNormal", "VampPrior"] = "StandardNormal"
-    guide: Literal["DiagonalNormal", "InverseAutoregressive"] = "DiagonalNormal"
+    prior: Literal["StandardNormal", "VampPrior", "Bernoulli"] = "StandardNormal"
+    guide: Literal["DiagonalNormal", "InverseAutoregressive", "Bernoulli"] = "DiagonalNormal"
 
     def __str__(self) -> str:
         """Batch / hidden / latent, and what is not plain."""
@@ -70,9 +78,8 @@ class Case:
         dims = Dims(self.latent, tuple(self.x.shape[1:]))
         network = partial(MLP, hidden=[self.hidden], activation=nn.Softplus)
         with seeded(CPU, "benchmark"):
-            prior = StandardNormal(dims) if self.prior == "StandardNormal" else VampPrior(dims, PSEUDO_INPUTS)
-            guide = {"DiagonalNormal": DiagonalNormal, "InverseAutoregressive": InverseAutoregressive}[self.guide]
-            return VAE(prior, guide(dims, network), Bernoulli(dims, network))
+            prior: Prior = VampPrior(dims, PSEUDO_INPUTS) if self.prior == "VampPrior" else PRIORS[self.prior](dims)
+            return VAE(prior, GUIDES[self.guide](dims, network), Bernoulli(dims, network))
 
 
 class Contender(NamedTuple):
@@ -88,22 +95,32 @@ def require_products(precision: Precision) -> None:
         raise NotImplementedError("this processor has no bfloat16 products")
 
 
-def ours(case: Case, compiled: bool, precision: Precision = "fp32") -> Contender:
-    """This project's step, with the batch gathered from the data by its indices."""
+def ours(
+    case: Case, compiled: bool, precision: Precision = "fp32", make: Callable[[], Estimator] | None = None
+) -> Contender:
+    """This project's step, with the batch gathered from the data by its indices.
+
+    Args:
+        case: the network and the batch.
+        compiled: whether the step is one graph.
+        precision: of matrix products.
+        make: makes the estimator; by default that of the case.
+    """
     require_products(precision)
+    make = make or (lambda: case.estimator)
     vae = case.vae()
     with library_path():
         leaves = [leaf for part in parameters(vae.model, vae.guide, case.x) for leaf in part.values()]
     optimizer = torch.optim.Adam(leaves, lr=LR)
     fuse(optimizer)
     columns = Split(case.x).columns()
-    update = Update(vae, case.estimator, Objective(), columns, optimizer, {"both": leaves}, precision=precision)
+    update = Update(vae, make(), Objective(), columns, optimizer, {"both": leaves}, precision=precision)
     step = make_step(update, "on" if compiled else "off", 0, len(case.x))
     index = torch.arange(len(case.x))
 
     def loss() -> float:
         with library_path(), torch.no_grad():
-            return -case.estimator.estimate(vae.model, vae.guide, case.x).bound.mean().item()
+            return -make().estimate(vae.model, vae.guide, case.x).bound.mean().item()
 
     return Contender(lambda: step(index, 1.0, "both", undisturbed=True), loss)  # as `fit` takes it within an epoch
 

@@ -26,6 +26,7 @@ estimator           bound                              gradient by φ           
 `GumbelSoftmax`     E_q log p(x|t) - KL(q‖p)           relaxed draws (biased)         discrete sites
 `ReinMax`           E_q log p(x|t) - KL(q‖p)           second order (biased)          discrete sites
 `Enumerate`         another one's, E_q(z) log w         also through q(z), exactly     discrete sites z of few values
+`Exact`             E log mean w, as a sum         exactly                        discrete sites alone, few values
 `Stock`             that of a class of ``pyro.infer``  that class's                   that class's
 =================== ================================== ============================== ================================
 
@@ -42,7 +43,7 @@ from pyro_vae.estimators.discrete.antithetic import ARMS, DisARM
 from pyro_vae.estimators.discrete.baselines import NVIL, DoubleCV
 from pyro_vae.estimators.discrete.relaxed import REBAR, RELAX
 from pyro_vae.estimators.discrete.through import GumbelSoftmax, ReinMax, StraightThrough
-from pyro_vae.estimators.enumerated import Enumerate
+from pyro_vae.estimators.enumerated import Enumerate, Exact, number_of_sets
 from pyro_vae.estimators.evidence import ELBO, STL, AnalyticKL, ScoreFunction
 from pyro_vae.estimators.importance import CIWAE, IWAE, MIWAE, PIWAE, RWS, TVO, VIMCO, DReG, Renyi
 from pyro_vae.estimators.objective import Objective
@@ -69,6 +70,7 @@ __all__ = [
     "Enumerate",
     "Estimate",
     "Estimator",
+    "Exact",
     "GumbelSoftmax",
     "Objective",
     "ReinMax",
@@ -76,4 +78,5 @@ __all__ = [
     "ScoreFunction",
     "Stock",
     "StraightThrough",
+    "number_of_sets",
 ]

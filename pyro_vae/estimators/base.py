@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import wraps
-from typing import Any, NamedTuple, TypeVar, final
+from typing import Any, Literal, NamedTuple, TypeVar, final
 
 import pyro.infer
 import torch
@@ -45,6 +45,10 @@ def _begun(init: Callable[..., None]) -> Callable[..., None]:
             )
 
     return checking
+
+
+Climbs = int | Literal["another objective"] | None
+"""Which bound a gradient is an estimate of (see `Estimator.climbs`)."""
 
 
 class Estimate(NamedTuple):
@@ -92,6 +96,9 @@ class Estimator(pyro.infer.ELBO, ABC):
             over data can be told.
         averages: whether the bound is a mean of log w over particles, so that the expectation of log w over a discrete site
             of the guide may take the place of draws (see `pyro_vae.estimators.Enumerate`).
+        climbs: the number J of particles of the bound L_J = E log (1/J) Σ_j w_j that its gradient is an estimate of, with or
+            without a bias: 1 for the ELBO. It is "another objective" where it is none of these, and None where it isn't told.
+            A bias is measured against the gradient of the same bound alone.
         draws_itself: whether the latents are drawn by `draw`, which holds where a class overrides it.
         for_discrete: whether it is for guides with discrete sites alone.
         enumerate: the discrete sites of the guide over which expectations are taken in place of draws.
@@ -109,6 +116,7 @@ class Estimator(pyro.infer.ELBO, ABC):
     closed_form_kl: bool = False
     per_datum: bool = True
     averages: bool = False
+    climbs: Climbs = None
     draws_itself: bool = False
     for_discrete: bool = False
     enumerate: Sites = ()
@@ -134,6 +142,11 @@ class Estimator(pyro.infer.ELBO, ABC):
         super().__init__(num_particles=K, max_plate_nesting=max_plate_nesting)
         self.K = K
         self.state = {}
+
+    @property
+    def drawn(self) -> int:
+        """How many particles are drawn for each datum: M groups of K."""
+        return self.M * self.K
 
     @abstractmethod
     def bound(self, draws: Particles) -> Float[Tensor, " B"]:
@@ -249,7 +262,7 @@ class Estimator(pyro.infer.ELBO, ABC):
                 model,
                 guide,
                 *args,
-                K=self.M * self.K,
+                K=self.drawn,
                 max_plate_nesting=self.max_plate_nesting,
                 latents=self.latents,
                 drawing=self.draw if self.draws_itself else None,

@@ -29,6 +29,7 @@ class ELBO(Estimator):
     """
 
     averages = True
+    climbs = 1
 
     def bound(self, draws: Particles) -> Tensor:
         """Returns the bound of each datum (B,)."""
@@ -53,6 +54,7 @@ class AnalyticKL(Estimator):
     """
 
     averages = True
+    climbs = 1
     closed_form_kl = True
 
     def bound(self, draws: Particles) -> Tensor:
@@ -82,6 +84,7 @@ class STL(Estimator):
     """
 
     averages = True
+    climbs = 1
 
     def bound(self, draws: Particles) -> Tensor:
         """Returns the bound of each datum (B,)."""
@@ -115,6 +118,7 @@ class ScoreFunction(Estimator):
     """
 
     averages = True
+    climbs = 1
     latents = "fixed"
 
     def __init__(

@@ -37,6 +37,7 @@ class IWAE(Estimator):
 
     def __init__(self, K: int = 5, stl: bool = False, max_plate_nesting: int = 1) -> None:
         super().__init__(K, max_plate_nesting)
+        self.climbs = K
         self.stl = stl
 
     def bound(self, draws: Particles) -> Tensor:
@@ -71,6 +72,7 @@ class DReG(Estimator):
 
     def __init__(self, K: int = 5, max_plate_nesting: int = 1) -> None:
         super().__init__(K, max_plate_nesting)
+        self.climbs = K
 
     def bound(self, draws: Particles) -> Tensor:
         """Returns the bound of each datum (B,)."""
@@ -105,6 +107,7 @@ class Renyi(Estimator):
 
     def __init__(self, K: int = 5, alpha: float = 0.5, max_plate_nesting: int = 1) -> None:
         super().__init__(K, max_plate_nesting)
+        self.climbs = K if alpha == 0 else "another objective"
         if alpha == 1:
             raise ValueError("Renyi: alpha = 1 is a limit of the formula, the evidence lower bound: use ELBO")
         self.alpha = alpha
@@ -135,6 +138,7 @@ class MIWAE(Estimator):
 
     def __init__(self, K: int = 8, M: int = 8, max_plate_nesting: int = 1) -> None:
         super().__init__(K, max_plate_nesting)
+        self.climbs = K
         self.M = _positive(M, self)
 
     def bound(self, draws: Particles) -> Tensor:
@@ -168,6 +172,7 @@ class PIWAE(Estimator):
 
     def __init__(self, K: int = 8, M: int = 8, max_plate_nesting: int = 1) -> None:
         super().__init__(K, max_plate_nesting)
+        self.climbs = "another objective"
         self.M = _positive(M, self)
 
     def bound(self, draws: Particles) -> Tensor:
@@ -203,6 +208,7 @@ class CIWAE(Estimator):
 
     def __init__(self, K: int = 64, beta: float = 0.05, max_plate_nesting: int = 1) -> None:
         super().__init__(K, max_plate_nesting)
+        self.climbs = "another objective"
         if not 0 <= beta <= 1:
             raise ValueError(f"CIWAE: expected beta in [0, 1], got {beta}")
         self.beta = beta
@@ -235,6 +241,7 @@ class VIMCO(Estimator):
 
     def __init__(self, K: int = 5, max_plate_nesting: int = 1) -> None:
         super().__init__(K, max_plate_nesting)
+        self.climbs = K
         require_particles(K, 2, self, "each particle's baseline is made of the others")
 
     def bound(self, draws: Particles) -> Tensor:
@@ -274,6 +281,7 @@ class RWS(Estimator):
 
     def __init__(self, K: int = 5, dreg: bool = False, max_plate_nesting: int = 1) -> None:
         super().__init__(K, max_plate_nesting)
+        self.climbs = "another objective"
         require_particles(K, 2, self, "with one particle the weights say nothing about the posterior")
         self.dreg = dreg
         self.latents = "leaves" if dreg else "fixed"
@@ -321,6 +329,7 @@ class TVO(Estimator):
             raise ValueError(
                 f"TVO: expected a partition or more (partitions) and beta_1 in (0, 1), got {partitions} and {beta_1}"
             )
+        self.climbs = 1 if partitions == 1 else "another objective"
         inner = [beta_1 ** (1 - p / (partitions - 1)) for p in range(partitions - 1)]
         self.betas = [0.0, *inner, 1.0]
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, final
 
 import pyro.infer
 import torch
 from torch import Tensor
 
-from pyro_vae.estimators.base import Estimate, Estimator
+from pyro_vae.estimators.base import Climbs, Estimate, Estimator
 from pyro_vae.estimators.objective import Objective
-from pyro_vae.traces import Particles, Program, filled_where_masked, parameters_used, particles
+from pyro_vae.traces import Evaluations, Particles, Program, filled_where_masked, parameters_used, particles
 
 
 @final
@@ -47,6 +48,7 @@ class Stock(Estimator):
             self.elbo: Any = elbo(**given, **(options or {}))
         except (TypeError, ValueError) as error:
             raise ValueError(f"options: {elbo.__name__} does not take {options} ({error})") from error
+        self.climbs = _climbed(self.elbo, K)
 
     def bound(self, draws: Particles) -> Tensor:
         """Returns the bound of each datum (B,), which Pyro estimates with draws of its own.
@@ -91,13 +93,14 @@ class Stock(Estimator):
         for each in touched:
             each.grad = None
         try:
-            with filled_where_masked():
+            with filled_where_masked(), Evaluations(self.max_plate_nesting) as evaluations:
                 loss = self.elbo.loss_and_grads(model, guide, *args, **kwargs)
             found = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad / -size for leaf in leaves]
         finally:
             for each, grad in zip(touched, kept, strict=True):
                 each.grad = grad
         bound = torch.full_like(draws.log_w[0], -loss / size)
+        draws = replace(draws, evaluations=evaluations.number)  # those of Pyro's own run, which may have other states
         return Estimate(bound, bound, draws, draws), found
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
@@ -128,3 +131,14 @@ class Stock(Estimator):
                 "Stock: Pyro's loss is one sum, which scales of their own for each datum cannot be taken out of"
             )
         return draws.log_w.shape[1] * draws.scale
+
+
+def _climbed(elbo: Any, K: int) -> Climbs:
+    """Returns which bound an estimator of Pyro climbs; of a class that is derived from one of these, nothing is told."""
+    of_elbo = ("Trace_ELBO", "TraceGraph_ELBO", "TraceMeanField_ELBO", "TraceEnum_ELBO")
+    names = {*of_elbo, *(f"Jit{name}" for name in of_elbo)}
+    if type(elbo) in {getattr(pyro.infer, name) for name in names}:
+        return 1
+    if type(elbo) is pyro.infer.RenyiELBO:
+        return K if elbo.alpha == 0 else "another objective"
+    return None

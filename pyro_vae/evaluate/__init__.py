@@ -29,7 +29,7 @@ from pyro_vae.evaluate.classes import Classified, class_probabilities, classifie
 from pyro_vae.evaluate.evidence import TRUSTED, Evidence
 from pyro_vae.evaluate.exported import export, export_decoder, export_encoder
 from pyro_vae.evaluate.families import NoFamilyError
-from pyro_vae.evaluate.gradients import GROUPS, SIDES, Draws, Moments, draw_gradients, moments
+from pyro_vae.evaluate.gradients import GROUPS, SIDES, Draws, Moments, draw_gradients, exact_gradient, moments
 from pyro_vae.evaluate.importance_sampling import bits_per_dim, evidence, log_px
 from pyro_vae.evaluate.inference_gaps import Gaps, gaps, generalization_gap
 from pyro_vae.evaluate.latent_use import active_units, kl_per_dimension, variance_of_means
@@ -88,6 +88,7 @@ __all__ = [
     "encode",
     "evaluate_bound",
     "evidence",
+    "exact_gradient",
     "export",
     "export_decoder",
     "export_encoder",

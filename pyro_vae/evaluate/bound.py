@@ -210,9 +210,9 @@ def bound_over(
         seed: the seed.
         together: the processes that share each batch out, if there are several.
     """
-    size = max(batch_size, EVALUATED // (estimator.M * estimator.K * prod(columns.x.shape[1:])))
+    size = max(batch_size, EVALUATED // (estimator.drawn * prod(columns.x.shape[1:])))
     totals: Totals | None = None
-    sizes = {"batch_size": batch_size, "K": estimator.M * estimator.K}
+    sizes = {"batch_size": batch_size, "K": estimator.drawn}
     with telling_memory(**sizes), evaluating(programs, columns.x.device, seed, "bound"), library_path():
         for start in range(0, len(columns), size):
             place = slice(start, start + size)

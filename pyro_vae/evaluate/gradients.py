@@ -3,6 +3,9 @@
 N draws of a gradient come in G groups. The group means enter every result only as inner products between different
 groups, which have no noise in common: the mean of <ḡ_a, ḡ_b> over a ≠ b estimates ‖E g‖² without bias, even where N
 draws are far too few to see E g itself. Errors are computed by the jackknife over groups (Efron and Stein 1981).
+
+Where all latents are discrete and have few states, the mean gradient is a sum over them (`exact_gradient`): it is a reference
+without an error of its own.
 """
 
 from __future__ import annotations
@@ -18,8 +21,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from pyro_vae.data import DataLike, columns_for
-from pyro_vae.estimators import Estimator
+from pyro_vae.data import Columns, DataLike, columns_for
+from pyro_vae.estimators import Estimator, Exact
 from pyro_vae.evaluate.statistics import UNRESOLVED, Interval, jackknife, student_reach
 from pyro_vae.kinds import takes
 from pyro_vae.scopes import still, telling_memory
@@ -31,6 +34,11 @@ SIDES = ("w", "phi")
 """The two sides of the parameters: those of the model and those of the guide."""
 _Z = student_reach(GROUPS - 1)
 _WARM_UP = 3
+_ROUNDING = 1e-10
+"""The variance of one draw, relative to its mean square, that is taken for rounding."""
+
+_ROUNDED = 1e-5
+"""The relative difference between two gradients without noise that is taken for rounding."""
 
 Matrix = Float64[np.ndarray, "G G"]
 
@@ -43,11 +51,14 @@ class Draws:
         means: the group means ``(G, D)`` of the gradient of the mean bound of the batch, in nats.
         squares: the mean of ‖g‖² over the draws of each group.
         seconds: the wall time of one draw, as the median over groups.
+        evaluations: how often log p(x|t,w) is computed for each datum in one draw: once for each particle, relaxed ones
+            included, and for each state of what is enumerated.
     """
 
     means: dict[str, Tensor]
     squares: dict[str, list[float]]
     seconds: float
+    evaluations: int
 
 
 @dataclass(frozen=True)
@@ -72,13 +83,25 @@ class Moments:
         return _root(self._jackknife(lambda keep: _off_diagonal(self.inner, keep)))
 
     @property
+    def noiseless(self) -> bool:
+        """Whether all draws are the same but for rounding, as those of sums over states are."""
+        return self._variance(np.arange(len(self.squares))) <= _ROUNDING * float(self.squares.mean())
+
+    @property
     def variance(self) -> Interval:
         """The trace of Cov g, the sum of the variances of all coordinates."""
+        if self.noiseless:
+            return Interval(0.0, 0.0, 0.0)
         value, error = self._jackknife(self._variance)
         return Interval(value, max(0.0, value - _Z * error), value + _Z * error)
 
     def log_snr(self, mean_of_reference: bool = False) -> tuple[float, float]:
-        """Returns the logarithm of `snr` and its standard error, or NaN where ‖E g‖² is within two errors of zero."""
+        """Returns the logarithm of `snr` and its standard error.
+
+        Both are NaN where ‖E g‖² is within two errors of zero, and where there is no noise.
+        """
+        if self.noiseless:
+            return nan, nan
         inner = self.reference if mean_of_reference else self.inner
         value, error = self._jackknife(lambda keep: _off_diagonal(inner, keep) / self._variance(keep))
         if not value > 2 * error:
@@ -101,14 +124,17 @@ class Moments:
     def bias(self) -> Interval:
         """The relative bias ‖E g - E g_reference‖ / ‖E g_reference‖.
 
-        The interval contains 0 where no bias is seen.
+        The interval contains 0 where no bias is seen, and where nothing but rounding is.
         """
 
         def ratio(keep: np.ndarray) -> float:
             return _off_diagonal(self.gap, keep) / _off_diagonal(self.reference, keep)
 
         value, error = self._jackknife(lambda keep: _off_diagonal(self.reference, keep))
-        return _root(self._jackknife(ratio)) if value > 2 * error else UNRESOLVED
+        if not value > 2 * error:
+            return UNRESOLVED
+        found = _root(self._jackknife(ratio))
+        return Interval(found.value, 0.0, _ROUNDED) if self.noiseless and found.high < _ROUNDED else found
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the moments as plain lists, for JSON."""
@@ -154,18 +180,7 @@ def draw_gradients(
         raise ValueError(f"draws: expected a multiple of {GROUPS}, since they come in {GROUPS} groups, got N = {N}")
     columns = columns_for(programs, batch)
     device = columns.x.device
-    with still(programs, device, seed, "parameters"):
-        data = columns.take(slice(None))
-        leaves = dict(zip(SIDES, parameters(programs.model, programs.guide, *data), strict=True))
-    flat = [leaf for side in SIDES for leaf in leaves[side].values()]
-
-    def draw() -> dict[str, Tensor]:
-        estimate, found = estimator.gradients(programs.model, programs.guide, flat, *data)
-        estimator.after_step(estimate)
-        slopes = iter(found)
-        return {
-            side: torch.cat([columns.x.new_zeros(0), *(next(slopes).flatten() for _ in leaves[side])]) for side in SIDES
-        }
+    draw = _drawing(programs, columns, estimator, seed)
 
     def wait() -> float:
         if device.type == "cuda":
@@ -175,29 +190,88 @@ def draw_gradients(
     means: dict[str, list[Tensor]] = {side: [] for side in SIDES}
     squares: dict[str, list[Tensor]] = {side: [] for side in SIDES}
     seconds: list[float] = []
-    sizes = {"the batch": len(columns), "K": estimator.M * estimator.K}
+    evaluations = 0
+    sizes = {"the batch": len(columns), "K": estimator.drawn}
     with telling_memory(**sizes), still(programs, device, seed, "gradients"), library_path():
         for _ in range(_WARM_UP):
             draw()
         for group in range(GROUPS):
             start = wait()
-            totals = {side: torch.zeros((), device=device) for side in SIDES}
+            totals = {side: torch.zeros((), dtype=torch.float64, device=device) for side in SIDES}
             square = {side: torch.zeros((), dtype=torch.float64, device=device) for side in SIDES}
             for i in range(N // GROUPS):
-                for side, gradient in draw().items():
-                    totals[side] = totals[side] + gradient
-                    square[side] = square[side] + gradient.dot(gradient)
+                gradients, evaluations = draw()
+                for side, gradient in gradients.items():
+                    wide = gradient.double()
+                    totals[side] = totals[side] + wide
+                    square[side] = square[side] + wide.dot(wide)
                 if on_draw:
                     on_draw(group * (N // GROUPS) + i + 1)
             seconds.append((wait() - start) / (N // GROUPS))
             for side in SIDES:
-                means[side].append(totals[side] / (N // GROUPS))
+                means[side].append((totals[side] / (N // GROUPS)).to(gradients[side].dtype))
                 squares[side].append(square[side] / (N // GROUPS))
     return Draws(
         {side: torch.stack(means[side]) for side in SIDES},
         {side: torch.stack(squares[side]).tolist() for side in SIDES},
         float(np.median(seconds)),
+        evaluations,
     )
+
+
+@takes
+def exact_gradient(
+    programs: Programs, batch: DataLike, K: int = 1, max_plate_nesting: int = 1, seed: int | str = 0
+) -> Draws:
+    """Returns the gradient of the mean of L_K over a batch, the ELBO's for K = 1, as a sum over states, for `moments`.
+
+    It has no noise, so that a bias against it has the error of the other draws alone.
+
+    Args:
+        programs: a `VAE`, or any Pyro ``model`` and ``guide``, whose latents are all discrete and have few states together.
+        batch: the data.
+        K: the number of particles of the bound.
+        max_plate_nesting: the number of plate dimensions that the programs use.
+        seed: the seed of randomness beyond the latents, of which there must be none.
+
+    Raises:
+        ValueError: a latent is continuous, there are too many states (see `pyro_vae.estimators.Exact`), or the programs are
+            random beyond their latents.
+    """
+    columns = columns_for(programs, batch)
+    draw = _drawing(programs, columns, Exact(K, max_plate_nesting), seed)
+    with still(programs, columns.x.device, seed, "gradients"), library_path():
+        start = time.perf_counter()
+        (found, evaluations), (again, _) = draw(), draw()
+        seconds = (time.perf_counter() - start) / 2
+    for side in SIDES:
+        if bool((found[side] - again[side]).norm() > 1e-3 * found[side].norm()):
+            raise ValueError(
+                "there is no exact gradient: the programs are random beyond their latents, as by numbers that they draw "
+                "without pyro.sample; compare with the mean of an estimator"
+            )
+    squares = {side: [float(found[side].double().square().sum())] * GROUPS for side in SIDES}
+    return Draws({side: found[side].expand(GROUPS, -1) for side in SIDES}, squares, seconds, evaluations)
+
+
+def _drawing(
+    programs: Programs, columns: Columns, estimator: Estimator, seed: int | str
+) -> Callable[[], tuple[dict[str, Tensor], int]]:
+    """Returns a function that draws a gradient for each side, and tells how many evaluations it took."""
+    with still(programs, columns.x.device, seed, "parameters"):
+        data = columns.take(slice(None))
+        leaves = dict(zip(SIDES, parameters(programs.model, programs.guide, *data), strict=True))
+    flat = [leaf for side in SIDES for leaf in leaves[side].values()]
+
+    def draw() -> tuple[dict[str, Tensor], int]:
+        estimate, found = estimator.gradients(programs.model, programs.guide, flat, *data)
+        estimator.after_step(estimate)
+        slopes = iter(found)
+        return {
+            side: torch.cat([columns.x.new_zeros(0), *(next(slopes).flatten() for _ in leaves[side])]) for side in SIDES
+        }, estimate.optimized.evaluations
+
+    return draw
 
 
 @takes

@@ -7,18 +7,19 @@ where an estimator asks for it: log w becomes E_q(z) log w. Each site has a dime
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from math import log10
+from math import log10, prod
 from typing import Any, Literal
 
 import torch
+from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-from pyro_vae.traces.programs import Site, layers
-from pyro_vae.traces.sites import PARTICLES, per_state
+from pyro_vae.traces.programs import Program, Site, layers, library_path, traced
+from pyro_vae.traces.sites import PARTICLES, data_dim_of, per_state, sample_sites
 
 MOST_STATES = 2**16
 """How many states of all enumerated sites together one run may have, for each datum."""
@@ -66,14 +67,22 @@ class Enumeration(Messenger):
         Raises:
             ValueError: one stands in another plate too.
         """
-        for name in self.sizes:
-            frames = [each for each in sites[name]["cond_indep_stack"] if each.vectorized and each.name != PARTICLES]
-            if inner := [each.name for each in frames if each.dim != data_dim]:
-                raise ValueError(
-                    f"site {name!r} stands in the plate {inner[0]!r} inside that of the data, where a sum over its values is "
-                    f"one for each place of that plate: sum it out in closed form, or train with "
-                    f"Stock(elbo=pyro.infer.TraceEnum_ELBO)"
-                )
+        _check_plates(self.sizes, sites, data_dim)
+
+
+@dataclass(frozen=True)
+class States:
+    """All states of the enumerated sites of a guide, each with its log-probabilities in nats (S, K, B).
+
+    Attributes:
+        log_lik: log p(x|z,w) of each state z.
+        log_prior: log p(z).
+        log_q: log q(z|x,φ).
+    """
+
+    log_lik: Tensor
+    log_prior: Tensor
+    log_q: Tensor
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,7 @@ class Summed:
         log_states: a function that returns the log-probabilities of the states of a site (S, K, B), by its name: log p(z|t,x)
             of one that is summed out of p, and log q(z|x) of one of the guide.
         dependent: the sites of the guide that are drawn given those that are summed out.
+        states: a function that returns what the expectations are taken over.
     """
 
     model: dict[str, Tensor]
@@ -96,6 +106,7 @@ class Summed:
     per_datum: Callable[[Tensor], Tensor]
     log_states: Callable[[str], Tensor]
     dependent: tuple[str, ...]
+    states: Callable[[], States]
 
 
 def summed_out(
@@ -143,6 +154,21 @@ def summed_out(
             new[", ".join(seen)] = joint.logsumexp(axes, keepdim=True) - new[joined]
             observed = (observed - set(seen)) | {", ".join(seen)}
         model = {name: table for name, table in model.items() if name not in moved} | new
+    before, seen_of_p, drawn_in_q = dict(model), frozenset(observed), dict(guide)
+
+    def states() -> States:
+        sizes = [enumeration.sizes[name] if name in in_q else 1 for name in reversed(names)]
+
+        def whole(tables: list[Tensor]) -> Tensor:
+            total = torch.stack(torch.broadcast_tensors(*tables)).sum(0)
+            return total.expand(*sizes, *total.shape[n:]).reshape(-1, *total.shape[n:])
+
+        return States(
+            whole([table for name, table in before.items() if name in seen_of_p]),
+            whole([table for name, table in before.items() if name not in seen_of_p]),
+            whole([drawn_in_q[name] for name in in_q]),
+        )
+
     model, guide = dict(model), dict(guide)
     log_q: Tensor | None = None
     for name in in_q:
@@ -166,6 +192,7 @@ def summed_out(
         per_datum,
         log_states,
         dependent,
+        states,
     )
 
 
@@ -179,6 +206,50 @@ def states_of(name: str, distribution: Any, others: dict[str, int] | None = None
 
     Raises:
         ValueError: it is continuous or has no end of values, or there are more than `MOST_STATES` of them.
+    """
+    one, times = _factors(name, distribution, others)
+    index = torch.cartesian_prod(*[torch.arange(len(one), device=one.device)] * times).reshape(-1, times)
+    found: Tensor = one[index].reshape(-1, *distribution.event_shape)
+    return found
+
+
+def numbers_of_states(model: Program, guide: Program, *args: Any) -> tuple[int, int]:
+    """Returns how many states the sites of a guide have together, and how many those of a model that are summed out.
+
+    Both programs run once, and no state is made.
+
+    Raises:
+        ValueError: a site of the guide is continuous or has no end of values, stands in a plate inside that of the data, or
+            there are more than `MOST_STATES` in all.
+    """
+    with library_path():
+        guide_trace = traced(guide, *args)
+        sites = sample_sites(traced(poutine.replay(model, trace=guide_trace), *args))
+    in_q = sample_sites(guide_trace)
+    in_p = {n: site for n, site in sites.items() if n not in in_q and not site["is_observed"] and _marked(site)}
+    sizes: dict[str, int] = {}
+    for name, site in {**in_q, **in_p}.items():
+        one, times = _factors(name, site["fn"], sizes)
+        sizes[name] = len(one) ** times
+    _check_plates(sizes, {**sites, **in_q}, data_dim_of([*sites.values(), *in_q.values()]))
+    return prod(sizes[name] for name in in_q), prod(sizes[name] for name in in_p)
+
+
+def _check_plates(names: Collection[str], sites: Mapping[str, Site], data_dim: int) -> None:
+    for name in names:
+        frames = [each for each in sites[name]["cond_indep_stack"] if each.vectorized and each.name != PARTICLES]
+        if inner := [each.name for each in frames if each.dim != data_dim]:
+            raise ValueError(
+                f"site {name!r} stands in the plate {inner[0]!r} inside that of the data, where a sum over its values is "
+                f"one for each place of that plate: sum it out in closed form, or train with "
+                f"Stock(elbo=pyro.infer.TraceEnum_ELBO)"
+            )
+
+
+def _factors(name: str, distribution: Any, others: dict[str, int] | None) -> tuple[Tensor, int]:
+    """Returns the values of one number or vector of a site, and how many of these a value of the site is made of.
+
+    The arguments and the errors are those of `states_of`.
     """
     innermost, event = layers(distribution)[-1], distribution.event_shape
     kind = type(innermost).__name__.lstrip("_")
@@ -200,14 +271,16 @@ def states_of(name: str, distribution: Any, others: dict[str, int] | None = None
         states *= other
     if states > MOST_STATES:
         with_others = f" together with {sorted(others)}" if others else ""
-        size = f"{states:,}" if states < 1e12 else f"10^{log10(states):.0f}"
         raise ValueError(
-            f"site {name!r} cannot be enumerated: {len(one)}^{times} values of {kind}{with_others} are {size} states for each "
-            f"datum and particle, and {MOST_STATES:,} are the most"
+            f"site {name!r} cannot be enumerated: {len(one)}^{times} values of {kind}{with_others} are {counted(states)} "
+            f"states for each datum and particle, and {MOST_STATES:,} are the most"
         )
-    index = torch.cartesian_prod(*[torch.arange(len(one), device=one.device)] * times).reshape(-1, times)
-    found: Tensor = one[index].reshape(-1, *event)
-    return found
+    return one, times
+
+
+def counted(number: int) -> str:
+    """Returns a whole number as messages show it, a large one as a power of ten."""
+    return f"{number:,}" if number < 1e12 else f"10^{log10(number):.0f}"
 
 
 def table_of(log_prob: Tensor, enumeration: Enumeration, data_dim: int, shape: tuple[int, int]) -> Tensor:

@@ -13,7 +13,7 @@ from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from pyro_vae.traces.enumeration import Enumeration, Sites, summed_out, table_of
+from pyro_vae.traces.enumeration import Enumeration, Sites, States, summed_out, table_of
 from pyro_vae.traces.messengers import Alike, At, Cut, Drawing, Drawn, First, Latents
 from pyro_vae.traces.programs import Program, library_path, traced
 from pyro_vae.traces.sites import (
@@ -21,6 +21,7 @@ from pyro_vae.traces.sites import (
     auxiliary_sites,
     check_latents,
     data_dim_of,
+    evaluations_of,
     log_prob_of,
     masked,
     plate_of_particles,
@@ -69,6 +70,10 @@ class Particles:
             q(z|x) for one in `expected`, and those of p(z|t,x) for any other one.
         auxiliary: log-probabilities by site that an objective may add, and that are part of no bound: those of the guide's
             observed sites that are marked ``infer={"auxiliary": True}``.
+        states: a function that returns the states of the sites in `expected`, with their log-probabilities; None where
+            there are none.
+        evaluations: how often log p of what the model observes was computed for each datum in the run behind these
+            particles: once for each of them and for each of their states. `some` does not change it.
     """
 
     model: dict[str, Float[Tensor, "K B"]]
@@ -92,6 +97,8 @@ class Particles:
     dependent: tuple[str, ...] = ()
     log_states: Callable[[str], Tensor] | None = None
     auxiliary: dict[str, Float[Tensor, "K B"]] = field(default_factory=dict)
+    states: Callable[[], States] | None = None
+    evaluations: int = 0
 
     @property
     def log_lik(self) -> Float[Tensor, "K B"]:
@@ -220,8 +227,10 @@ def particles(
 
     model_terms = {name: log_prob_of(site, site["value"]) for name, site in model_sites.items()}
     guide_terms = {name: log_prob_of(site, site["value"]) for name, site in guide_sites.items()}
+    evaluations = max(evaluations_of(model_terms[name].shape, max_plate_nesting) for name in observed_sites)
     dependent: tuple[str, ...] = ()
     log_states = None
+    states: Callable[[], States] | None = None
     observed = observed_sites
     if enumerated:
         enumeration.check({**model_sites, **guide_sites}, data_dim)
@@ -237,6 +246,7 @@ def particles(
         )
         model_terms, guide_terms, observed, dependent = summed.model, summed.guide, summed.observed, summed.dependent
         log_states = summed.log_states
+        states = summed.states if enumeration.in_guide else None
 
         def per_datum(value: Tensor) -> Tensor:
             return summed.per_datum(table(value))
@@ -281,6 +291,8 @@ def particles(
         auxiliary={
             name: per_datum(site["fn"].log_prob(site["value"])) for name, site in auxiliary_sites(guide_trace).items()
         },
+        states=states,
+        evaluations=evaluations,
     )
 
 
@@ -325,6 +337,12 @@ def draw_latents(guide: Program, *args: Any) -> dict[str, Tensor]:
     """Returns one draw from the guide, by site."""
     with library_path():
         return {name: site["value"] for name, site in sample_sites(traced(guide, *args)).items()}
+
+
+def is_reparameterized(guide: Program, *args: Any) -> bool:
+    """Returns whether all sites of a guide have ``rsample``. It runs once."""
+    with library_path():
+        return all(site["fn"].has_rsample for site in sample_sites(traced(guide, *args)).values())
 
 
 def run_guide(guide: Program, *args: Any, K: int = 1, max_plate_nesting: int = 1) -> dict[str, tuple[Tensor, Any]]:

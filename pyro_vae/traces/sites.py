@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import reduce
+from math import prod
 from operator import add
 from typing import Any
 
@@ -211,6 +212,33 @@ def log_prob_of(site: Site, value: Tensor) -> Tensor:
     """Returns the log-probability of a value at a site, without its scale and with its mask."""
     log_prob: Tensor = site["fn"].log_prob(value, *site["args"], **site["kwargs"])
     return scale_and_mask(log_prob, 1.0, site["mask"])
+
+
+def evaluations_of(shape: Sequence[int], max_plate_nesting: int) -> int:
+    """Returns for how many particles and states there is a log-probability, given the shape of those of a site."""
+    return prod(shape[: max(0, len(shape) - max_plate_nesting)])
+
+
+class Evaluations(Messenger):
+    """Counts how often programs compute the log-probability of what they observe, for each datum, in all runs inside.
+
+    Args:
+        max_plate_nesting: the number of plate dimensions that the programs use.
+    """
+
+    def __init__(self, max_plate_nesting: int) -> None:
+        super().__init__()
+        self.max_plate_nesting, self._of_site = max_plate_nesting, dict[str, int]()
+
+    @property
+    def number(self) -> int:
+        """The number, for the site that has most."""
+        return max(self._of_site.values(), default=0)
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and not isinstance(msg["fn"], _Subsample) and not msg["infer"].get("_deterministic"):
+            found = evaluations_of(msg["fn"].batch_shape, self.max_plate_nesting)
+            self._of_site[msg["name"]] = self._of_site.get(msg["name"], 0) + found
 
 
 def masked(site: Site) -> TorchDistributionMixin:

@@ -229,7 +229,7 @@ class Training(Iterator[Epoch]):
 
     def _memory(self) -> AbstractContextManager[None]:
         """Tells what to lower where memory runs out."""
-        return telling_memory(batch_size=self.plan.batch_size, K=self.estimator.M * self.estimator.K)
+        return telling_memory(batch_size=self.plan.batch_size, K=self.estimator.drawn)
 
     def __next__(self) -> Epoch:
         """Trains for an epoch and returns its record."""

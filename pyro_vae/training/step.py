@@ -187,7 +187,7 @@ class Update:
 
         The gradient is that by the leaves, and then that by what the estimator learns.
         """
-        with together.share(index, self.estimator.M * self.estimator.K) as (own, place, share):
+        with together.share(index, self.estimator.drawn) as (own, place, share):
             estimate, gradients = self._estimate(tensors, own, kl_weight, leaves)
         self.estimator.after_step(estimate, learning=False)
         for value in self.estimator.averaged:

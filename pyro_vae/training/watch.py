@@ -127,5 +127,5 @@ def check_watched(training: Training, state: Any) -> None:
 def _kl(training: Training, columns: Columns) -> dict[str, Tensor]:
     """The KL of each dimension over data, with the same random numbers at each epoch."""
     estimator, plan = training.estimator, training.plan
-    draws, nesting = estimator.M * estimator.K, estimator.max_plate_nesting
+    draws, nesting = estimator.drawn, estimator.max_plate_nesting
     return kl_over(training.programs, columns, draws, plan.seed, plan.batch_size, nesting)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -67,12 +69,17 @@ MINE = """
         def __init__(self, K: int = 1, share: float = 0.5, max_plate_nesting: int = 1):
             super().__init__(K, max_plate_nesting)
             self.share = share
+            self.climbs = 1
 
         def bound(self, draws):
             return draws.log_w.mean(0)
 
         def surrogate(self, draws):
             return self.share * self.bound(draws)
+
+    class Unknown(Estimator):
+        def bound(self, draws):
+            return draws.log_w.mean(0)
 
     class Broken(Estimator):
         def bound(self, draws):
@@ -122,6 +129,106 @@ def test_gradients(compare, tmp_path):
         "figures/cost.png",
     ):
         assert (tmp_path / "g" / name).stat().st_size > 0
+
+
+BITS = ["--prior", "Bernoulli", "--guide", "Bernoulli", "--guide.network.hidden", "[8]"]
+LEAVE_ONE_OUT = "{class_path: ScoreFunction, init_args: {control: leave-one-out}}"
+
+
+def of_bits(latent, *options):
+    few = ["--draws", "20", "--batch", "3", "--latent", str(latent)]
+    return ["gradients", *BITS, *few, "--particles", "[2]", "--out", "g", *options]
+
+
+@pytest.mark.parametrize("reference", [[], ["--reference", "Exact"]])
+def test_the_reference_of_discrete_latents_is_exact(compare, tmp_path, reference):
+    """Each estimator is compared with the gradient of its own bound alone, and one of another objective with none."""
+    pair = "{class_path: DisARM, init_args: {M: 3, bound: IWAE}}"
+    estimators = f"[{LEAVE_ONE_OUT}, DisARM, VIMCO, {pair}, GumbelSoftmax, Exact, RWS]"
+    code, out, err = compare(*of_bits(3, "--estimators", estimators), *reference)
+    assert (code, err) == (0, "")
+    out = " ".join(out.split())
+    table = {row["estimator"]: row for row in rows(tmp_path / "g" / "gradients-phi.csv")}
+    loo = "ScoreFunction(control=leave-one-out)"
+    assert {name: (row["against"], row["evaluations"]) for name, row in table.items()} == {
+        loo: ("exact ELBO", "2"),
+        "DisARM": ("exact ELBO", "2"),
+        "VIMCO": ("exact L_2", "2"),
+        "DisARM(M=3, bound=IWAE)": ("exact L_3", "6"),
+        "GumbelSoftmax": ("exact ELBO", "4"),
+        "Exact": ("exact L_2", "8"),
+        "RWS": ("another objective", "2"),
+    }
+    assert table["RWS"]["bias"] == "—"
+    assert table["RWS"]["bias (number)"] == ""
+    assert (table["Exact"]["SNR"], table["Exact"]["variance"]) == ("no noise", "0.0")
+    assert float(table["Exact"]["bias high (number)"]) <= 1e-5
+    assert table[loo]["ratio"] == "1"
+    ratio = float(table["DisARM"]["variance (number)"]) / float(table[loo]["variance (number)"])
+    assert float(table["DisARM"]["ratio (number)"]) == pytest.approx(ratio)  # both take two evaluations
+    assert float(table["DisARM"]["ratio low (number)"]) < ratio < float(table["DisARM"]["ratio high (number)"])
+    twice = 2 * float(table["GumbelSoftmax"]["variance (number)"]) / float(table[loo]["variance (number)"])
+    assert float(table["GumbelSoftmax"]["ratio (number)"]) == pytest.approx(twice)
+    assert f"ratio: of var·eval to that of {loo}" in out
+    assert "exact ELBO, exact L_2, exact L_3: gradients as sums over all states" in out
+    assert "another objective: the gradient is not meant to be that of the ELBO, or of IWAE's bound" in out
+
+
+def test_where_there_are_too_many_states(compare, tmp_path):
+    """A bound of several particles keeps the mean of draws, and so does the ELBO where Exact was not asked for."""
+    estimators = ["--estimators", "[DisARM, {class_path: DisARM, init_args: {M: 6, bound: IWAE}}, VIMCO, mine.Halved]"]
+    code, out, err = compare(*of_bits(5, *estimators, "--reference", "Exact"))
+    assert (code, err) == (0, "")
+    against = {row["estimator"]: row["against"] for row in rows(tmp_path / "g" / "gradients-w.csv")}
+    assert against["DisARM"] == "exact ELBO"
+    assert against["DisARM(M=6, bound=IWAE)"] == "VIMCO, K = 6"  # 2,324,784 sets of 6 of 32 states
+    assert against["VIMCO"] == "exact L_2"
+    many = of_bits(50, *estimators)
+    code, _, err = compare(*many, "--reference", "Exact", "--out", "h")
+    assert code == 1
+    assert (
+        "reference Exact: site 't' cannot be enumerated: 2^50 values of Bits are 10^15 states for each datum and "
+        "particle, and 65,536 are the most: leave --reference out" in " ".join(err.split())
+    )
+    assert not (tmp_path / "h").exists()  # nothing was begun
+    code, out, err = compare(*many, "--out", "i")
+    assert (code, err) == (0, "")
+    against = {row["estimator"]: row["against"] for row in rows(tmp_path / "i" / "gradients-w.csv")}
+    loo = "ScoreFunction(control=leave-one-out), K = 2"
+    assert against == {"DisARM": loo, "DisARM(M=6, bound=IWAE)": "VIMCO, K = 6", "VIMCO": "itself"}
+    assert "Left out: mine.Halved at K = 2" in out  # it needs rsample
+
+
+def test_a_reference_of_continuous_latents(compare, tmp_path):
+    """By default the gradient of the same bound; one that is named is for those of its bound, and of an unknown one."""
+    code, _, err = compare(*GRADIENTS, "--estimators", "[STL]", "--reference", "Exact")
+    assert code == 1
+    assert "reference Exact: site 't' cannot be enumerated: Normal is continuous" in " ".join(err.split())
+    job = [*GRADIENTS, "--particles", "[1,2]", "--estimators", "[STL, IWAE, DReG, mine.Unknown]"]
+    code, out, err = compare(*job)
+    assert (code, err) == (0, "")
+    table = {(row["estimator"], row["K"]): row for row in rows(tmp_path / "g" / "gradients-w.csv")}
+    assert {key: row["against"] for key, row in table.items()} == {
+        ("STL", "1"): "ELBO, K = 1",
+        ("STL", "2"): "ELBO, K = 2",
+        ("IWAE", "1"): "ELBO, K = 1",
+        ("IWAE", "2"): "itself",
+        ("DReG", "1"): "ELBO, K = 1",
+        ("DReG", "2"): "IWAE, K = 2",
+        ("mine.Unknown", "1"): "not told",
+        ("mine.Unknown", "2"): "not told",
+    }
+    assert "not told: the estimator does not say (by climbs)" in " ".join(out.split())
+    code, out, err = compare(*job, "--reference", "DReG", "--out", "h")
+    assert (code, err) == (0, "")
+    table = {(row["estimator"], row["K"]): row for row in rows(tmp_path / "h" / "gradients-w.csv")}
+    assert table["STL", "1"]["against"] == "DReG, K = 1"
+    assert table["STL", "2"]["against"] == "another objective"
+    assert table["STL", "2"]["bias"] == "—"
+    assert table["DReG", "2"]["against"] == "itself"
+    assert table["mine.Unknown", "2"]["against"] == "DReG, K = 2"
+    assert table["mine.Unknown", "2"]["bias"] != "—"
+    assert "not meant to be that of the bound of DReG" in " ".join(out.split())
 
 
 def test_finished_cells_are_kept_and_the_grid_may_grow(compare, tmp_path):
@@ -328,7 +435,10 @@ WRONG = {
     "twice": (["gradients", "--estimators", "[IWAE, IWAE]"], "estimators: IWAE stands there twice"),
     "none": (["gradients", "--estimators", "[]"], "estimators: expected at least one"),
     "no list": (["gradients", "--estimators", "IWAE"], "expected a list, such as '[IWAE]'"),
-    "class": (["gradients", "--estimators", "[Nothing]"], "there is no class of that name. Known: AnalyticKL, CIWAE"),
+    "class": (
+        ["gradients", "--estimators", "[Nothing]"],
+        "there is no class of that name. Known: ARMS, AnalyticKL, CIWAE",
+    ),
     "batch": (["gradients", "--batch", "0"], "batch: expected between 1 and the 1300 training data, got 0"),
     "reference": (["gradients", "--reference", "VIMCO"], "reference VIMCO at K = 1: VIMCO: expected K of at least 2"),
     "same mean": (["gradients", "--same_mean", "[STL, Mine]"], "same_mean: Mine is not among the estimators"),
@@ -397,6 +507,7 @@ def test_autoencoder_vs_vae_refuses_before_the_first_training(script, tmp_path):
 def test_benchmark(script, mnist_root, tmp_path, traced):
     data = ["--data.root", str(mnist_root), "--data.valid", "100"]
     options = ["--rounds", "3", "--seconds", "0.001", "--peers", "false", "--whole", "false", "--parts", "false"]
+    options += ["--discrete", "false"]
     code, _, err = script("benchmark", *data, *options, "--out", "b")
     assert code == 0
     assert "error" not in err  # PyTorch may note that a CUDA toolkit has no device
@@ -408,6 +519,28 @@ def test_benchmark(script, mnist_root, tmp_path, traced):
     code, _, err = script("benchmark", *data, *options, "--data.binarize", "none", "--out", "c")
     assert code == 1
     assert "expected binary pixels" in err
+
+
+def test_benchmark_of_discrete_latents(script, mnist_root, tmp_path, traced, monkeypatch):
+    """Contenders of a small network have the same loss, Pyro's too; there is Enumerate where there are few states."""
+    command, steps = (importlib.import_module(f"benchmarks.{name}") for name in ("command", "steps"))
+    of_discrete = importlib.import_module("benchmarks.discrete")
+    monkeypatch.setattr(command, "report_steps", lambda *_: None)
+    bits = partial(steps.Case, hidden=8, prior="Bernoulli", guide="Bernoulli")
+    monkeypatch.setattr(of_discrete, "cases", lambda x: [bits(x[:20], latent=3)])
+    assert "Enumerate" not in of_discrete.contenders(bits(torch.zeros(1, 1, 2, 2), latent=50))
+    few = {name: make for name, make in of_discrete.ESTIMATORS.items() if name in (of_discrete.BASE, "NVIL", "DisARM")}
+    monkeypatch.setattr(of_discrete, "ESTIMATORS", few)
+    data = ["--data.root", str(mnist_root), "--data.valid", "100"]
+    code, out, err = script("benchmark", *data, "--rounds", "3", "--seconds", "0.001", "--whole", "false", "--out", "b")
+    assert code == 0
+    assert "error" not in err
+    assert "other work" not in out
+    table = {row["contender"]: row for row in rows(tmp_path / "b" / "discrete.csv")}
+    ours = {f"{name}{eager}" for name in (*few, "Enumerate") for eager in ("", ", eager")}
+    assert {*ours, "Pyro TraceGraph_ELBO"} <= table.keys() <= {*ours, "Pyro TraceGraph_ELBO", "NumPyro TraceGraph_ELBO"}
+    assert float(table[of_discrete.BASE]["ScoreFunction / it"]) == 1
+    assert (tmp_path / "b" / "figures" / "discrete.png").stat().st_size > 0
 
 
 def test_help(compare):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from math import log
+from math import log, prod
 
 import pyro
 import pyro.distributions as dist
@@ -19,22 +19,31 @@ from torch import Tensor, nn
 
 from pyro_vae.estimators import (
     ARMS,
+    CIWAE,
     ELBO,
+    IWAE,
+    MIWAE,
     NVIL,
+    PIWAE,
     REBAR,
     RELAX,
+    RWS,
     STL,
     TVO,
     VIMCO,
     AnalyticKL,
     DisARM,
     DoubleCV,
+    DReG,
     Enumerate,
     Estimator,
+    Exact,
     GumbelSoftmax,
     Objective,
     ReinMax,
+    Renyi,
     ScoreFunction,
+    Stock,
     StraightThrough,
 )
 from pyro_vae.scopes import seeded
@@ -107,6 +116,7 @@ def test_unbiased(name, kind):
     make, value, K, _ = UNBIASED[name]
     model = Discrete(kind)
     bound, expected = exact(model, value, K)
+    assert make().climbs == K  # what references of biases are chosen by
     values, found = estimates(make(), model)
     within(values, bound)
     for gradient, each in zip(expected, found, strict=True):
@@ -137,6 +147,139 @@ def test_enumeration_is_the_sum(kind, inner):
         if c == 1:
             torch.testing.assert_close(estimate.bound.mean(), value)
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("K", [1, 2, 3])
+@pytest.mark.parametrize("kind", STATES)
+def test_exact_is_the_sum_over_all_tuples(kind, K):
+    """Over sets of states with the number of their orders: fewer, and the same sum."""
+    model = Discrete(kind)
+    for c in (1.0, 0.3):
+        value, expected = exact(model, iwae, K, c)
+        with library_path():
+            estimate, found = Exact(K).gradients(
+                model.model, model.guide, list(model.parameters()), X, objective=Objective(beta=c)
+            )
+        if c == 1:
+            torch.testing.assert_close(estimate.bound.mean(), value)
+        torch.testing.assert_close(found, expected)
+        assert estimate.optimized.evaluations == len(STATES[kind])
+    assert Exact(K).climbs == K
+
+
+def test_exact_where_a_state_has_no_probability():
+    """It adds nothing, and no gradient becomes NaN, where p gives that state no probability either."""
+    model = Discrete("classes")
+    never = torch.tensor([[0.0, -torch.inf, 0], [0, 0, 0]], dtype=torch.float64)
+
+    def guide(x):
+        model.register("phi", model.phi)
+        logits = (x @ model.phi["Q"] + model.phi["c"]).unflatten(-1, (2, 3)) + never
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("t", dist.OneHotCategorical(logits=logits).to_event(1))
+
+    with library_path(), seeded(CPU, 3):
+        estimate, found = Exact(2).gradients(model.model, guide, list(model.parameters()), X)
+        draws = VIMCO(2).estimate(model.model, guide, X.repeat(8000, 1)).bound.unflatten(0, (-1, len(X)))
+    assert all(bool(each.isfinite().all()) for each in found)
+    within(draws, estimate.bound)
+
+
+def test_exact_refuses_what_it_cannot_sum():
+    def mixed(x, obs=True):
+        with pyro.plate("data", len(x), dim=-1):
+            a = pyro.sample("a", dist.Bernoulli(0.3))
+            t = pyro.sample("t", dist.Normal(a, 1.0))
+            if obs:
+                pyro.sample("x", dist.Normal(t, 1.0), obs=x[:, 0])
+
+    with pytest.raises(ValueError, match=r"Exact: the guide draws \['t'\].*all discrete; Enumerate"):
+        Exact().estimate(mixed, partial(mixed, obs=False), X)
+    model = Discrete("binary")
+    with pytest.raises(ValueError, match=r"Exact: 8 of 16 states can be taken in 490,314 ways.*use VIMCO"):
+        Exact(8).estimate(model.model, model.guide, X)
+    with pytest.raises(ValueError, match="at least 1 particle"):
+        Exact(0)
+
+
+EVALUATIONS = {
+    "leave-one-out": (partial(ScoreFunction, 3, control="leave-one-out"), 3),
+    "DisARM": (partial(DisARM, M=3), 6),
+    "REBAR": (partial(REBAR, 2), 6),
+    "GumbelSoftmax": (partial(GumbelSoftmax, 2), 4),
+    "GumbelSoftmax, straight-through": (partial(GumbelSoftmax, 2, straight_through=True), 2),
+    "Enumerate": (Enumerate, 16),
+    "Enumerate, K = 3": (partial(Enumerate, ELBO(3)), 48),
+    "Exact, K = 3": (partial(Exact, 3), 16),
+    "Pyro's Trace_ELBO": (partial(Stock, 3), 3),
+    "Pyro's TraceGraph_ELBO": (partial(Stock, 3, pyro.infer.TraceGraph_ELBO), 3),
+}
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_evaluations_of_the_model_are_counted(name):
+    """What an estimator says is how many numbers the decoder gets for each datum; states, which have no data, but once."""
+    make, expected = EVALUATIONS[name]
+    model, seen = Discrete("binary"), []
+    decoded = model.decoded
+
+    def counting(t):
+        seen.append(prod(t.shape[:-1]))
+        return decoded(t)
+
+    model.decoded = counting
+    with library_path():
+        estimate, _ = make().gradients(model.model, model.guide, list(model.parameters()), X)
+    assert estimate.optimized.evaluations == expected
+    if name.startswith(("Enumerate", "Exact")):
+        assert seen == [16]
+    else:  # Pyro's estimators follow a run that tells the sizes
+        assert seen[-1] == expected * len(X)
+
+
+def test_evaluations_with_the_states_of_pyro():
+    """A site that Pyro enumerates in the guide has its states counted."""
+
+    def model_of_four(x):
+        with pyro.plate("data", len(x), dim=-1):
+            t = sum(pyro.sample(f"t{j}", dist.Bernoulli(0.4)) for j in range(2))
+            pyro.sample("x", dist.Normal(t, 1.0), obs=x[:, 0])
+
+    def guide_of_four(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("t0", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+            pyro.sample("t1", dist.Bernoulli(0.6))
+
+    estimate, _ = Stock(2, pyro.infer.TraceEnum_ELBO).gradients(model_of_four, guide_of_four, [], X.float())
+    assert estimate.optimized.evaluations == 4
+
+
+BOUNDS: dict[str, tuple[Callable[[], Estimator], object]] = {
+    "ELBO": (partial(ELBO, 3), 1),
+    "STL": (partial(STL, 3), 1),
+    "AnalyticKL": (partial(AnalyticKL, 3), 1),
+    "IWAE": (partial(IWAE, 3), 3),
+    "IWAE, stl": (partial(IWAE, 3, stl=True), 3),
+    "DReG": (partial(DReG, 3), 3),
+    "MIWAE": (partial(MIWAE, 3, 2), 3),
+    "Renyi": (partial(Renyi, 3), "another objective"),
+    "Renyi, alpha = 0": (partial(Renyi, 3, 0.0), 3),
+    "RWS": (partial(RWS, 3), "another objective"),
+    "TVO": (partial(TVO, 3), "another objective"),
+    "PIWAE": (partial(PIWAE, 3, 2), "another objective"),
+    "CIWAE": (partial(CIWAE, 3), "another objective"),
+    "Enumerate": (partial(Enumerate, NVIL(3)), 1),
+    "Trace_ELBO": (partial(Stock, 3), 1),
+    "RenyiELBO": (partial(Stock, 3, pyro.infer.RenyiELBO), 3),
+    "RenyiELBO, alpha = 0.5": (partial(Stock, 3, pyro.infer.RenyiELBO, {"alpha": 0.5}), "another objective"),
+    "TraceTailAdaptive_ELBO": (partial(Stock, 3, pyro.infer.TraceTailAdaptive_ELBO), None),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_estimators_say_which_bound_they_climb(name):
+    make, climbs = BOUNDS[name]
+    assert make().climbs == climbs
 
 
 BIASED: dict[str, Callable[[], Estimator]] = {

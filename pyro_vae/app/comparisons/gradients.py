@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import isfinite, nan
+from math import exp, hypot, isfinite, log, nan
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from pyro_vae.app.comparisons.cell import check_numbers, data_digest
 from pyro_vae.app.comparisons.folder import ComparisonFolder, EstimatorFactory
 from pyro_vae.app.comparisons.grid import Cell, Comparison, Key, Machines, Numbers, Tell
 from pyro_vae.app.comparisons.names import labels
+from pyro_vae.app.comparisons.references import ANOTHER, LEAVE_ONE_OUT, NOT_TOLD, References
 from pyro_vae.app.console import StopRequest, screen
 from pyro_vae.app.setting import Setting
 from pyro_vae.data import Columns, Splits, columns_for
 from pyro_vae.estimators import IWAE, STL, VIMCO, DReG
 from pyro_vae.evaluate import GROUPS, SIDES, Draws, Interval, Moments, draw_gradients, fit_line, moments
+from pyro_vae.evaluate.statistics import UNRESOLVED
 from pyro_vae.files import tensor_digest
 from pyro_vae.models import Model, ModelSpec
 from pyro_vae.runs import load
@@ -29,6 +31,8 @@ from pyro_vae.training import check_support
 from pyro_vae.trust import here
 
 console = screen()
+_FORM = 2
+"""Raised where cells of gradients come to hold other numbers."""
 
 
 def gradients(
@@ -38,7 +42,7 @@ def gradients(
     estimators: Sequence[EstimatorFactory] = (IWAE, DReG, STL, VIMCO),
     particles: Sequence[int] = (1, 3, 10, 30, 100),
     draws: int = 1000,
-    reference: EstimatorFactory = IWAE,
+    reference: EstimatorFactory | None = None,
     same_mean: Sequence[str] = (),
     batch: int = 10,
     fit_from: int = 10,
@@ -57,8 +61,11 @@ def gradients(
         estimators: The estimators, each called with K.
         particles: The numbers of particles K.
         draws: N, how many gradients are drawn for each estimator and K: a multiple of 20.
-        reference: The estimator whose mean gradient, at the same K, the bias is measured against. That of IWAE has no bias for
-            L_K.
+        reference: The estimator whose mean gradient, at the same K, biases are measured against. Exact: the gradient of the
+            bound that an estimator climbs, as a sum over all states of discrete latents; the mean of VIMCO where there are too
+            many sets of states for a bound of several particles. By default Exact where all latents are discrete and have few
+            states, and otherwise the mean over as many draws of the ELBO or IWAE, or of leave-one-out or VIMCO for guides
+            without rsample.
         same_mean: Names of estimators whose gradients are known to have the reference's mean: their signal-to-noise ratio takes
             ‖mean‖ from the reference's draws, which tells it better where those have less noise.
         batch: How many of the first training data the gradient is taken over.
@@ -70,15 +77,10 @@ def gradients(
         config: The resolved options.
     """
     described = yaml.safe_load(config)
-    names, (reference_name,) = labels(described["estimators"], "estimators"), labels([described["reference"]], "")
+    names = labels(described["estimators"], "estimators")
     _check_known(same_mean, names)
-    for K in particles:
-        try:
-            reference(K)
-        except ValueError as error:  # without it nothing can be compared
-            raise ValueError(f"reference {reference_name} at K = {K}: {error}") from error
     where = setting.place
-    given = {"data": data_digest(splits)}
+    given: dict[str, Any] = {"data": data_digest(splits), "numbers": _FORM}
     splits = splits.to(where)
     programs = (_of_run(run, splits) if run else spec.build(splits, seed)).to(where)
     if run:  # another training may have written into a folder of the same name
@@ -86,27 +88,34 @@ def gradients(
     taken = _first(programs, splits, batch, seed)
     made = dict(zip(names, estimators, strict=True))
     described_estimators = dict(zip(names, described["estimators"], strict=True))
-    of_reference: dict[int, Draws] = {}
-    """Those of the last K."""
+    references = References(described["reference"], reference, sorted(particles), programs, taken)
 
     def of(name: str, make: EstimatorFactory, K: int) -> Cell:
         def compute(_: Path, tell: Tell) -> Numbers:
             with StopRequest() as stop:
-                rounds = (K not in of_reference) + (name != reference_name)
+                estimator = make(K)
+                against = references.of(estimator, K)
+                itself, measured = (against.name, against.K) == (name, K), not against.why_not
+                rounds = 1 if itself else 1 + (measured and not references.known(against))
+                drawn = 0
 
-                def draw(name: str, make: EstimatorFactory, before: int) -> Draws:
+                def draw(name: str, make: EstimatorFactory, K: int) -> Draws:
+                    nonlocal drawn
+
                     def on_draw(n: int) -> None:
                         stop.check()
-                        tell((before + n / draws) / rounds, f"{name}, K = {K}, {n}/{draws}", None)
+                        tell((drawn + n / draws) / rounds, f"{name}, K = {K}, {n}/{draws}", None)
 
-                    return draw_gradients(programs, taken, make(K), draws, f"{name} {K} {seed}", on_draw)
+                    found = draw_gradients(programs, taken, make(K), draws, f"{name} {K} {seed}", on_draw)
+                    drawn += 1
+                    return found
 
-                if K not in of_reference:
-                    of_reference.clear()
-                    of_reference[K] = draw(reference_name, reference, 0)
-                found = of_reference[K] if name == reference_name else draw(name, make, rounds - 1)
-                of_side = {side: m.as_dict() for side, m in moments(found, of_reference[K]).items()}
-                return {"draws": draws, "ms": 1000 * found.seconds, **of_side}
+                of_reference = references.draws(against, estimator.max_plate_nesting, draw) if measured else None
+                found = of_reference if itself and of_reference else draw(name, make, K)
+                of_side = {side: m.as_dict() for side, m in moments(found, of_reference or found).items()}
+                told = {"against": "itself" if itself else against.shown, "measured": measured and not itself}
+                numbers = {"draws": draws, "ms": 1000 * found.seconds, "evaluations": found.evaluations}
+                return {**numbers, **told, **of_side}
 
         def line(cell: Numbers) -> str:
             return f"{name}, K = {K}: {cell['ms']:.1f} ms a gradient"
@@ -119,7 +128,7 @@ def gradients(
         keys = {(name, K): (name, f"K{K}") for name in made for K in sorted(particles)}
         done = {named: dict(found[key]) for named, key in keys.items() if key in found}
         what = f"{setting.name}, N = {draws} draws, batch of {batch}, seed {seed}"
-        report_gradients(cells, done, reference_name, same_mean, fit_from, what)
+        report_gradients(cells, done, references.name, same_mean, fit_from, what)
         console.print(f"Tables, figures and cells: {cells.folder}", soft_wrap=True)
 
     cells = [of(name, make, K) for K in sorted(particles) for name, make in made.items()]
@@ -159,39 +168,56 @@ def report_gradients(
 ) -> None:
     """Tables and figures of the gradients half."""
     names = list(dict.fromkeys(name for name, _ in done))
+    baseline = next((name for name in (reference, LEAVE_ONE_OUT) if name in names), names[0])
     lines: dict[str, dict[str, figures.SNRLine]] = {}
     costs: dict[str, dict[str, tuple[list[int], np.ndarray]]] = {}
     for side in reversed(SIDES):
         known = {key: Moments.from_dict(cell[side]) for key, cell in done.items()}
+        per_evaluation = {key: _times(m.variance, done[key]["evaluations"]) for key, m in known.items()}
         lines[side], costs[side], rows = {}, {}, []
         for name in names:
             K = sorted(k for other, k in done if other == name)
             of_name = [known[name, k] for k in K]
-            shared = name in same_mean
-            points = [m.log_snr(shared) if k >= fit_from else (nan, nan) for k, m in zip(K, of_name, strict=True)]
-            ratios = [m.snr(shared) for m in of_name]
+            shared = [name in same_mean and done[name, k]["measured"] for k in K]
+            each = list(zip(K, of_name, shared, strict=True))
+            points = [m.log_snr(of_reference) if k >= fit_from else (nan, nan) for k, m, of_reference in each]
+            ratios = [m.snr(of_reference) for _, m, of_reference in each]
             lines[side][name] = figures.SNRLine(K, ratios, fit_line(K, points), fit_from)
-            ms = np.array([done[name, k]["ms"] for k in K])
-            costs[side][name] = K, np.array([m.variance for m in of_name]) * ms[:, None]
-            for k, m in zip(K, of_name, strict=True):
-                of_reference = known.get((reference, k))
-                rows.append(_row(name, k, side, m, done[name, k], of_reference, name == reference, shared))
-        columns = ["estimator", "K", "SNR", "bias", "‖mean‖", "variance", "ms", "var·ms"]
-        if any(row["ratio"] != "" for row in rows):
-            columns.insert(6, "ratio")
+            noisy = [(k, _times(m.variance, done[name, k]["ms"])) for k, m, _ in each if not m.noiseless]
+            costs[side][name] = [k for k, _ in noisy], np.array([cost for _, cost in noisy]).reshape(-1, 3)
+            for k, m, of_reference in each:
+                cell = done[name, k]
+                k_of_baseline = _nearest(cell["evaluations"], {j: done[baseline, j] for n, j in done if n == baseline})
+                ratio = _ratio(per_evaluation[name, k], per_evaluation[baseline, k_of_baseline])
+                ratio = Interval(1.0, 1.0, 1.0) if (name, k) == (baseline, k_of_baseline) else ratio
+                rows.append(_row(name, k, side, m, cell, of_reference, ratio, k_of_baseline))
+        columns = ["estimator", "K", "SNR", "bias", "against", "‖mean‖", "variance", "ratio"]
+        columns += ["evaluations", "ms", "var·eval", "var·ms"]
         title = f"Gradient by {figures.PARAMETERS[side]} parameters, in nats, ± 95 % over draws: {what}"
         console.print(cells.table(f"gradients-{side}", title, columns, rows, keys=2))
+    against = {cell["against"] for cell in done.values()}
     console.print(
-        f"Gradients of the mean bound of the batch. SNR: ‖mean‖ / √variance of one draw; bias: ‖mean − mean of {reference}‖ / "
-        f"‖mean of {reference}‖ at the same K; variance: over all coordinates, summed; ratio: to {reference}'s at the same K; "
-        f"ms: of one draw; var·ms: cost of a gradient of unit variance."
+        f"Gradients of the mean bound of the batch. SNR: ‖mean‖ / √variance of one draw; bias: ‖mean − m‖ / ‖m‖, where m is "
+        f"the mean gradient of what stands under against; variance: over all coordinates, summed; evaluations: how often "
+        f"log p(x|t,w) is computed for each datum in one draw; ms: of one draw; var·eval, var·ms: cost of a gradient of unit "
+        f"variance; ratio: of var·eval to that of {baseline} with the nearest number of evaluations, which is the ratio of the "
+        f"variances where both numbers are the same."
     )
+    if exact := sorted(each for each in against if each.startswith("exact ")):
+        console.print(f"{', '.join(exact)}: gradients as sums over all states, which have no error of their own.")
+    if ANOTHER in against:
+        bound = f"the bound of {reference}" if reference else "the ELBO, or of IWAE's bound"
+        console.print(f"{ANOTHER}: the gradient is not meant to be that of {bound}, so that no bias is told.")
+    if NOT_TOLD in against:
+        console.print(f"{NOT_TOLD}: the estimator does not say (by climbs) of which bound its gradient is.")
     console.print(
-        "±, <: 95 % intervals over the draws, and upper 95 % limits (jackknife); those of ‖mean‖ and variance are in the "
+        "±, <, [ ]: 95 % intervals over the draws, and upper 95 % limits (jackknife); those of ‖mean‖ and variance are in the "
         "CSV files. Left out: the spread over batches, and over seeds, of which there is one."
     )
     if same_mean:
-        console.print(f"SNR of {', '.join(same_mean)}: with ‖mean‖ of {reference}, whose mean is known to be the same.")
+        console.print(
+            f"SNR of {', '.join(same_mean)}: with ‖m‖ of what stands under against, whose mean is known to be the same."
+        )
     console.print()
     slopes = [
         {
@@ -215,22 +241,47 @@ def _row(
     side: str,
     m: Moments,
     cell: dict[str, Any],
-    reference: Moments | None,
-    is_reference: bool,
     same_mean: bool,
+    ratio: Interval,
+    K_of_baseline: int,
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"estimator": name, "K": K, "parameters": side, "N": cell["draws"]}
     intervals = {"‖mean‖": m.norm, "variance": m.variance, "SNR": m.snr(same_mean), "bias": m.bias}
     for column, interval in intervals.items():
-        exempt = column == "bias" and is_reference
+        exempt = column == "bias" and not cell["measured"]
         row[column] = "—" if exempt else _narrow(interval)
         for end, value in zip(("", " low", " high"), interval, strict=True):
             row[f"{column}{end} (number)"] = "" if exempt else value
+    row["SNR"] = "no noise" if m.noiseless else row["SNR"]
+    row["against"] = cell["against"]
     row["‖mean‖"], row["variance"] = m.norm.value, m.variance.value
-    row["ratio"] = m.variance.value / reference.variance.value if reference else ""
-    row["ms"] = cell["ms"]
-    row["var·ms"] = m.variance.value * cell["ms"]
+    row["ratio"] = f"{ratio.value:g}" if ratio.low == ratio.high else str(ratio) if isfinite(ratio.value) else ""
+    for end, value in zip(("", " low", " high"), ratio, strict=True):
+        row[f"ratio{end} (number)"] = value
+    row["K of the baseline"] = K_of_baseline
+    row["evaluations"], row["ms"] = cell["evaluations"], cell["ms"]
+    row["var·eval"], row["var·ms"] = m.variance.value * cell["evaluations"], m.variance.value * cell["ms"]
     return row
+
+
+def _times(interval: Interval, cost: float) -> Interval:
+    return Interval(*(cost * end for end in interval))
+
+
+def _nearest(evaluations: int, cells: Mapping[int, Mapping[str, Any]]) -> int:
+    """The K of the cell whose number of evaluations is nearest to another one, by its ratio to it."""
+    return min(cells, key=lambda K: (abs(log(cells[K]["evaluations"] / evaluations)), K))
+
+
+def _ratio(one: Interval, other: Interval) -> Interval:
+    """The ratio of two independent positive numbers, with its interval on the scale of logarithms."""
+    if not other.value > 0:
+        return UNRESOLVED
+    if not one.value > 0:
+        return Interval(0.0, 0.0, 0.0)
+    reach = hypot(*((each.high - each.value) / each.value for each in (one, other)))
+    value = one.value / other.value
+    return Interval(value, value * exp(-reach), value * exp(reach))
 
 
 def _narrow(interval: Interval) -> str:

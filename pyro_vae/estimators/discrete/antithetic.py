@@ -34,6 +34,7 @@ class _Antithetic(Estimator):
             raise ValueError(f"{type(self).__name__}: expected M of at least 1 group of particles, got {M}")
         self.M, self.of = M, bound
         self.averages = bound == "ELBO"
+        self.climbs = 1 if bound == "ELBO" else M
 
     @final
     def draw(self, site: str, q: TorchDistributionMixin, alike: bool) -> Tensor:

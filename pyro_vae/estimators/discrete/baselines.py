@@ -43,6 +43,7 @@ class NVIL(Estimator):
     """
 
     latents = "fixed"
+    climbs = 1
     learns = ("hidden weight", "hidden bias", "output weight")
 
     def __init__(
@@ -126,6 +127,7 @@ class DoubleCV(Estimator):
     """
 
     averages = True
+    climbs = 1
     for_discrete = True
     latents = "leaves"
     learns = ("a",)

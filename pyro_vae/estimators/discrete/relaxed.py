@@ -33,6 +33,7 @@ class _Relaxed(Estimator):
     for_discrete = True
     averages = False  # the guide has Bernoulli latents alone, which leave nothing to draw where they are enumerated
     latents = "path"
+    climbs = 1
     M = 3
 
     def __init__(self, K: int, temperature: float, learning_rate: float, max_plate_nesting: int) -> None:

@@ -28,6 +28,7 @@ class _Through(Estimator):
     """
 
     for_discrete = True
+    climbs = 1
 
     def __init__(self, K: int, kl: KL, max_plate_nesting: int) -> None:
         super().__init__(K, max_plate_nesting)
