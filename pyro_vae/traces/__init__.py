@@ -3,7 +3,7 @@
 No other room handles Pyro's traces.
 """
 
-from pyro_vae.traces.enumeration import MOST_STATES, Sites, States, counted, numbers_of_states, states_of
+from pyro_vae.traces.enumeration import MOST_STATES, Sites, counted, numbers_of_states, states_of
 from pyro_vae.traces.messengers import Drawing, Latents
 from pyro_vae.traces.observations import described, observations, observed, simulate, simulate_arguments
 from pyro_vae.traces.particles import (
@@ -17,6 +17,7 @@ from pyro_vae.traces.particles import (
 )
 from pyro_vae.traces.programs import Program, Programs, inputs_of, layers, library_path, parameters, parameters_used
 from pyro_vae.traces.sites import Evaluations, Observation, filled_where_masked
+from pyro_vae.traces.summation import States
 from pyro_vae.traces.unconstrained import Densities, Unconstrained
 
 __all__ = [

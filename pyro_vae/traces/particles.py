@@ -13,7 +13,7 @@ from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from pyro_vae.traces.enumeration import Enumeration, Sites, States, summed_out, table_of
+from pyro_vae.traces.enumeration import Enumeration, Sites
 from pyro_vae.traces.messengers import Alike, At, Cut, Drawing, Drawn, First, Latents
 from pyro_vae.traces.programs import Program, library_path, traced
 from pyro_vae.traces.sites import (
@@ -31,6 +31,7 @@ from pyro_vae.traces.sites import (
     summed_per_datum,
     total,
 )
+from pyro_vae.traces.summation import States, reduced
 
 
 @dataclass(frozen=True)
@@ -222,38 +223,12 @@ def particles(
     data_dim = data_dim_of(sites)
     shape = K, size_of(sites, data_dim)
 
-    def per_datum(value: Tensor) -> Tensor:
-        return summed_per_datum(value, particle_dim, data_dim, shape)
-
+    enumeration.check({**model_sites, **guide_sites}, data_dim)
     model_terms = {name: log_prob_of(site, site["value"]) for name, site in model_sites.items()}
     guide_terms = {name: log_prob_of(site, site["value"]) for name, site in guide_sites.items()}
     evaluations = max(evaluations_of(model_terms[name].shape, max_plate_nesting) for name in observed_sites)
-    dependent: tuple[str, ...] = ()
-    log_states = None
-    states: Callable[[], States] | None = None
-    observed = observed_sites
-    if enumerated:
-        enumeration.check({**model_sites, **guide_sites}, data_dim)
-
-        def table(value: Tensor) -> Tensor:
-            return table_of(value, enumeration, data_dim, shape)
-
-        summed = summed_out(
-            enumeration,
-            {name: table(term) for name, term in model_terms.items()},
-            {name: table(term) for name, term in guide_terms.items()},
-            observed_sites,
-        )
-        model_terms, guide_terms, observed, dependent = summed.model, summed.guide, summed.observed, summed.dependent
-        log_states = summed.log_states
-        states = summed.states if enumeration.in_guide else None
-
-        def per_datum(value: Tensor) -> Tensor:
-            return summed.per_datum(table(value))
-
-    else:
-        model_terms = {name: per_datum(term) for name, term in model_terms.items()}
-        guide_terms = {name: per_datum(term) for name, term in guide_terms.items()}
+    found = reduced(enumeration, model_terms, guide_terms, observed_sites, data_dim, shape)
+    per_datum = found.per_datum
     own = {name: site for name, site in guide_sites.items() if name not in enumerated}
 
     def vectors(name: str) -> Tensor:
@@ -267,9 +242,9 @@ def particles(
         return {name: per_datum(log_prob_of(site, at[name])) for name, site in own.items()}
 
     return Particles(
-        model=model_terms,
-        guide=guide_terms,
-        observed=observed,
+        model=found.model,
+        guide=found.guide,
+        observed=found.observed,
         values=values,
         reparameterized={
             name: bool(site["fn"].has_rsample) or (drawn_by is not None and name in drawn_by.names)
@@ -286,12 +261,12 @@ def particles(
         alike=frozenset(alike.names),
         enumerated=enumerated,
         expected=expected,
-        dependent=dependent,
-        log_states=log_states,
+        dependent=found.dependent,
+        log_states=found.log_states,
         auxiliary={
             name: per_datum(site["fn"].log_prob(site["value"])) for name, site in auxiliary_sites(guide_trace).items()
         },
-        states=states,
+        states=found.states,
         evaluations=evaluations,
     )
 
