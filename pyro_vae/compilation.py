@@ -7,24 +7,18 @@ The programs and Pyro's handlers are traced once into a graph of tensor operatio
 from __future__ import annotations
 
 import logging
-import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import contextmanager, nullcontext
-from copy import deepcopy
+from collections.abc import Callable, Sequence, Set
 from itertools import chain
 from operator import attrgetter, is_
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch._decomp import get_decompositions
-from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pyro_vae.inductor import NotCompiledError, by_inductor, first_line
 from pyro_vae.scopes import seeded
 from pyro_vae.snapshot import Snapshot
 from pyro_vae.traces import library_path
@@ -37,10 +31,6 @@ Compile = Literal["auto", "on", "off"]
 
 FREE = frozenset({"state", "param_groups", "_opt_called"})
 """Attributes of estimators and optimizers that are inputs of a graph, or that a graph does not depend on."""
-
-
-class NotCompiledError(Exception):
-    """Raised if a function cannot be compiled; the message says why."""
 
 
 _version = attrgetter("_version")  # how often a tensor was written in place
@@ -168,13 +158,13 @@ def compiled(
         raise
     except Exception as error:
         snapshot.put_back()
-        raise NotCompiledError(f"tracing failed: {_first_line(error)}") from error
+        raise NotCompiledError(f"tracing failed: {first_line(error)}") from error
     for node in graph.graph.find_nodes(op="call_function", target=aten.view.default):
         node.target = aten.reshape.default  # Inductor chooses the strides of a result
     constants = [*graph.buffers(), *graph.parameters()]
     constants += [value for value in vars(graph).values() if isinstance(value, Tensor)]
     _refuse_states(snapshot, {value.untyped_storage().data_ptr() for value in constants})
-    return Compiled(_inductor(graph, [*inputs, *held]), programs, names, len(leaves), snapshot, constants)
+    return Compiled(by_inductor(graph, [*inputs, *held]), programs, names, len(leaves), snapshot, constants)
 
 
 _graphs: WeakKeyDictionary[nn.Module, dict[Any, Compiled]] = WeakKeyDictionary()
@@ -243,55 +233,6 @@ def _refuse_states(snapshot: Snapshot, read: Set[int]) -> None:
         snapshot.leave_free(where)
 
 
-def _inductor(graph: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., list[Tensor]]:
-    """Compiles a traced graph and runs it once, so that a missing compiler is found here.
-
-    Inductor keeps what it compiled in a folder that all processes of a user share. A file that a killed process left there half
-    written fails for ever after, so a second try is made in a new folder.
-
-    Raises:
-        NotCompiledError: it cannot be compiled.
-    """
-    options: dict[str, Any] = {"fallback_random": True}
-    if inputs[0].is_cuda:
-        options["triton.cudagraphs"] = True
-    for cache in (nullcontext, _new_cache):
-        copied = GraphModule(graph, deepcopy(graph.graph))  # the compiler changes what it is given
-        try:
-            with cache(), torch.no_grad(), seeded(inputs[0].device, "compile"), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # caused by Inductor itself
-                run: Callable[..., list[Tensor]] = torch._inductor.compile(copied, list(inputs), options=options)
-                run(*inputs)
-                return run
-        except Exception as error:  # a compiler may raise anything
-            reason = error
-    raise NotCompiledError(f"compiling failed: {_first_line(reason)}") from reason
-
-
-_folders: list[TemporaryDirectory[str]] = []
-"""Caches of second tries. They are removed when the process ends, since a kernel may be read when it is first needed."""
-
-
-@contextmanager
-def _new_cache() -> Iterator[None]:
-    """Lets Inductor work in a new folder."""
-    from torch._inductor.utils import clear_inductor_caches  # noqa: PLC0415  (seconds of import that only a failure needs)
-
-    _folders.append(TemporaryDirectory(prefix="pyro_vae-", ignore_cleanup_errors=True))
-    folder, names = Path(_folders[-1].name), ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict(zip(names, (str(folder / "inductor"), str(folder / "triton")), strict=True)))
-    clear_inductor_caches()  # what was read from the other folder
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
-        clear_inductor_caches()
-
-
 def _decompositions() -> dict[Any, Callable[..., Tensor]]:
     """Returns rules that replace softplus and Bernoulli's log-probability by log1p, and log1p by a faster form.
 
@@ -308,7 +249,3 @@ def _decompositions() -> dict[Any, Callable[..., Tensor]]:
     composed = [aten.softplus, aten.softplus_backward, aten.binary_cross_entropy_with_logits]
     composed += [aten.log_sigmoid_forward, aten.log_sigmoid_backward]
     return {**get_decompositions(composed), aten.log1p.default: log1p}
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).strip() or repr(error)).splitlines()[0]}"

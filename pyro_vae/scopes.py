@@ -60,6 +60,50 @@ def tell_progress(what: str, done: int, total: int) -> None:
         listener(what, done, total)
 
 
+_may_be_given_up: ContextVar[bool] = ContextVar("may_be_given_up", default=False)
+_asked: ContextVar[Callable[[], None] | None] = ContextVar("asked", default=None)
+_NOTHING_MOVED = "Nothing had moved."
+
+
+@contextmanager
+def may_be_given_up() -> Iterator[None]:
+    """Says that what is done inside takes long and may be given up at any moment, since it moves nothing that anybody keeps."""
+    token = _may_be_given_up.set(True)
+    try:
+        if check := _asked.get():
+            check()
+        yield
+    except KeyboardInterrupt as stop:
+        stop.add_note(_NOTHING_MOVED)
+        raise
+    finally:
+        _may_be_given_up.reset(token)
+
+
+@contextmanager
+def giving_up(check: Callable[[], None]) -> Iterator[None]:
+    """Gives up inside what may be given up, where somebody has asked for it before it began.
+
+    Args:
+        check: raises a KeyboardInterrupt if somebody has.
+    """
+    token = _asked.set(check)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def can_give_up() -> bool:
+    """Whether an interruption now would come where all may be given up."""
+    return _may_be_given_up.get()
+
+
+def had_moved_nothing(stop: KeyboardInterrupt) -> bool:
+    """Whether an interruption came where nothing had moved (see `may_be_given_up`)."""
+    return _NOTHING_MOVED in getattr(stop, "__notes__", ())
+
+
 _rebuilding: ContextVar[bool] = ContextVar("rebuilding", default=False)
 
 

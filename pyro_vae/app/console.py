@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.text import Text
 
 from pyro_vae.app.start import close_output, heard, said
-from pyro_vae.scopes import NotEnoughMemoryError, is_out_of_memory, telling_progress
+from pyro_vae.scopes import NotEnoughMemoryError, can_give_up, giving_up, is_out_of_memory, telling_progress
 
 
 class _Screen(Console):
@@ -116,8 +116,8 @@ class StopRequest:
     """The first Ctrl-C only asks to stop, so that nothing is cut in the middle of a write; the second one interrupts.
 
     SIGTERM, which schedulers of clusters send before they kill, and a terminal that is closed ask for the same. Use it as a
-    context, and call `check` where stopping is safe. Before the first call, as while a step is compiled, there is nothing that
-    a cut could damage, and the first one interrupts.
+    context, and call `check` where stopping is safe. Before the first call there is nothing that a cut could damage, and the
+    first one interrupts; so it does while something is compiled, which may be given up at any moment.
 
     Attributes:
         made: whether it was asked to stop.
@@ -126,17 +126,17 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.made, self.status = False, 128 + int(signal.SIGINT)
-        self._begun = False
+        self._begun, self._scopes = False, ExitStack()
 
     def __enter__(self) -> StopRequest:
         """Takes the signals over."""
-        self._hearing = _hearing(self._ask)
-        self._hearing.__enter__()
+        self._scopes.enter_context(giving_up(self._check))
+        self._scopes.enter_context(_hearing(self._ask))
         return self
 
     def __exit__(self, *_: object) -> None:
         """Gives them back."""
-        self._hearing.__exit__(None, None, None)
+        self._scopes.close()
 
     @property
     def hurried(self) -> bool:
@@ -146,12 +146,15 @@ class StopRequest:
     def _ask(self, number: int, _: FrameType | None) -> None:
         hurry = self.made and number == signal.SIGINT
         self.made, self.status = True, 128 + number
-        if hurry or not self._begun:
+        if hurry or not self._begun or can_give_up():
             raise Stopped(number)
 
     def check(self) -> None:
         """Raises `Stopped` if it was asked to stop."""
         self._begun = True
+        self._check()
+
+    def _check(self) -> None:
         if self.made:
             raise Stopped(self.status - 128)
 

@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from pyro_vae.compilation import Compile, Compiled, NotCompiledError, compiled
+from pyro_vae.compilation import Compile, Compiled, compiled
 from pyro_vae.evaluate.bound import Sums
+from pyro_vae.inductor import NotCompiledError
 from pyro_vae.scopes import seeded
 from pyro_vae.traces import library_path
 from pyro_vae.training.step import Step, Update
@@ -110,7 +111,6 @@ class CompiledStep:
 
     def _make(self, index: Tensor, phase: str) -> Graph | None:
         """The graph of a phase: with the optimizer, if its settings stay as they are and it can be traced; or None."""
-        self._made[phase] += 1
         reason = None
         for whole in (True, False) if self._settings else (False,):
             try:
@@ -118,6 +118,7 @@ class CompiledStep:
             except NotCompiledError as error:
                 reason = str(error)
                 continue
+            self._made[phase] += 1
             if reason:
                 self._settings = None  # so it is in other phases
                 self._tell(f"The gradient is compiled, and the optimizer takes its own steps: {reason}")

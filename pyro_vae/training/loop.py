@@ -25,7 +25,7 @@ from pyro_vae.data import Splits, columns_of
 from pyro_vae.evaluate.bound import DivergedError, Totals, bound_over, names_of
 from pyro_vae.kinds import check_names, takes
 from pyro_vae.precision import has_products
-from pyro_vae.scopes import mode, reseed, seeded, telling_memory, unmoved
+from pyro_vae.scopes import had_moved_nothing, mode, reseed, seeded, telling_memory, unmoved
 from pyro_vae.together import Together
 from pyro_vae.traces import Programs, library_path, parameters
 from pyro_vae.training.checkpoint import Every
@@ -303,7 +303,12 @@ class Training(Iterator[Epoch]):
             batches = plan.batches(self.train.order())[skipped:]
             for number, index in enumerate(batches, start=before + skipped + 1):
                 reseed(self.device, plan.seed, "epoch", epoch, "step", number - before)
-                found = step(index, kl_weight, phase := plan.phase(number - 1), undisturbed)
+                try:
+                    found = step(index, kl_weight, phase := plan.phase(number - 1), undisturbed)
+                except KeyboardInterrupt as stop:
+                    if self._saving and had_moved_nothing(stop):
+                        self._saving.write(epoch - 1, state(number - 1) if totals.count else None)
+                    raise
                 totals.add(found)
                 watched.step(found, phase)
                 self.schedule.after_step()

@@ -20,8 +20,10 @@ from helpers import TABLE
 
 import pyro_vae
 from pyro_vae import VAE, load
+from pyro_vae.app.console import Stopped, StopRequest
 from pyro_vae.app.start import said
 from pyro_vae.files import NotWrittenError, append_line, write_figure, write_table, write_whole
+from pyro_vae.scopes import had_moved_nothing, may_be_given_up
 from pyro_vae.trust import Trust
 
 ROOT = Path(__file__).parents[2]
@@ -115,6 +117,49 @@ def test_a_signal_while_it_trains_keeps_what_was_trained(start, tmp_path, number
     assert "--out run --resume true" in out
     assert (tmp_path / "run" / "checkpoint.safetensors").is_file()
     assert load(tmp_path / "run").dims.latent == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_step_is_compiled(start, tmp_path, number):
+    """It is given up, and costs neither a step nor a file of the cache."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", "OMP_NUM_THREADS": "1"}
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    words = [*MODULE, "train", *SMALL, "--guide", "InverseAutoregressive", "--epochs", "3", "--resume", "true"]
+    words += ["--compile", "on"]
+    begun = lambda: any((tmp_path / "cache").rglob("*.cpp"))  # noqa: E731
+    process = start(*words, env=environment)
+    until(process, begun)
+    process.send_signal(number)
+    code, out, _ = ended(process)
+    assert code == 128 + number
+    assert "Stopped in epoch 1." in out
+    assert (tmp_path / "run" / "checkpoint.safetensors").is_file()
+    kernels = lambda: [*(tmp_path / "cache").rglob("*.so")]  # noqa: E731
+    before = len(kernels())
+    code, out, err = ended(start(*words, env=environment))
+    assert code == 0, err
+    assert "eagerly" not in out + err
+    assert "1 steps of the next one" in out
+    assert len(kernels()) > before
+    assert all(each.stat().st_size for each in kernels())
+    cut = (tmp_path / "run" / "model.safetensors").read_bytes()
+    assert ended(start(*words, "--out", "whole", env=environment))[0] == 0
+    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == cut
+
+
+@pytest.mark.parametrize("asked", ["before", "meanwhile"])
+def test_what_may_be_given_up_is_given_up_at_once(asked):
+    with StopRequest() as stop:
+        stop.check()
+        if asked == "before":
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.made  # and nothing is raised where something may be in the middle of its way
+        with pytest.raises(Stopped) as raised, may_be_given_up():
+            signal.raise_signal(signal.SIGTERM)
+    assert had_moved_nothing(raised.value)
+    assert raised.value.status == 128 + signal.SIGTERM
+    assert not had_moved_nothing(KeyboardInterrupt())
 
 
 def test_nobody_reads_what_is_printed(start, tmp_path):

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_vae.compilation import NotCompiledError, compiled
+from pyro_vae.compilation import compiled
+from pyro_vae.inductor import NotCompiledError
 
 
 def run_of(x):

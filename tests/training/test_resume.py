@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from math import prod
 
@@ -23,6 +24,7 @@ from pyro_vae.networks import MLP
 from pyro_vae.priors import SplineFlow, StandardNormal, VampPrior
 from pyro_vae.training import BurdaSchedule, Callback, TrainingPlan, loop
 from pyro_vae.training.checkpoint import Every, read_checkpoint, write_checkpoint
+from pyro_vae.training.step import Update
 
 CUT = 7
 """The step after which trainings are cut: within the second epoch."""
@@ -230,6 +232,30 @@ def test_stopping_keeps_the_last_step(tmp_path):
     list(fit(whole, FIFTY, PLAN))
     list(fit(again, FIFTY, PLAN, checkpoint=path))
     assert torch.equal(state_of(whole), state_of(again))
+
+
+@pytest.mark.parametrize("where", ["compile", "programs"])
+def test_a_compilation_that_is_given_up_costs_no_step(where, tmp_path, monkeypatch):
+    """An interruption anywhere else in a step, which may have moved some of the weights by then, leaves no checkpoint."""
+    plan, path, model = replace(PLAN, compile="on"), tmp_path / "c", small_vae()
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, *_, **__: graph)
+    whole = small_vae()
+    list(fit(whole, FIFTY, plan))
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        training = fit(model, FIFTY, plan, checkpoint=path, checkpoint_every="1 hour")
+        patch.setattr(*((torch._inductor, "compile") if where == "compile" else (Update, "follow")), interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            next(training)
+    assert path.exists() == (where == "compile")
+    if path.exists():
+        assert read_checkpoint(path)["within"]["steps"] == 1
+        again = small_vae()
+        list(fit(again, FIFTY, plan, checkpoint=path))
+        assert torch.equal(state_of(whole), state_of(again))
 
 
 class Counting(Callback):
