@@ -161,8 +161,8 @@ class OneHotBlocks(TorchDistribution):
 
     def _one_hot(self, index: Tensor) -> Tensor:
         """Returns the vectors whose 1 is at the index of each group ``(..., groups)``, in the type of the logits."""
-        zeros = self.logits.new_zeros((*index.shape, self.classes))
-        return zeros.scatter(-1, index.unsqueeze(-1), 1.0).flatten(-2)
+        classes = torch.arange(self.classes, device=index.device)
+        return (index.unsqueeze(-1) == classes).to(self.logits.dtype).flatten(-2)
 
 
 def logarithm(number: Tensor) -> Tensor:

@@ -274,6 +274,21 @@ KINDS_OF_MODEL = {
 """One model of every kind, for what takes them all. "labels" is given them, and "missing" takes data with gaps."""
 
 
+REFUSED = {"Optimizer", "LBFGS", "SparseAdam", "Muon"}
+"""Optimizers that training refuses, or that are not for these parameters."""
+OPTIMIZERS = {
+    name: getattr(torch.optim, name)
+    for name in sorted(torch.optim.__all__)
+    if name[0].isupper() and name not in REFUSED
+} | {
+    "SGD momentum": partial(torch.optim.SGD, lr=0.01, momentum=0.9, nesterov=True),
+    "RMSprop centered": partial(torch.optim.RMSprop, centered=True, momentum=0.5),
+    "Adam amsgrad": partial(torch.optim.Adam, amsgrad=True),
+    "Adam no fuse": partial(torch.optim.Adam, foreach=True),
+}
+"""Every optimizer of PyTorch that trains, and some with other options."""
+
+
 SEVENTY = torch.bernoulli(torch.full((70, 1, 4, 4), 0.5), generator=torch.Generator().manual_seed(0))
 FIFTY = make_splits(Split(SEVENTY), valid=10, test=10)
 """Seventy data of which fifty are trained on."""

@@ -23,7 +23,9 @@ from helpers import TABLE
 from safetensors.torch import load_file
 
 from pyro_vae.app.commands import main
+from pyro_vae.training import checkpoint
 
+checkpoint._UNITS["minute"] = 0.0  # cells of comparisons keep a checkpoint once a minute: here after each step
 SMALL = [*TABLE, "--epochs", "3", "--compile", "off"]
 NETWORKS = ["--guide.network.hidden", "[4]", "--likelihood", "Normal", "--likelihood.network.hidden", "[4]"]
 JUDGED = ["--test_particles", "5", "--test_images", "10"]

@@ -14,6 +14,8 @@ from importlib import import_module
 from types import FrameType
 from typing import Any
 
+from pyro_vae.app import server
+
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """The signals that ask a program to end: of Ctrl-C, of a scheduler or ``kill``, and of a terminal that is closed."""
 
@@ -35,8 +37,11 @@ def run(module: str) -> None:
     status: int | None = None
     try:
         try:
+            if server.are_wanted(sys.argv[1:]):
+                server.begin()
             import_module(module).main()
         finally:
+            server.end()
             if sys.stdout:
                 sys.stdout.flush()
     except KeyboardInterrupt:
@@ -52,6 +57,7 @@ def run(module: str) -> None:
 
 def end_at_once(number: int, _: FrameType | None = None) -> None:
     """Ends the process with a line. It handles signals while nothing is being computed or written."""
+    server.end()
     with suppress(OSError, ValueError, RuntimeError):  # RuntimeError: the signal came in the middle of a print
         sys.stdout.flush()
     _tell("Stopped.")

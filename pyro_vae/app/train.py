@@ -24,7 +24,7 @@ import yaml
 
 from pyro_vae.app.console import StopRequest, failing_clearly, progress_bar, screen, status_of
 from pyro_vae.app.options import Options
-from pyro_vae.app.ranks import check_device, in_turn, joined
+from pyro_vae.app.ranks import check_device, first_tells, in_turn, joined
 from pyro_vae.app.setting import Setting
 from pyro_vae.app.table import quantities
 from pyro_vae.app.tracking import Told
@@ -98,7 +98,6 @@ def train(
         raise ValueError("resume: name the folder of the run that goes on, with --out")
     setting.test(splits, least=1)
     where = setting.place
-    check_device(where)
     splits = splits.to(where)
     model = spec.build(splits, plan.seed).to(where)
     measured, drawn = made("metrics", metrics), made("figures", figures)  # before training: a wrong one costs nothing
@@ -387,8 +386,9 @@ def measure(
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Trains a variational autoencoder and reports what it reached."""
-    options = Options(train, sys.argv[1:] if arguments is None else list(arguments), prog=prog)
+    with first_tells():
+        options = Options(train, sys.argv[1:] if arguments is None else list(arguments), prog=prog)
     with failing_clearly(), joined():
         with in_turn():
-            made, splits = options.with_data()
+            made, splits = options.with_data(lambda made: check_device(made["setting"].place))
         train(**made, splits=splits, config=options.as_yaml())

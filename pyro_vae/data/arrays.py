@@ -61,6 +61,8 @@ class Arrays(Data):
         in_memory: whether all data are read into memory. With false, rows of a ``.npy`` file are read when they are used, so
             that it may be larger than the memory. By default data are read into memory, unless they take more than a quarter
             of it.
+        labelled: how many training labels a model is told that learns from some, of each class as many.
+        label_seed: seed of the choice of these.
     """
 
     def __init__(
@@ -82,10 +84,13 @@ class Arrays(Data):
         header: bool | None = None,
         missing: Sequence[str] = (),
         in_memory: bool | None = None,
+        labelled: int | None = None,
+        label_seed: int = 0,
     ) -> None:
         self.path, self.binarize, self.valid, self.test, self.split_seed = Path(path), binarize, valid, test, split_seed
         self.standardize, self.channels, self.kind, self.ink = standardize, channels, kind, ink
         self.in_memory = in_memory
+        self.labelled, self.label_seed = labelled, label_seed
         self.reading = Reading(columns, tuple(leave_out), labels, separator, decimal, header, tuple(missing))
 
     def load(self) -> Splits:
@@ -128,6 +133,8 @@ class Arrays(Data):
             standardize=self.standardize,
             channels=self.channels,
             view=View(self.kind, shown, self.ink, classes),
+            labelled=self.labelled,
+            label_seed=self.label_seed,
         )
 
     def _stays_in_file(self) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vae.data.columns import Columns
+from pyro_vae.data.labels import UNKNOWN
 from pyro_vae.missing import Marginal, observed_values
 from pyro_vae.parts import Dims, Rescaled, check_batch
 from pyro_vae.stored import rows_of_block
@@ -33,6 +34,11 @@ def check_labels(programs: Any, columns: Columns) -> None:
         ValueError: it does not.
     """
     classes, y = getattr(programs, "classes", None), columns.y
+    told = columns.tensors[columns.inputs.index("labelled")] if "labelled" in columns.inputs else None
+    if told is not None and classes and not told.is_meta and not bool(((told >= UNKNOWN) & (told < classes)).all()):
+        raise ValueError(
+            f"labelled: expected labels 0..{classes - 1}, and -1 where there is none, got {told.min()} to {told.max()}"
+        )
     if y is not None and classes and not y.is_meta and not bool(((y >= 0) & (y < classes)).all()):
         raise ValueError(f"y: expected labels 0..{classes - 1}, got {y.min()} to {y.max()}")
 

@@ -20,10 +20,21 @@ class Digits(Data):
         valid: number of validation images.
         test: number of test images.
         split_seed: seed of the division into train, validation and test.
+        labelled: how many training labels a model is told that learns from some, of each class as many.
+        label_seed: seed of the choice of these.
     """
 
-    def __init__(self, binarize: Binarize = "none", valid: int = 200, test: int = 297, split_seed: int = 0) -> None:
+    def __init__(
+        self,
+        binarize: Binarize = "none",
+        valid: int = 200,
+        test: int = 297,
+        split_seed: int = 0,
+        labelled: int | None = None,
+        label_seed: int = 0,
+    ) -> None:
         self.binarize, self.valid, self.test, self.split_seed = binarize, valid, test, split_seed
+        self.labelled, self.label_seed = labelled, label_seed
 
     def load(self) -> Splits:
         """Reads the digits: x is ``(N, 1, 8, 8)``."""
@@ -39,4 +50,6 @@ class Digits(Data):
             split_seed=self.split_seed,
             support=constraints.integer_interval(0, 16),
             view=View(ink=True),
+            labelled=self.labelled,
+            label_seed=self.label_seed,
         )

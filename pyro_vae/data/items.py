@@ -41,6 +41,8 @@ class Dataset(Data):
         ink: pictures draw large values dark, as in handwriting; otherwise light, as in photographs.
         in_memory: whether all items are read once and kept in memory; otherwise they are read at each use.
         workers: number of processes that read items; with 0 this one does.
+        labelled: how many training labels a model is told that learns from some, of each class as many.
+        label_seed: seed of the choice of these.
 
     Raises:
         ValueError: there are to be fewer than no workers.
@@ -59,12 +61,15 @@ class Dataset(Data):
         ink: bool = False,
         in_memory: bool = True,
         workers: int = 0,
+        labelled: int | None = None,
+        label_seed: int = 0,
     ) -> None:
         if workers < 0:
             raise ValueError(f"workers: expected at least 0, got {workers}")
         self.of, self.binarize, self.valid, self.test, self.split_seed = of, binarize, valid, test, split_seed
         self.standardize, self.channels, self.kind, self.ink = standardize, channels, kind, ink
         self.in_memory, self.workers = in_memory, workers
+        self.labelled, self.label_seed = labelled, label_seed
 
     def load(self) -> Splits:
         """Reads the items: x is ``(N, ...)``, in the default dtype. Without ``in_memory``, items are read when they are used.
@@ -95,6 +100,8 @@ class Dataset(Data):
             standardize=self.standardize,
             channels=self.channels,
             view=View(self.kind, (), self.ink),
+            labelled=self.labelled,
+            label_seed=self.label_seed,
         )
 
 

@@ -15,6 +15,7 @@ from torch.distributions.constraints import Constraint
 
 from pyro_vae.data.checks import check_columns
 from pyro_vae.data.columns import Columns
+from pyro_vae.data.labels import choose_labelled, told_labels
 from pyro_vae.data.numbers import Channels, as_data, as_labels, check_data, check_labels, check_whole, moved_channels
 from pyro_vae.description import Described
 from pyro_vae.kinds import names_checked, require, takes
@@ -47,11 +48,14 @@ class Split:
         x: data ``(N, *x_shape)``; probabilities in [0, 1] where `dynamic`. NaN is a missing value.
         labels: classes ``(N,)``, or None.
         dynamic: each use of a datum draws its pixels anew.
+        labelled: whether programs with the input "labelled" are told the label of each datum ``(N,)``, or None. The others are
+            for measures of what they find out.
     """
 
     x: Tensor
     labels: Tensor | None = None
     dynamic: bool = False
+    labelled: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Takes NumPy arrays for tensors.
@@ -74,32 +78,39 @@ class Split:
 
     def to(self, device: torch.device) -> Split:
         """The same split on another device."""
-        return replace(self, x=self.x.to(device), labels=None if self.labels is None else self.labels.to(device))
+        labels, labelled = (None if each is None else each.to(device) for each in (self.labels, self.labelled))
+        return replace(self, x=self.x.to(device), labels=labels, labelled=labelled)
 
     def first(self, n: int) -> Split:
         """The first n data."""
-        return replace(self, x=selected(self.x, slice(0, n)), labels=None if self.labels is None else self.labels[:n])
+        labels, labelled = (None if each is None else each[:n] for each in (self.labels, self.labelled))
+        return replace(self, x=selected(self.x, slice(0, n)), labels=labels, labelled=labelled)
 
     def columns(self, inputs: Sequence[str] = ("x",)) -> Columns:
         """The data as programs of these inputs are called with them.
 
         Args:
-            inputs: the names that the programs declare (see `pyro_vae.traces.Programs`): "x" is the data, "y" the labels.
+            inputs: the names that the programs declare (see `pyro_vae.traces.Programs`): "x" is the data, "y" the labels, and
+                "labelled" those labels that programs are told, and -1 for the others, which are all where there are none.
 
         Raises:
             ValueError: the programs take labels and there are none, or they declare an input of another name.
         """
         known = {"x": self.x, "y": self.labels}
+        if "labelled" in inputs:
+            known["labelled"] = told_labels(self.x, self.labels, self.labelled)
         if unknown := [name for name in inputs if name not in known]:
-            raise ValueError(f"inputs: expected names among {list(known)}, got {unknown}: data have no such column")
+            expected = ["x", "y", "labelled"]
+            raise ValueError(f"inputs: expected names among {expected}, got {unknown}: data have no such column")
         tensors = [column for name in inputs if (column := known[name]) is not None]
         if len(tensors) < len(inputs):
             raise ValueError(
                 "the model and the guide are given labels y with the data, and these data have none: Split(x, labels), or of a "
                 "file --data.labels, give some"
             )
-        if "y" in inputs and self.labels is not None and len(self.labels) != len(self.x):
-            raise ValueError(f"y: expected a label for each of {len(self.x)} data, got {len(self.labels)}")
+        for name, column in zip(inputs, tensors, strict=True):
+            if name != "x" and len(column) != len(self.x):
+                raise ValueError(f"{name}: expected a label for each of {len(self.x)} data, got {len(column)}")
         return Columns(tuple(tensors), tuple(inputs), self.dynamic)
 
 
@@ -260,6 +271,8 @@ def make_splits(
     standardize: bool | None = None,
     channels: Channels | None = None,
     view: View | None = None,
+    labelled: int | None = None,
+    label_seed: int = 0,
 ) -> Splits:
     """Divides data into training, validation and test data, and binarizes them if that is wanted.
 
@@ -280,6 +293,9 @@ def make_splits(
             them to the front. With none, data without channels, ``(N, L)`` or ``(N, H, W)``, get one. By default they are
             first, and data that look as if they were last are refused.
         view: how the data are shown; by default their shape tells it (see `pyro_vae.view.View`).
+        labelled: how many labels of training data a model is told that learns from some (see `pyro_vae.models.SemiSupervised`);
+            of each class as many, and none of validation and test data.
+        label_seed: the seed of the choice of these.
 
     Raises:
         ValueError: there are fewer data than asked for, values are infinite, values that are missing or no probabilities are to
@@ -309,10 +325,20 @@ def make_splits(
     if binarize == "none":
         image = view.kind_of(tuple(data.x.shape[1:])) == "image"
         wanted = real and not image if standardize is None else standardize
-        return Splits(train, watched, held_out, support, view, wanted)
-    train, watched, held_out = (_as_probabilities(split, support) for split in (train, watched, held_out))
-    train = replace(train, dynamic=True) if binarize == "dynamic" else _binarized(train)
-    return Splits(train, _binarized(watched), _binarized(held_out), constraints.boolean, view)
+        found = Splits(train, watched, held_out, support, view, wanted)
+    else:
+        train, watched, held_out = (_as_probabilities(split, support) for split in (train, watched, held_out))
+        train = replace(train, dynamic=True) if binarize == "dynamic" else _binarized(train)
+        found = Splits(train, _binarized(watched), _binarized(held_out), constraints.boolean, view)
+    if labelled is None:
+        return found
+    marks = choose_labelled(found.train.labels, labelled, label_seed)
+    none = [torch.zeros(len(each), dtype=torch.bool) for each in (watched, held_out)]
+    return found._replace(
+        train=replace(found.train, labelled=marks),
+        valid=replace(found.valid, labelled=none[0]),
+        test=replace(found.test, labelled=none[1]),
+    )
 
 
 def _units(x: Tensor) -> Tensor:

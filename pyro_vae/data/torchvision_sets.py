@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, Literal, final
 
 from torch.distributions import constraints
 
@@ -24,19 +24,29 @@ class _MNISTFormat(Data):
             levels keeps them as whole numbers 0..255.
         valid: number of training images held out for validation.
         split_seed: seed of that choice.
+        labelled: how many training labels a model is told that learns from some, of each class as many.
+        label_seed: seed of the choice of these.
     """
 
     _name: str
 
     def __init__(
-        self, root: Path = Path("data"), binarize: Pixels = "dynamic", valid: int = 10_000, split_seed: int = 0
+        self,
+        root: Path = Path("data"),
+        binarize: Pixels = "dynamic",
+        valid: int = 10_000,
+        split_seed: int = 0,
+        labelled: int | None = None,
+        label_seed: int = 0,
     ) -> None:
         self.root, self.binarize, self.valid, self.split_seed = Path(root), binarize, valid, split_seed
+        self.labelled, self.label_seed = labelled, label_seed
 
     @final
     def load(self) -> Splits:
         """Reads the images, after a download where they are absent: x is ``(N, 1, 28, 28)``."""
         train, test = (self._read(train) for train in (True, False))
+        told: dict[str, Any] = {"labelled": self.labelled, "label_seed": self.label_seed}
         if self.binarize != "levels":
             return make_splits(
                 train,
@@ -46,11 +56,14 @@ class _MNISTFormat(Data):
                 split_seed=self.split_seed,
                 support=constraints.unit_interval,
                 view=View(ink=True),
+                **told,
             )
         train, test = (replace(split, x=(255 * split.x).round()) for split in (train, test))
         levels = constraints.integer_interval(0, 255)
         view = View(ink=True)
-        return make_splits(train, valid=self.valid, test=test, split_seed=self.split_seed, support=levels, view=view)
+        return make_splits(
+            train, valid=self.valid, test=test, split_seed=self.split_seed, support=levels, view=view, **told
+        )
 
     def _read(self, train: bool) -> Split:
         from torchvision import datasets  # noqa: PLC0415  (a second of import that only these data sets need)

@@ -288,7 +288,10 @@ class Estimator(pyro.infer.ELBO, ABC):
                 optimized = draw()
         if not objective.is_the_bound:
             optimized = objective.reweigh(optimized, kl_weight, self.closed_form_kl)
-        return Estimate(bound, self.surrogate(optimized), reported, optimized)
+        surrogate = self.surrogate(optimized)
+        if objective.alpha:
+            surrogate = surrogate + objective.alpha * _auxiliary(optimized)
+        return Estimate(bound, surrogate, reported, optimized)
 
     @final
     @torch.no_grad()
@@ -406,6 +409,16 @@ class Estimator(pyro.infer.ELBO, ABC):
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
         """Raises NotImplementedError, since `estimate` makes its own traces and never calls this hook of Pyro."""
         raise NotImplementedError
+
+
+def _auxiliary(draws: Particles) -> Tensor:
+    """The guide's auxiliary log-probabilities of each datum (B,)."""
+    if not draws.auxiliary:
+        raise ValueError(
+            "objective: alpha weighs the guide's auxiliary log-probabilities, and it has none: SemiSupervised has some, and a "
+            "guide of your own marks an observed site by infer={'auxiliary': True}"
+        )
+    return torch.stack(list(draws.auxiliary.values())).sum(0).mean(0)
 
 
 def learnable(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -33,6 +33,9 @@ class Objective:
         beta: β, the weight of the KL.
         warm_up: the number of epochs over which the weight of the KL rises to β.
         free_nats: the KL per datum, as the mean over a batch, that costs nothing.
+        alpha: α, the weight of the guide's auxiliary log-probabilities, such as log q(y|x) of the labels that a
+            `SemiSupervised` model is told (Kingma et al. 2014, equation 9). They are added to the objective, and are in no
+            bound.
         noise: whether t is drawn from q. Without noise t is the mean of q, which the guide must have in closed form, as
             must be a KL with a weight.
 
@@ -44,11 +47,12 @@ class Objective:
     warm_up: int = 0
     free_nats: float = 0.0
     noise: bool = True
+    alpha: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
         require(vars(self), get_type_hints(Objective), "objective")
-        for name in ("beta", "warm_up", "free_nats"):
+        for name in ("beta", "warm_up", "free_nats", "alpha"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"objective: expected {name} of at least 0, got {getattr(self, name)}")
 

@@ -15,6 +15,7 @@ module                what it computes
 `latents`             mean, scale and draws of q(t|x,φ); interpolation between data
 `exported`            encoder and decoder through ``torch.export``
 `latent_use`          which latents are in use, the KL of each dimension
+`classes`             probabilities of a discrete latent's values, compared with labels
 `calibration`         whether q(t|x) is the posterior of its own model: ranks, coverage, TARP
 `gradients`           mean, variance, signal-to-noise ratio, bias and cost of an estimator's gradient
 `statistics`          means with errors, intervals, the jackknife, a fitted line
@@ -24,6 +25,7 @@ module                what it computes
 from pyro_vae.evaluate.annealing import Annealed, Annealing, Bracket, RateDistortion, ais, bracket
 from pyro_vae.evaluate.bound import DivergedError, Terms, evaluate_bound
 from pyro_vae.evaluate.calibration import Calibration, RankCurve, calibrate
+from pyro_vae.evaluate.classes import Classified, class_probabilities, classified
 from pyro_vae.evaluate.evidence import TRUSTED, Evidence
 from pyro_vae.evaluate.exported import export, export_decoder, export_encoder
 from pyro_vae.evaluate.families import NoFamilyError
@@ -56,6 +58,7 @@ __all__ = [
     "Annealing",
     "Bracket",
     "Calibration",
+    "Classified",
     "Crossed",
     "DivergedError",
     "Draws",
@@ -76,6 +79,8 @@ __all__ = [
     "bits_per_dim",
     "bracket",
     "calibrate",
+    "class_probabilities",
+    "classified",
     "crossed",
     "decode",
     "draw_gradients",

@@ -230,10 +230,10 @@ class _Batched(nn.Module):
 
 
 class _WithAnyNumber(TorchFunctionMode):
-    """Replaces two functions by ones that `torch.vmap` takes for any number of data (as of PyTorch 2.14).
+    """Replaces three functions by ones that `torch.vmap` takes for any number of data (as of PyTorch 2.14).
 
-    It has no rule for a ``normal_`` in place of numbers that are the same for all data, and its rule for ``cat`` fixes their
-    number.
+    It has no rule for a ``normal_`` in place of numbers that are the same for all data, and its rules for ``bernoulli`` and for
+    ``cat`` fix their number.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -241,6 +241,9 @@ class _WithAnyNumber(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.Tensor.normal_ and len(args) == 1 and not kwargs:
             return torch.randn(args[0].shape, dtype=args[0].dtype, device=args[0].device)
+        if func is torch.bernoulli and len(args) == 1 and not kwargs:
+            p = args[0]
+            return (torch.rand(p.shape, dtype=p.dtype, device=p.device) < p).to(p.dtype)
         if func in (torch.cat, torch.concat, torch.concatenate) and set(kwargs) <= {"dim", "tensors"}:
             return _joined(*args, **kwargs)
         return func(*args, **kwargs)

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from sklearn.manifold import TSNE
 from torch import Tensor
 
 from pyro_vae.figures.layout import colors_of, legend_of_classes, new_figure, panels_of, wrapped
@@ -84,6 +83,8 @@ def _scatter(axes: Axes, site: str, t: Tensor, labels: Tensor | None, name: Call
         used = np.sort(points.var(0).argsort(kind="stable")[::-1][:2])
         points, names = points[:, used], [names[j] for j in used]
     if points.shape[1] > 2:
+        from sklearn.manifold import TSNE  # noqa: PLC0415  (a second of import that nothing else needs)
+
         perplexity = min(30.0, max(1.0, (len(points) - 1) / 3))
         points = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(points)
         names = [f"t-SNE of {site}, coordinate {j + 1}" for j in range(2)]

@@ -5,6 +5,7 @@ Each is one class, and yours take their place. On the command line they fill the
 """
 
 from pyro_vae.reports.base import Measured, Metric, Picture, Row, Trained
+from pyro_vae.reports.classes import Classes
 from pyro_vae.reports.diagnostics import AIS, Bracket, Calibration, Gaps, Surgery
 from pyro_vae.reports.metrics import DiscreteModel, LogLikelihood, TestBound
 from pyro_vae.reports.pictures import Latents, LearningCurves, Plane, Reconstructions, Samples, Traversals
@@ -14,6 +15,7 @@ __all__ = [
     "AIS",
     "Bracket",
     "Calibration",
+    "Classes",
     "DiscreteModel",
     "Gaps",
     "Latents",

@@ -87,7 +87,7 @@ class Trained:
 
 def given_to(model: Programs) -> str:
     """What a model is given beside the data: "y" for labels, or nothing."""
-    return ",".join(name for name in inputs_of(model) if name != "x")
+    return ",".join(name for name in inputs_of(model) if name not in ("x", "labelled"))
 
 
 class Row(NamedTuple):

@@ -94,6 +94,8 @@ class Summed:
         guide: by site, without those that are summed out.
         observed: the names of entries of the model that are given the latents.
         per_datum: a function that takes the expectation of a table of states, and returns (K, B).
+        log_states: a function that returns the log-probabilities of the states of a site (S, K, B), by its name: log p(z|t,x)
+            of one that is summed out of p, and log q(z|x) of one of the guide.
         dependent: the sites of the guide that are drawn given those that are summed out.
         states: a function that returns what the expectations are taken over.
     """
@@ -102,6 +104,7 @@ class Summed:
     guide: dict[str, Tensor]
     observed: frozenset[str]
     per_datum: Callable[[Tensor], Tensor]
+    log_states: Callable[[str], Tensor]
     dependent: tuple[str, ...]
     states: Callable[[], States]
 
@@ -128,6 +131,15 @@ def summed_out(
     def varies(name: str, table: Tensor, sites: Sequence[str]) -> bool:
         return name in sites or any(table.shape[axis[site]] > 1 for site in sites)
 
+    def log_states(name: str) -> Tensor:
+        own, tables = (in_p, whole_model) if name in in_p else (in_q, {each: whole_guide[each] for each in in_q})
+        joint = torch.stack(torch.broadcast_tensors(*tables.values())).sum(0)
+        others = [axis[each] for each in own if each != name]
+        marginal = joint.logsumexp(others, keepdim=True) if others else joint
+        moved = marginal.log_softmax(axis[name]).movedim(axis[name], 0)
+        return moved.reshape(len(moved), -1, *moved.shape[-2:])[:, 0]
+
+    whole_model, whole_guide = model, guide
     entry = {name: name for name in model}
     if in_p:
         axes = tuple(axis[name] for name in in_p)
@@ -178,6 +190,7 @@ def summed_out(
         {name: per_datum(table) for name, table in guide.items()},
         observed,
         per_datum,
+        log_states,
         dependent,
         states,
     )

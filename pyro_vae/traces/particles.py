@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
@@ -18,6 +18,7 @@ from pyro_vae.traces.messengers import Alike, At, Cut, Drawing, Drawn, First, La
 from pyro_vae.traces.programs import Program, library_path, traced
 from pyro_vae.traces.sites import (
     PARTICLES,
+    auxiliary_sites,
     check_latents,
     data_dim_of,
     evaluations_of,
@@ -69,6 +70,10 @@ class Particles:
             there are none.
         evaluations: how often log p of what the model observes was computed for each datum in the run behind these
             particles: once for each of them and for each of their states. `some` does not change it.
+        log_states: a function that returns the log-probabilities of the states of a site that is summed out (S, K, B): those of
+            q(z|x) for one in `expected`, and those of p(z|t,x) for any other one.
+        auxiliary: log-probabilities by site that an objective may add, and that are part of no bound: those of the guide's
+            observed sites that are marked ``infer={"auxiliary": True}``.
     """
 
     model: dict[str, Float[Tensor, "K B"]]
@@ -92,6 +97,8 @@ class Particles:
     dependent: tuple[str, ...] = ()
     states: Callable[[], States] | None = None
     evaluations: int = 0
+    log_states: Callable[[str], Tensor] | None = None
+    auxiliary: dict[str, Float[Tensor, "K B"]] = field(default_factory=dict)
 
     @property
     def log_lik(self) -> Float[Tensor, "K B"]:
@@ -203,6 +210,11 @@ def particles(
     with enumeration.of_model(), plate_of_particles(K, max_plate_nesting):
         model_trace = traced(poutine.replay(model, trace=guide_trace), *args, **kwargs)
     guide_sites, model_sites = sample_sites(guide_trace), sample_sites(model_trace)
+    expected = frozenset(list(enumeration.sizes)[: enumeration.in_guide])
+    if enumerate != "all" and (unknown := sorted(set(enumerate) - expected)):
+        raise ValueError(
+            f"the guide draws no site {unknown[0]!r} that could be enumerated; it draws {sorted(guide_sites)}"
+        )
     observed_sites = frozenset(name for name, site in model_sites.items() if site["is_observed"])
     enumerated = frozenset(enumeration.sizes)
     check_latents(model_sites, guide_sites, observed_sites, enumerated)
@@ -215,10 +227,10 @@ def particles(
 
     model_terms = {name: log_prob_of(site, site["value"]) for name, site in model_sites.items()}
     guide_terms = {name: log_prob_of(site, site["value"]) for name, site in guide_sites.items()}
-    evaluations = max(evaluations_of(model_terms[name].shape, max_plate_nesting) for name in observed_sites)
     dependent: tuple[str, ...] = ()
-    states: Callable[[], States] | None = None
+    states, log_states = None, None
     observed = observed_sites
+    evaluations = max(evaluations_of(model_terms[name].shape, max_plate_nesting) for name in observed_sites)
     if enumerated:
         enumeration.check({**model_sites, **guide_sites}, data_dim)
 
@@ -232,7 +244,7 @@ def particles(
             observed_sites,
         )
         model_terms, guide_terms, observed, dependent = summed.model, summed.guide, summed.observed, summed.dependent
-        states = summed.states if enumeration.in_guide else None
+        states, log_states = summed.states if enumeration.in_guide else None, summed.log_states
 
         def per_datum(value: Tensor) -> Tensor:
             return summed.per_datum(table(value))
@@ -271,10 +283,14 @@ def particles(
         plates=(particle_dim, data_dim),
         alike=frozenset(alike.names),
         enumerated=enumerated,
-        expected=frozenset(list(enumeration.sizes)[: enumeration.in_guide]),
+        expected=expected,
         dependent=dependent,
         states=states,
         evaluations=evaluations,
+        log_states=log_states,
+        auxiliary={
+            name: per_datum(site["fn"].log_prob(site["value"])) for name, site in auxiliary_sites(guide_trace).items()
+        },
     )
 
 

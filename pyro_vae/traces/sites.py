@@ -129,7 +129,7 @@ def _inside(distribution: Any, like: Tensor) -> Tensor:
 
 
 def sample_sites(trace: poutine.Trace) -> dict[str, Site]:
-    """Returns the sites that have a log-probability, without subsample indices and deterministic values."""
+    """Returns the sites that have a log-probability, without subsample indices, deterministic values and auxiliary sites."""
     nodes: dict[str, Any] = dict(trace.nodes)
     return {
         name: site
@@ -137,7 +137,14 @@ def sample_sites(trace: poutine.Trace) -> dict[str, Site]:
         if site["type"] == "sample"
         and not isinstance(site["fn"], _Subsample)
         and not site["infer"].get("_deterministic")
+        and not site["infer"].get("auxiliary")
     }
+
+
+def auxiliary_sites(trace: poutine.Trace) -> dict[str, Site]:
+    """Returns the observed sites that are part of no bound, and that an objective may add (``infer={"auxiliary": True}``)."""
+    nodes: dict[str, Any] = dict(trace.nodes)
+    return {name: site for name, site in nodes.items() if site["type"] == "sample" and site["infer"].get("auxiliary")}
 
 
 def check_latents(

@@ -26,6 +26,8 @@ from pyro_vae.files import read_tensors, tensor_digest, write_whole
 _ENTRY, _DIGEST, _FORMAT = "pyro_vae_checkpoint", "sha256", 1
 _TENSOR, _TUPLE, _FLOAT, _PAIRS = "tensor", "tuple", "float", "pairs"
 """What plain JSON has not: each is a dictionary with this one key."""
+ANEW = "Delete this file, and the training begins anew"
+"""What helps where a checkpoint is of no use."""
 _UNITS = {"step": None, "epoch": None, "second": 1.0, "minute": 60.0, "hour": 3600.0}
 
 
@@ -105,9 +107,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             raise ValueError("it does not hold what was written (its digest is another)")
         state = _unpacked(kept["state"], tensors)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
-        raise ValueError(f"{path}: damaged, or no checkpoint of a training: {error}") from error
+        raise ValueError(f"{path}: damaged, or no checkpoint of a training: {error}. {ANEW}") from error
     if not isinstance(state, dict):
-        raise ValueError(f"{path}: damaged, or no checkpoint of a training: it has no names")
+        raise ValueError(f"{path}: damaged, or no checkpoint of a training: it has no names. {ANEW}")
     return state
 
 

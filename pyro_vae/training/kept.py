@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
+from pyro_vae.training.alike import check_alike
 from pyro_vae.training.plan import Keep, TrainingPlan
 
 
@@ -91,9 +92,17 @@ class Kept:
         return {name: getattr(self, name) for name in names}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a state."""
+        """Goes on from a state.
+
+        Raises:
+            TypeError: something in it is of another kind.
+        """
+        best = [*self.leaves, *self.buffers] if state["best"] else []
+        average = self.leaves if state["averaged"] else []
+        check_alike(state, self.state() | {"best": best, "average": average}, "kept")
         device = self.leaves[0].device
-        for name, value in state.items():
+        for name in self.state():
+            value = state[name]
             setattr(self, name, [each.to(device) for each in value] if isinstance(value, list) else value)
 
 

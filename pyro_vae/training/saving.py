@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from pyro_vae.description import Described
 from pyro_vae.files import tensor_digest
 from pyro_vae.kinds import shown, words
-from pyro_vae.training.checkpoint import Every, NotKeptError, read_checkpoint, surroundings, write_checkpoint
+from pyro_vae.training.alike import check_alike, restore_optimizer
+from pyro_vae.training.checkpoint import ANEW, Every, NotKeptError, read_checkpoint, surroundings, write_checkpoint
 from pyro_vae.training.compiled_step import CompiledStep
 from pyro_vae.training.step import Step
+from pyro_vae.training.watch import check_watched
 
 if TYPE_CHECKING:
     from pyro_vae.training.loop import Training
@@ -30,6 +32,8 @@ _WITHIN: dict[str, Any] = {
     "watched": dict | None,  # which older versions did not write
 }
 """The kinds of what says where in an epoch a training stands."""
+_STEP = {"begun": list, "never": list, "made": dict, "moved": bool}
+"""The kinds of what a compiled step keeps."""
 
 
 class _OtherTrainingError(ValueError):
@@ -85,11 +89,9 @@ class Saving:
             "surroundings": surroundings(training.device),
             "done": done,
             "within": within,
-            "leaves": list(training.phases["both"]),
-            "buffers": dict(_buffers(training)),
+            **_tensors(training),
             "optimizer": training.optimizer.state_dict(),
             "schedule": training.schedule.state(),
-            "estimator": dict(training.estimator.state),
             "kept": training.kept.state(),
             "step": self._step.state() if self._step else None,
             "callbacks": [each.state_dict() for each in training.plan.callbacks],
@@ -109,14 +111,12 @@ class Saving:
         """
         state, training = read_checkpoint(self.file), self.training
         try:
-            _check_kinds(state, {"done": int} if state["within"] is None else {"done": int, "within": _WITHIN}, "state")
             self._check(state)
-            with torch.no_grad():
-                _fill(list(training.phases["both"]), state["leaves"])
-                _fill([each for _, each in _buffers(training)], list(state["buffers"].values()))
-                _fill(list(training.estimator.state.values()), list(state["estimator"].values()))
-            training.optimizer.load_state_dict(state["optimizer"])
-            _in_order(training.optimizer)
+            self._check_place(state)
+            for name, tensors in _tensors(training).items():
+                check_alike(state[name], tensors, name)
+                _fill(tensors, state[name])
+            restore_optimizer(training, state["optimizer"])
             training.schedule.restore(state["schedule"])
             training.kept.restore(state["kept"])
             for callback, kept in zip(training.plan.callbacks, state["callbacks"], strict=True):
@@ -125,12 +125,38 @@ class Saving:
         except _OtherTrainingError:
             raise
         except (KeyError, TypeError, RuntimeError, IndexError, AttributeError, ValueError) as error:
-            raise ValueError(f"{self.file}: it does not fit this training ({type(error).__name__}: {error})") from error
+            raise ValueError(
+                f"{self.file}: it does not fit this training ({type(error).__name__}: {error}). {ANEW}"
+            ) from error
         self._restored = state["step"]
         within = state["within"]
         if within and within["totals"]["rows"] is not None:
             within["totals"]["rows"] = within["totals"]["rows"].to(training.device)
         return state["done"], within
+
+    def _check_place(self, state: Mapping[str, Any]) -> None:
+        """Checks the kinds of what says where the training stands. All else is checked where it is put back.
+
+        Raises:
+            TypeError: something is missing, or is of another kind than what is written; the message names it.
+            ValueError: the training cannot stand there.
+        """
+        training, within, step = self.training, state["within"], state["step"]
+        _check_kinds(state, {"done": int} if within is None else {"done": int, "within": _WITHIN}, "state")
+        if state["done"] < 0:
+            raise ValueError(f"done: expected at least 0 epochs, got {state['done']}")
+        if within is not None:
+            if not 1 <= within["steps"] <= training.steps:
+                raise ValueError(f"steps: expected 1 to {training.steps}, got {within['steps']}")
+            rows = torch.empty(within["steps"], len(training.names), dtype=torch.float64, device="meta")
+            check_alike(within["totals"], {"count": 1, "rows": rows}, "totals")
+            if within.get("watched"):
+                check_watched(training, within["watched"])
+        if step is not None:
+            _check_kinds(step, _STEP, "step")
+            check_alike(step["made"], dict.fromkeys(step["made"], 0), "made")
+            if not {*step["begun"], *step["never"], *step["made"]} <= training.phases.keys():
+                raise ValueError("step: it has other phases")
 
     def _check(self, state: Mapping[str, Any]) -> None:
         """Checks that a checkpoint is of this training, and tells where its bits may differ.
@@ -194,28 +220,18 @@ def _check_kinds(found: Any, kinds: Mapping[str, Any], name: str) -> None:
             raise TypeError(f"{each}: expected {words(kind)}, got {shown(found[each])}")
 
 
-def _buffers(training: Training) -> Iterator[tuple[str, Tensor]]:
+def _tensors(training: Training) -> dict[str, Any]:
+    """The tensors of a training, which a checkpoint fills in their places."""
     programs = training.programs
-    yield from programs.named_buffers() if isinstance(programs, nn.Module) else ()
+    return {
+        "leaves": list(training.phases["both"]),
+        "buffers": dict(programs.named_buffers()) if isinstance(programs, nn.Module) else {},
+        "estimator": dict(training.estimator.state),
+    }
 
 
-def _fill(tensors: list[Tensor], kept: list[Tensor]) -> None:
-    """Writes values into tensors, in place.
-
-    Raises:
-        ValueError: there are others, or they have other shapes or types.
-    """
-    for tensor, value in zip(tensors, kept, strict=True):
-        if (tensor.shape, tensor.dtype) != (value.shape, value.dtype):
-            raise ValueError(
-                f"a tensor {tuple(tensor.shape)} of {tensor.dtype} is {tuple(value.shape)} of {value.dtype} there"
-            )
-        tensor.copy_(value)
-
-
-def _in_order(optimizer: torch.optim.Optimizer) -> None:
-    """Gives the optimizer's state the order in memory of its parameters, which PyTorch's fused optimizers take for granted."""
-    for leaf, state in optimizer.state.items():
-        for name, value in state.items():
-            if isinstance(value, Tensor) and value.shape == leaf.shape and value.stride() != leaf.stride():
-                state[name] = torch.empty_like(leaf, dtype=value.dtype).copy_(value)
+@torch.no_grad()
+def _fill(own: Any, found: Any) -> None:
+    """Writes values into tensors, in place."""
+    for key, tensor in own.items() if isinstance(own, dict) else enumerate(own):
+        tensor.copy_(found[key])

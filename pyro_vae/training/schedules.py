@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import CyclicLR, LambdaLR, LRScheduler, OneCycleLR
 
 from pyro_vae.description import called_by
 from pyro_vae.evaluate import Terms
+from pyro_vae.training.alike import check_alike, is_known
 
 ScheduleFactory = Callable[[Optimizer], LRScheduler]
 MovesBy = Literal["auto", "epoch", "step"]
@@ -81,9 +82,18 @@ class MovingSchedule:
         """What the schedule keeps from move to move."""
         return self.scheduler.state_dict() if self.scheduler else None
 
-    def restore(self, state: dict[str, Any] | None) -> None:
-        """Goes on from a state. Counters, which a file holds as dictionaries, become counters again."""
-        if self.scheduler and state is not None:
+    def restore(self, state: Any) -> None:
+        """Goes on from a state. Counters, which a file holds as dictionaries, become counters again.
+
+        Raises:
+            TypeError: something in it is of another kind.
+        """
+        check_alike(state, {} if self.scheduler else None, "schedule")
+        if self.scheduler:
+            if is_known(self.scheduler):  # another version of PyTorch may keep more or less
+                kinds = self.scheduler.state_dict()
+                state = {name: value for name, value in state.items() if name in kinds}
+                check_alike(state, {name: kinds[name] for name in state}, "schedule")
             own = vars(self.scheduler)
             # The optimizer took its steps in another process; PyTorch would warn that the schedule moves before it does.
             self.optimizer._opt_called = True  # type: ignore[attr-defined]

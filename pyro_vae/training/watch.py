@@ -14,12 +14,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from pyro_vae.data import Columns
 from pyro_vae.evaluate.bound import Sums
 from pyro_vae.evaluate.latent_use import kl_over
 from pyro_vae.kinds import meant, shown
+from pyro_vae.training.alike import check_alike
 
 if TYPE_CHECKING:
     from pyro_vae.training.loop import Training
@@ -108,6 +110,18 @@ class Watched:
             for side, total in zip(_MOVED["both"], sums, strict=True)
             if used[side] and self._counts[side]
         }
+
+
+def check_watched(training: Training, state: Any) -> None:
+    """Checks the kinds of what was seen of an epoch before a checkpoint.
+
+    Raises:
+        TypeError: something is of another kind; the message names it.
+    """
+    own = Watched(training).state()
+    check_alike(state, {name: value for name, value in own.items() if name != "norms"}, "watched")
+    if (norms := state["norms"]) is not None:
+        check_alike(norms, torch.empty(2, dtype=getattr(norms, "dtype", None), device="meta"), "watched.norms")
 
 
 def _kl(training: Training, columns: Columns) -> dict[str, Tensor]:

@@ -435,7 +435,10 @@ WRONG = {
     "twice": (["gradients", "--estimators", "[IWAE, IWAE]"], "estimators: IWAE stands there twice"),
     "none": (["gradients", "--estimators", "[]"], "estimators: expected at least one"),
     "no list": (["gradients", "--estimators", "IWAE"], "expected a list, such as '[IWAE]'"),
-    "class": (["gradients", "--estimators", "[Nothing]"], "there is no class of that name. Known: ARMS, AnalyticKL, CIWAE"),
+    "class": (
+        ["gradients", "--estimators", "[Nothing]"],
+        "there is no class of that name. Known: ARMS, AnalyticKL, CIWAE",
+    ),
     "batch": (["gradients", "--batch", "0"], "batch: expected between 1 and the 1300 training data, got 0"),
     "reference": (["gradients", "--reference", "VIMCO"], "reference VIMCO at K = 1: VIMCO: expected K of at least 2"),
     "same mean": (["gradients", "--same_mean", "[STL, Mine]"], "same_mean: Mine is not among the estimators"),

@@ -71,7 +71,7 @@ def has_loaded(process: subprocess.Popen, library: str) -> bool:
     [
         ("_multiarray_umath", signal.SIGINT),
         ("libtorch_cpu", signal.SIGINT),
-        ("_sparsetools", signal.SIGINT),
+        ("ft2font", signal.SIGINT),
         ("libtorch_cpu", signal.SIGTERM),
         ("libtorch_cpu", signal.SIGHUP),
     ],

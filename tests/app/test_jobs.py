@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +18,10 @@ import numpy as np
 import pytest
 import torch
 from helpers import FIFTY, TABLE, small_vae, state_of
+from safetensors.torch import load_file
 
 from pyro_vae import fit
+from pyro_vae.app import server
 from pyro_vae.app.comparisons.cell import trained
 from pyro_vae.app.comparisons.folder import ComparisonFolder
 from pyro_vae.app.console import StopRequest
@@ -47,6 +51,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "300", "PYTHONPA
 TIMES = ("ms", "s", "seconds", "var·ms", "ms per step")
 MINE = """
 import os, signal, time
+from glob import glob
 from pyro_vae.estimators import ELBO
 
 class Deadly(ELBO):
@@ -54,6 +59,16 @@ class Deadly(ELBO):
         if not os.path.exists("alive"):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().estimate(*args, **options)
+
+class Cut(ELBO):
+    def estimate(self, *args, **options):
+        if not os.path.exists("alive") and sum(map(len, map(lines, glob("*/runs/mine.Cut*/metrics.jsonl")))) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().estimate(*args, **options)
+
+def lines(path):
+    with open(path) as file:
+        return file.readlines()
 
 class Slow(ELBO):
     def estimate(self, *args, **options):
@@ -138,6 +153,37 @@ def test_data_that_change_meanwhile_are_told(compare, tmp_path, monkeypatch):
     assert "the data, or a file of options, changed since the comparison began" in " ".join(err.split())
 
 
+@pytest.mark.parametrize("more", [[], ["--patience", "2", "--keep", "best", "--optimizer.lr", "0.1"]], ids=str)
+def test_a_cell_of_an_estimator_goes_on_where_it_was_cut(compare, more, tmp_path):
+    """Its curve too, of which nothing is computed again. A checkpoint with a curve of something else is not gone on from."""
+    options = ["--estimators", "[mine.Cut]", "--epochs", "8", "--evaluate_every", "2", *more]
+    cell, run = (Path(name, "mine.Cut-K2-seed0") for name in ("cells", "runs"))
+
+    def numbers(out: str) -> dict[str, object]:
+        found = json.loads((tmp_path / out / f"{cell}.json").read_text())
+        assert len(found["seconds"]) == len(found["steps"])
+        assert found["seconds"] == sorted(found["seconds"])
+        state = load_file(tmp_path / out / run / "model.safetensors")
+        return {name: found[name] for name in ("steps", "log_px", "final", "evidence")} | {
+            "weights": b"".join(value.numpy().tobytes() for _, value in sorted(state.items()))
+        }
+
+    assert compare("training", "cut", *options)[0] == 143
+    before = (tmp_path / "cut" / run / "metrics.jsonl").read_text()
+    assert (tmp_path / "cut" / run / "checkpoint.safetensors").is_file()
+    shutil.copytree(tmp_path / "cut", tmp_path / "other")
+    (tmp_path / "alive").touch()
+    assert compare("training", "whole", *options)[0] == 0
+    assert compare("training", "cut", *options)[0] == 0
+    assert numbers("cut") == numbers("whole")
+    assert (tmp_path / "cut" / run / "metrics.jsonl").read_text().startswith(before)
+    options += ["--evaluate_every", "3"]
+    kept = tmp_path / "other" / "config.yaml"
+    kept.write_text(kept.read_text().replace("evaluate_every: 2", "evaluate_every: 3"))
+    assert [compare("training", out, *options)[0] for out in ("rare", "other")] == [0, 0]
+    assert numbers("other") == numbers("rare") != numbers("whole")
+
+
 def start(tmp_path: Path, *options: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "pyro_vae", "compare-estimators", "training", *merged("training", options)]
     return subprocess.Popen(
@@ -158,9 +204,10 @@ def test_commands_in_one_folder_share_the_cells_out(compare, tmp_path):
 
 
 def children(pid: int) -> list[int]:
-    return [
-        int(each) for task in Path(f"/proc/{pid}/task").glob("*") for each in (task / "children").read_text().split()
-    ]
+    """The processes below a process."""
+    tasks = Path(f"/proc/{pid}/task").glob("*")
+    found = [int(each) for task in tasks for each in (task / "children").read_text().split()]
+    return found + [below for each in found for below in children(each)]
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="no /proc")
@@ -203,6 +250,62 @@ def test_ray(compare, tmp_path):
     assert tables(tmp_path / "ray") == tables(tmp_path / "one")
     one, ray = (tmp_path / name / "runs" for name in ("one", "ray"))
     assert {each.relative_to(one) for each in one.rglob("*.*")} == {each.relative_to(ray) for each in ray.rglob("*.*")}
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["compare-parts"], False),
+        (["compare-parts", "--jobs", "1"], False),
+        (["compare-parts", "--jobs", "2"], True),
+        (["compare-parts", "--jobs=4", "--out", "x"], True),
+        (["compare-parts", "--jobs", "16", "--executor", "ray"], False),
+        (["compare-parts", "--jobs"], False),
+    ],
+)
+def test_processes_begin_with_the_program_where_its_words_ask_for_them(words, wanted):
+    assert server.are_wanted(words) == wanted
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are not forked here")
+def test_no_file_of_the_folder_is_imported_in_place_of_a_module(start_script, tmp_path):
+    """Neither by the program nor by the process that the others are forked from."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(60, 3)))
+    for name in ("torch", "rich", "random", "multiprocessing"):
+        (tmp_path / f"{name}.py").write_text("open('was_here', 'w').close()")
+    process = start_script("compare_estimators", "gradients", *COMMANDS["gradients"], "--out", "g", "--jobs", "2")
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "computed at once with others" in " ".join(out.split())
+    assert not (tmp_path / "was_here").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="no /proc")
+@pytest.mark.parametrize("when", ["while modules are imported", "while cells are computed"])
+def test_ctrl_c_in_a_terminal_reaches_all_processes(when, compare, tmp_path):
+    """And only this one tells it."""
+    words = ["compare-estimators", "training", *merged("training", ("--estimators", "[mine.Slow]", "--jobs", "2"))]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pyro_vae", *words, "--seeds", "[0,1,2]", "--out", "grid"],
+        cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    ready = {
+        "while modules are imported": lambda: len(children(process.pid)) >= 2,
+        "while cells are computed": lambda: len(list((tmp_path / "grid" / "runs").glob("*/config.yaml"))) == 2,
+    }[when]
+    while not ready():
+        time.sleep(0.02)
+        assert process.poll() is None, process.communicate()
+    begun = children(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate()
+    assert process.returncode == 130
+    told = "Stopped." if when == "while modules are imported" else "Stopped. Finished cells are kept"
+    assert (out + err).strip().splitlines()[-1].startswith(told)
+    assert (out + err).count("Stopped") == 1
+    assert "Traceback" not in out + err
+    while any(Path(f"/proc/{each}").exists() for each in begun):
+        time.sleep(0.05)
 
 
 def test_a_wrong_number_of_jobs(compare):

@@ -14,8 +14,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from discrete import STATES, Discrete, X
-from helpers import CPU, within
-from torch import Tensor
+from helpers import CPU, N_SE, within
+from torch import Tensor, nn
 
 from pyro_vae.estimators import (
     ARMS,
@@ -304,3 +304,173 @@ def test_the_bound_of_a_biased_gradient_is_that_of_the_discrete_model(name, kind
         for (of, _), gradient, each in zip(model.named_parameters(), expected, found, strict=True):
             if of.startswith("w."):
                 within(each, gradient)
+
+
+@pytest.mark.parametrize("kind", ["binary", "classes"])
+@pytest.mark.parametrize("straight_through", [False, True])
+def test_the_bias_of_relaxed_draws_shrinks_with_the_temperature(kind, straight_through):
+    """The distance of the mean gradient by φ from the exact one. That of straight-through draws does not go away."""
+    model, gaps = Discrete(kind), []
+    _, expected = exact(model, elbo, 1)
+    phi = [i for i, (name, _) in enumerate(model.named_parameters()) if name.startswith("phi.")]
+    for temperature in (2.0, 0.5, 0.1):
+        estimator = GumbelSoftmax(1, temperature, lowest=0.01, straight_through=straight_through)
+        _, found = estimates(estimator, model, runs=20, copies=600)
+        away = torch.cat([(found[i].mean(0) - expected[i]).flatten() for i in phi])
+        noise = torch.cat([(found[i].std(0) / 20**0.5).flatten() for i in phi])
+        gaps.append((away.norm().item(), noise.norm().item()))
+    (hot, _), (warm, error), (cold, noise) = gaps
+    assert warm > N_SE * error, "no bias was seen"
+    if straight_through:
+        assert cold > N_SE * noise
+    else:
+        assert hot > warm + error > cold + noise
+        assert cold < N_SE * noise
+
+
+def squared(model: Discrete, estimator: Estimator, draws: int = 10_000) -> tuple[float, float]:
+    """The variance of the gradient by the logits of one datum, summed over data and logits, and its standard error.
+
+    Each draw of each datum has logits of its own, so that one call gives all.
+    """
+    shift = model.phi["c"]
+    model.phi["c"] = nn.Parameter(shift.detach().repeat(len(X) * draws, 1))
+    with library_path(), seeded(CPU, 3):
+        _, (found,) = estimator.gradients(model.model, model.guide, [model.phi["c"]], X.repeat(draws, 1))
+    model.phi["c"] = shift
+    rows = (len(X) * draws * found).unflatten(0, (draws, len(X))).flatten(1)
+    each = ((rows - rows.mean(0)) ** 2).sum(1)
+    return each.mean().item(), (each.std() / draws**0.5).item()
+
+
+def test_the_order_of_variances():
+    """Theory: antithetic pairs have no more noise than independent ones, and these less than no baseline at all."""
+    model = Discrete("binary")
+    none, _ = squared(model, ScoreFunction(2))
+    independent, error = squared(model, ScoreFunction(2, control="leave-one-out"))
+    pairs, other = squared(model, DisARM())
+    assert none > independent > pairs + N_SE * (error**2 + other**2) ** 0.5
+    four, _ = squared(model, ARMS(4))
+    assert four < pairs - N_SE * other
+
+
+class OneSite(Discrete):
+    """A guide and a prior of another distribution."""
+
+    def __init__(self, of: Callable[[], dist.TorchDistribution]) -> None:
+        super().__init__("binary")
+        self.make = of
+
+    def of(self, logits: Tensor) -> dist.TorchDistribution:
+        return self.make().expand([*logits.shape[:-1], 4]).to_event(1)
+
+
+NORMAL = partial(dist.Normal, torch.zeros((), dtype=torch.float64), 1.0)
+POISSON = partial(dist.Poisson, torch.ones((), dtype=torch.float64))
+GEOMETRIC = partial(dist.Geometric, torch.tensor(0.5, dtype=torch.float64))
+REFUSED = {
+    "DisARM: the guide has no site of Bernoulli latents": (
+        DisARM(),
+        OneSite(lambda: dist.Normal(torch.zeros(()).double(), 1.0)),
+    ),
+    "ARMS: the guide has no site of Bernoulli latents": (ARMS(), Discrete("classes")),
+    "DoubleCV: the guide has no Bernoulli latents alone": (DoubleCV(), Discrete("chain")),
+    "REBAR: the guide has no Bernoulli latents alone": (REBAR(), Discrete("chain")),
+    "RELAX: the guide has no Bernoulli latents alone": (RELAX(), Discrete("classes")),
+    "StraightThrough: latent 't' is Poisson, in whose place no real numbers": (
+        StraightThrough(),
+        OneSite(POISSON),
+    ),
+    "GumbelSoftmax: latent 't' is Poisson, in whose place": (
+        GumbelSoftmax(),
+        OneSite(POISSON),
+    ),
+    "ReinMax: latent 't' is Geometric, in whose place": (
+        ReinMax(),
+        OneSite(GEOMETRIC),
+    ),
+    r"ELBO differentiates through the guide's samples.*also DisARM": (ELBO(), Discrete("binary")),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_latents_that_an_estimator_is_not_for(message):
+    estimator, model = REFUSED[message]
+    with pytest.raises(ValueError, match=message), library_path():
+        estimator.gradients(model.model, model.guide, list(model.parameters()), X)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (partial(DisARM, 3), "DisARM: antithetic particles are pairs, so that K is 2, got 3"),
+        (partial(DisARM, 1), "K is 2, got 1"),
+        (partial(DisARM, M=0), "at least 1 group"),
+        (partial(ARMS, 1), "expected K of at least 2"),
+        (partial(DoubleCV, 1), "expected K of at least 2"),
+        (partial(DoubleCV, learning_rate=0.0), "positive learning_rate"),
+        (partial(NVIL, hidden=0), "at least 1 hidden unit"),
+        (partial(NVIL, decay=1.0), r"a decay in \[0, 1\)"),
+        (partial(REBAR, temperature=0.0), "REBAR: expected a positive temperature, got 0.0"),
+        (partial(RELAX, temperature=-1.0), "RELAX: expected a positive temperature, got -1.0"),
+        (partial(RELAX, hidden=0), "at least 1 hidden unit"),
+        (partial(GumbelSoftmax, temperature=0.0), "GumbelSoftmax: expected a positive temperature"),
+        (partial(GumbelSoftmax, temperature=float("nan")), "temperature: expected a finite number"),
+        (partial(GumbelSoftmax, lowest=0.0), "expected a positive lowest"),
+        (partial(GumbelSoftmax, anneal=-0.1), "anneal of at least 0"),
+        (partial(ReinMax, temperature=0.0), "ReinMax: expected a positive temperature"),
+    ],
+)
+def test_options_out_of_range(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("estimator", [DisARM(), StraightThrough(), GumbelSoftmax()])
+def test_there_is_no_objective_without_noise(estimator):
+    model = Discrete("binary")
+    with pytest.raises(ValueError, match="draws the latents itself"), library_path():
+        estimator.estimate(model.model, model.guide, X, objective=Objective(beta=0.0, noise=False))
+
+
+def test_what_is_learned_is_learned():
+    """The control variate of DoubleCV moves to where the variance is smaller, and REBAR's scale and temperature move."""
+    model = Discrete("binary")
+    for make in (
+        partial(DoubleCV, learning_rate=0.02),
+        partial(REBAR, learning_rate=0.02),
+        partial(RELAX, learning_rate=0.02),
+    ):
+        fresh, taught = make(), make()
+        with library_path(), seeded(CPU, 5):
+            for _ in range(100):
+                estimate, _ = taught.gradients(model.model, model.guide, list(model.phi.parameters()), X.repeat(50, 1))
+                taught.after_step(estimate)
+        taught.learning_rate = fresh.learning_rate = 1e-12
+        (before, error), (after, other) = squared(model, fresh), squared(model, taught)
+        assert after < before + N_SE * (error**2 + other**2) ** 0.5, (type(fresh), before, after)
+        assert any(float((taught.state[name] - fresh.state.get(name, 0)).abs().max()) > 0.01 for name in taught.learns)
+
+
+def test_the_average_of_nvil_has_no_draw_that_it_is_used_with():
+    """The state before the step is used, and moves after it; evaluation moves nothing."""
+    model, estimator = Discrete("binary"), NVIL(1)
+    with library_path():
+        estimate, _ = estimator.gradients(model.model, model.guide, list(model.parameters()), X)
+        assert (estimator.state["steps"], estimator.state["average"]) == (0, 0)
+        estimator.after_step(estimate)
+        assert estimator.state["steps"] == 1
+        torch.testing.assert_close(estimator.state["average"], estimate.bound.mean())
+        before = {name: value.clone() for name, value in estimator.state.items()}
+        estimator.estimate(model.model, model.guide, X)
+    assert all(torch.equal(estimator.state[name], value) for name, value in before.items())
+
+
+def test_stock_svi_trains_what_an_estimator_learns():
+    pyro.clear_param_store()
+    model, estimator = Discrete("binary"), DoubleCV(learning_rate=0.05)
+    svi = pyro.infer.SVI(model.model, model.guide, pyro.optim.Adam({"lr": 1e-3}), estimator)
+    for _ in range(5):
+        svi.step(X)
+    assert estimator.state["a: steps"] == 5
+    assert abs(estimator.state["a"]) > 0.01

@@ -8,7 +8,7 @@ from functools import partial
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers import BITS, CASES, GUIDES, NETWORK, exact_gradients, independent_gradients, within
+from helpers import BITS, CASES, NETWORK, REAL_GUIDES, exact_gradients, independent_gradients, within
 from oracles import LinearGaussian, elbo, kl_to_prior, oracle_and_data
 from torch.distributions import constraints, kl_divergence
 from torch.optim import SGD
@@ -217,7 +217,7 @@ def digits_vae(make, splits):
     return VAE(StandardNormal(dims), make(dims, **options), Bernoulli(dims, NETWORK))
 
 
-@pytest.mark.parametrize("cls", [*GUIDES, Cauchy, partial(SemiAmortized, guide=Cauchy)])
+@pytest.mark.parametrize("cls", [*REAL_GUIDES, Cauchy, partial(SemiAmortized, guide=Cauchy)])
 def test_without_noise_a_guide_has_a_mean_or_is_refused_before_training(cls):
     """By subclass: `fit` says so when it is called, or the step takes the mean; never a NaN in an epoch."""
     split = Split(BITS)

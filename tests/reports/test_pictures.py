@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -12,11 +13,12 @@ from oracles import LinearGaussian
 from torch import nn
 from torch.distributions import constraints
 
-from pyro_vae import TrainingPlan, figures, fit
+from pyro_vae import TrainingPlan, figures, fit, guides, priors
 from pyro_vae.data import Split, Splits
-from pyro_vae.evaluate import sample, variance_of_means
-from pyro_vae.models import ModelSpec
+from pyro_vae.evaluate import decode, sample, variance_of_means
+from pyro_vae.models import ModelSpec, discretized
 from pyro_vae.reports import (
+    DiscreteModel,
     Latents,
     LearningCurves,
     LogLikelihood,
@@ -26,6 +28,7 @@ from pyro_vae.reports import (
     TestBound,
     Trained,
     Traversals,
+    pictures,
 )
 from pyro_vae.runs import Run
 
@@ -130,3 +133,45 @@ def test_one_test_datum_has_no_error_and_the_file_and_the_screen_say_so(digits, 
         error, reason = kept[name]["standard_error"], kept[name].get("standard_error_missing")
         assert (error, reason) == ((None, "no ±: a single value") if size == 1 else (pytest.approx(error), None))
     assert all(("(no ±: a single value)" in each) == (size == 1) and "nan" not in each for each in shown)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "ticks", "parts"),
+    [
+        ("Bernoulli", {}, [0, 1], {"$t_{1}$", "$t_{2}$", "$t_{3}$", "$t_{4}$"}),
+        ("OneHotCategorical", {"classes": 2}, [1, 2], {"t, block 1", "t, block 2"}),
+        ("Concrete", {"classes": 2}, [1, 2], {"t, block 1", "t, block 2"}),
+        ("RelaxedBernoulli", {}, torch.linspace(-3, 3, 11).tolist(), {"$t_{1}$", "$t_{2}$", "$t_{3}$", "$t_{4}$"}),
+    ],
+)
+def test_a_traversal_shows_values_that_a_latent_has(kind, options, ticks, parts, digits, monkeypatch):
+    """Bits are 0 and 1, and a one-hot vector, relaxed or not, has each of its classes, while the others stay."""
+    decoded, shown = [], {}
+    monkeypatch.setattr(pictures, "decode", lambda model, t, x: decoded.append(t["t"]) or decode(model, t, x))
+    monkeypatch.setattr(
+        figures, "traversals", lambda means, *given: shown.update(zip(("names", "ticks"), given, strict=False))
+    )
+    spec = ModelSpec(partial(getattr(priors, kind), **options), partial(getattr(guides, kind), **options), latent=4)
+    model = spec.build(digits, 0)
+    Traversals().draw(Trained(model, digits, TrainingPlan(), []))
+    assert set(shown["names"]) == parts
+    assert list(shown["ticks"]) == pytest.approx(ticks)
+    support = model.posterior(digits.test.x[:1]).support
+    for t in decoded:
+        assert support.check(t).all()
+        assert len(t) == len(ticks)
+        assert ((t != t[0]).sum(-1) > 0).sum() == len(ticks) - 1
+        assert (t != t[:1]).any(0).sum() == options.get("classes", 1)
+
+
+def test_the_discrete_model_is_measured_and_others_are_refused(digits):
+    model = ModelSpec(priors.RelaxedBernoulli, guides.RelaxedBernoulli, latent=4).build(digits, 0)
+    trained = Trained(model, digits, TrainingPlan(), [], test_particles=5, test_images=7)
+    found = DiscreteModel().measure(trained)
+    assert all("of the discrete model" in row.quantity for row in found.rows)
+    assert found.values["discrete_log_px"]["n"] == 7
+    plain = Trained(ModelSpec(latent=2).build(digits, 0), digits, TrainingPlan(), [])
+    with pytest.raises(ValueError, match="expected a relaxed one"):
+        DiscreteModel().measure(plain)
+    bits = Trained(discretized(model), digits, TrainingPlan(), [], test_particles=20, test_images=7)
+    assert "annealed" not in " ".join(LogLikelihood().measure(bits).notices)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -27,6 +29,7 @@ from helpers import (
     PRIORS,
     TABLE,
     data_for,
+    elbo_of,
     refusing_unknown_kl,
     update_of,
     vae_of,
@@ -36,6 +39,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pyro_vae import VAE, Network
+from pyro_vae.app.ranks import check_device
 from pyro_vae.estimators import ELBO, IWAE, NVIL, Objective, ScoreFunction
 from pyro_vae.guides import DiagonalNormal
 from pyro_vae.likelihoods import Bernoulli
@@ -104,7 +108,7 @@ def agree(update, sizes=(2, 3, 8), per_datum=True) -> None:
 def test_parts(cls):
     """Two particles, and shares of two data: no shape alone tells which is which."""
     vae = vae_of(cls)
-    agree(update_of(vae, data_for(cls, vae, 7), ELBO(2)))
+    agree(update_of(vae, data_for(cls, vae, 7), elbo_of(vae, 2)))
 
 
 @pytest.mark.parametrize("cls", ESTIMATORS)
@@ -265,6 +269,45 @@ def test_one_that_dies_ends_all_and_a_restart_goes_on(tmp_path):
     told, err = (process := run(tmp_path, 2, "cut", *options)).communicate()
     assert process.returncode == 0, err
     assert "is finished: nothing is left to do" in told
+
+
+def test_wrong_words_are_told_once(tmp_path):
+    """By the first process. All end with status 2."""
+    process = run(tmp_path, 2, "none", "--bad", "1")
+    _, err = process.communicate()
+    assert process.returncode == 1  # of torchrun, which tells those of its processes
+    assert err.count("error: ") == err.count("error: --bad: there is no such option") == 1
+    assert re.findall(r"exitcode  : (\d+)", err) == ["2", "2"]
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_the_first_process_does_not_tell_another_one_tells(tmp_path, monkeypatch):
+    """As where a file is missing on its machine alone."""
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    for name, value in (("RANK", 1), ("WORLD_SIZE", 2), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", port)):
+        monkeypatch.setenv(name, str(value))
+    process = run(tmp_path, 1, "none", "--bad", "1")
+    _, err = process.communicate()
+    assert process.returncode == 2
+    assert "error: --bad: there is no such option" in err
+
+
+def test_one_card_for_all_processes_is_refused(monkeypatch):
+    monkeypatch.setattr(Together, "now", staticmethod(lambda: Together(0, 2)))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for device in ("cpu", "cuda"):
+        check_device(torch.device(device))
+    with pytest.raises(
+        ValueError, match=r"cuda:0 would put the 2 processes .* on one card: give --device cuda, and each"
+    ):
+        check_device(torch.device("cuda:0"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # of several machines
+    check_device(torch.device("cuda:0"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match="torchrun started 3 processes here, and PyTorch sees 2 CUDA devices"):
+        check_device(torch.device("cuda"))
 
 
 def test_a_scheduler_ends_all_with_a_checkpoint(tmp_path):

@@ -76,6 +76,8 @@ def trained(
     for record in records:
         seconds += record.seconds
         run.follow(record, model, records)
+        if stop.made:
+            records.save()
         stop.check()
     run.conclude(model, records)
     return model, run, seconds

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,19 @@ import numpy as np
 import yaml
 
 from pyro_vae import figures
-from pyro_vae.app.comparisons.cell import check_numbers, data_digest, following, new_run, run_config
+from pyro_vae.app.comparisons.cell import check_numbers, data_digest, following, run_config, trained
 from pyro_vae.app.comparisons.errors import MISSING, TAIL, Over, compared, particles_told, tell_left_out, told, trust
 from pyro_vae.app.comparisons.folder import ComparisonFolder, EstimatorFactory
 from pyro_vae.app.comparisons.grid import Cell, Comparison, Key, Machines, Numbers, Tell
 from pyro_vae.app.comparisons.names import class_and_options, labels
 from pyro_vae.app.console import StopRequest, screen
 from pyro_vae.app.setting import Setting
-from pyro_vae.data import Split, Splits
+from pyro_vae.data import Splits
 from pyro_vae.estimators import ELBO, IWAE, DReG
-from pyro_vae.evaluate import evidence, mean
+from pyro_vae.evaluate import Evidence, evidence, mean
 from pyro_vae.models import Model, ModelSpec
-from pyro_vae.runs import Run
-from pyro_vae.training import Training, TrainingPlan, fit
+from pyro_vae.traces import Programs
+from pyro_vae.training import Callback, Epoch, Training, TrainingPlan, fit
 
 console = screen()
 Cells = dict[tuple[str, int], dict[int, dict[str, Any]]]
@@ -74,11 +74,25 @@ def training(
         one_config = run_config(described, {"estimators", "particles", "seeds", "evaluate_every"}, one)
 
         def compute(folder: Path, tell: Tell) -> Numbers:
+            curve: _Curve
+
+            def evaluate(programs: Programs) -> Evidence:
+                return evidence(programs, first, setting.test_particles)
+
+            def begin() -> tuple[Model, Training]:
+                nonlocal curve
+                model, curve = spec.build(splits, seed).to(where), _Curve(evaluate, evaluate_every, given)
+                own = replace(plan, estimator=make(K), seed=seed, callbacks=[curve])
+                on_step = following(tell, f"{name}, K = {K}", stop, plan.epochs)
+                records = fit(model, splits, own, on_step=on_step)
+                curve.begin(records)
+                return model, records
+
             with StopRequest() as stop:
-                model, own = spec.build(splits, seed).to(where), replace(plan, estimator=make(K), seed=seed)
-                records = fit(model, splits, own, on_step=following(tell, f"{name}, K = {K}", stop, plan.epochs))
-                run = new_run(folder, one_config)
-                return _follow(records, model, run, first, setting.test_particles, evaluate_every, per_epoch, stop)
+                model, _, _ = trained(begin, folder, one_config, stop)
+            # The curve is of the weights on the way, and the result of those that were kept.
+            found = curve.found if curve.found and plan.keep == "last" else evaluate(model)
+            return curve.told(per_epoch) | {"final": found.log_px.tolist(), "evidence": found.as_dict()}
 
         def line(cell: Numbers) -> str:
             reached = mean(np.array(cell["final"]))
@@ -114,33 +128,59 @@ def check_training(made: Mapping[str, Any]) -> None:
     check_numbers([made["evaluate_every"]], "evaluate_every", 1)
 
 
-def _follow(
-    records: Training, model: Model, run: Run, first: Split, K: int, every: int, steps: int, stop: StopRequest
-) -> dict[str, Any]:
-    """Trains on, evaluates on the way, and returns the cell."""
-    cell: dict[str, Any] = {"steps": [], "seconds": [], "log_px": []}
+class _Curve(Callback):
+    """Test log p(x) before, on the way of and after a training. It is kept in the checkpoints, beside the weights.
 
-    def evaluate(epoch: int, seconds: float) -> None:
-        found = evidence(model, first, K)
-        cell["final"], cell["evidence"] = found.log_px.tolist(), found.as_dict()
-        for key, value in (("steps", epoch * steps), ("seconds", seconds), ("log_px", float(np.mean(cell["final"])))):
-            cell[key].append(value)
+    Args:
+        evaluate: evaluates a model.
+        every: epochs between two evaluations; the last epoch is evaluated in any case.
+        given: what the evaluations depend on beside the training, as plain data.
+    """
 
-    evaluate(0, 0.0)
-    seconds = 0.0
-    for record in records:
-        seconds += record.seconds
-        run.follow(record, model, records)
-        if record.epoch % every == 0:
-            evaluate(record.epoch, seconds)
-        stop.check()
-    if record.epoch % every:
-        evaluate(record.epoch, seconds)
-    run.conclude(model, records)
-    if records.ends_with != "last":  # the curve is of the weights on the way, and the result of those that were kept
-        found = evidence(model, first, K)
-        cell["final"], cell["evidence"] = found.log_px.tolist(), found.as_dict()
-    return cell
+    def __init__(self, evaluate: Callable[[Programs], Evidence], every: int, given: Mapping[str, Any]) -> None:
+        self.evaluate, self.every, self.given = evaluate, every, {**given, "every": every}
+        self.points: list[tuple[int, float, float]] = []
+        """Epochs, seconds of training, and means of log p(x) in nats."""
+        self.seconds = 0.0
+        self.found: Evidence | None = None
+        """The evaluation after the epoch before, if there was one."""
+
+    def begin(self, training: Training) -> None:
+        """Is told the training, and evaluates what it begins with."""
+        self._is_last = training.kept.is_over
+        self._epochs = training.plan.epochs
+        self._look(0, training.programs)
+
+    def on_epoch(self, record: Epoch, programs: Programs) -> None:
+        """Evaluates where it is time for it."""
+        self.seconds += record.seconds
+        self.found = None
+        if record.epoch % self.every == 0 or record.epoch == self._epochs or self._is_last(record.epoch):
+            self._look(record.epoch, programs)
+
+    def _look(self, epoch: int, programs: Programs) -> None:
+        self.found = self.evaluate(programs)
+        self.points.append((epoch, self.seconds, float(np.mean(self.found.log_px.tolist()))))
+
+    def told(self, steps: int) -> dict[str, Any]:
+        """The curve as a cell holds it, at so many steps an epoch."""
+        epochs, seconds, log_px = zip(*self.points, strict=True)
+        return {"steps": [epoch * steps for epoch in epochs], "seconds": [*seconds], "log_px": [*log_px]}
+
+    def state_dict(self) -> Any:
+        """The points so far."""
+        return {"given": self.given, "points": self.points, "seconds": self.seconds}
+
+    def load_state_dict(self, state: Any) -> None:
+        """Goes on after these points.
+
+        Raises:
+            ValueError: they are of other data, or were taken at other epochs.
+        """
+        if state["given"] != self.given:
+            raise ValueError("the curve of this training is of other data, or was taken at other epochs")
+        self.points = [(int(epoch), float(seconds), float(value)) for epoch, seconds, value in state["points"]]
+        self.seconds, self.found = float(state["seconds"]), None
 
 
 def report_training(cells: ComparisonFolder, done: Cells, what: str, over: Over) -> None:

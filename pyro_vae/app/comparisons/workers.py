@@ -9,9 +9,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from multiprocessing import connection, get_context, parent_process
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing import connection, parent_process
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Thread
@@ -21,6 +21,7 @@ import torch
 from pyro_vae.app.comparisons.grid import Cell
 from pyro_vae.app.comparisons.order import Ended, Order, attempt
 from pyro_vae.app.console import stopping
+from pyro_vae.app.server import begin, context, unheard
 
 Told = Callable[[int, float, str, float | None], None]
 """Is told how far a cell is, which its number names first."""
@@ -60,12 +61,13 @@ class _Process:
     """A process that computes cells, at the other end of a pipe."""
 
     def __init__(self, order: Order, rank: int) -> None:
-        context = get_context("spawn")  # a fork would share what threads and CUDA hold
+        here = context()
         self.rank, self.number = rank, -1
-        self.pipe, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_serve, args=(theirs, order, rank))
+        self.pipe, theirs = here.Pipe()
+        self.process: BaseProcess = here.Process(target=_serve, args=(theirs, order, rank))  # type: ignore[attr-defined]
         # Ctrl-C reaches all processes of a terminal: this one hears it, and ends the others.
-        with _unheard():
+        begin()
+        with unheard():
             self.process.start()
         theirs.close()
 
@@ -145,19 +147,6 @@ class Processes:
             if worker.process.is_alive():  # a compilation does not hear
                 worker.process.kill()
                 worker.process.join()
-
-
-@contextmanager
-def _unheard() -> Iterator[None]:
-    """A process that is started inside hears no Ctrl-C and no terminal that is closed; this one hears them afterwards."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(pipe: connection.Connection, order: Order, rank: int) -> None:

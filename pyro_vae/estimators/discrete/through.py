@@ -150,8 +150,8 @@ class GumbelSoftmax(_Through):
     Gradient: by φ, that of the bound at softmax((α + g)/τ), with Gumbel noise g, in the place of t; for Bernoulli latents at
     sigmoid((α + l)/τ), with logistic noise l. If ``straight_through`` is true, the model is evaluated at the discrete draw, and
     the gradient alone is that of the relaxed one; otherwise w too has the gradient at the relaxed draws, and each of the K
-    particles takes two evaluations of the model: one at the discrete draw, for the bound. It is biased, the less so the lower
-    the temperature is, at which it has more noise.
+    particles takes two evaluations of the model: one at the discrete draw, for the bound. It is biased. Without
+    ``straight_through`` the bias goes to zero with the temperature, while the noise grows; with it, it does not.
 
     Domain: that of `StraightThrough`.
 
