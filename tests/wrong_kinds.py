@@ -135,6 +135,8 @@ OWN: dict[str, dict[str, object]] = {
     "traversals": {"means": DATA[:4], "ticks": [0.0, 1.0]},
     "side_by_side": {"pictures": {"a": DATA[:36]}},
     "SemiAmortized": {"guide": guides.DiagonalNormal},
+    "OneHotCategorical": {"classes": 2},
+    "Concrete": {"classes": 2},
     "calibrate": {"n": 20},
     "default_likelihood": {"x": DATA, "support": SPLITS.support},
 }
