@@ -135,7 +135,12 @@ OWN: dict[str, dict[str, object]] = {
     "traversals": {"means": DATA[:4], "ticks": [0.0, 1.0]},
     "side_by_side": {"pictures": {"a": DATA[:36]}},
     "SemiAmortized": {"guide": guides.DiagonalNormal},
-    **dict.fromkeys(("OneHotCategorical", "Concrete"), {"classes": 2}),
+    "OneHotCategorical": {"classes": 2},
+    "Concrete": {"classes": 2},
+    "number_of_sets": {"states": 3, "together": 2},
+    "exact_gradient": {
+        "programs": pyro_vae.VAE(priors.Bernoulli(DIMS), guides.Bernoulli(DIMS), likelihoods.Bernoulli(DIMS))
+    },
     "calibrate": {"n": 20},
     "default_likelihood": {"x": DATA, "support": SPLITS.support},
 }

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import wraps
-from typing import Any, Literal, NamedTuple, TypeVar, final
+from typing import Any, Literal, NamedTuple, final
 
 import pyro.infer
 import torch
@@ -18,19 +18,9 @@ from torch import Tensor
 from pyro_vae.estimators.divergence import closed_form_kl
 from pyro_vae.estimators.objective import Objective
 from pyro_vae.kinds import WrongKindError, takes
+from pyro_vae.parts import overridable
 from pyro_vae.scopes import seeded
 from pyro_vae.traces import Latents, Particles, Program, Sites, library_path, particles
-
-Method = TypeVar("Method", bound=Callable[..., Any])
-
-
-def overridable(method: Method) -> Method:
-    """Marks a concrete method that a subclass may override.
-
-    No subclass overrides any other concrete method.
-    """
-    method.__overridable__ = True  # type: ignore[attr-defined]
-    return method
 
 
 def _begun(init: Callable[..., None]) -> Callable[..., None]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_vae.estimators.base import Estimator
 from pyro_vae.estimators.evidence import ELBO, AnalyticKL
+from pyro_vae.kinds import takes
 from pyro_vae.traces import MOST_STATES, Particles, counted
 
 
@@ -154,6 +155,7 @@ class Exact(Estimator):
         return (weights * (log_w[sets].logsumexp(1) - log(J))).sum(0)
 
 
+@takes
 def number_of_sets(states: int, together: int) -> int:
     """Returns in how many ways so many states can be taken together, each any number of times and in any order."""
     return comb(states + together - 1, together)

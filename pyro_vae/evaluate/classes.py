@@ -96,6 +96,8 @@ def classified(probabilities: Tensor, labels: Tensor, matched: bool = False) -> 
     Raises:
         ValueError: there are more classes than values, or there is not one label for each datum.
     """
+    if probabilities.dim() != 2:
+        raise ValueError(f"probabilities: expected those of each value, (N, S), got shape {tuple(probabilities.shape)}")
     values, classes = probabilities.argmax(1).cpu(), labels.cpu().long()
     if len(values) != len(classes):
         raise ValueError(f"labels: expected one for each of {len(values)} data, got {len(classes)}")

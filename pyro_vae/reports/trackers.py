@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, final
 
 import yaml
 
-from pyro_vae.estimators.base import overridable
 from pyro_vae.kinds import takes
+from pyro_vae.parts import overridable
 from pyro_vae.training import Epoch
 
 if TYPE_CHECKING:  # a second of import that only pictures need
