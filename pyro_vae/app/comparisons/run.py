@@ -78,7 +78,18 @@ def compare(comparison: Comparison, config: str, order: Order) -> None:
                 grid.release()  # once nobody writes into their folders any more
     with cells.alone():
         cells.left_out(console, bool(grid.found), grid.died)
-        comparison.report(cells, grid.found)
+        try:
+            comparison.report(cells, grid.found)
+        except (
+            KeyError,
+            IndexError,
+            TypeError,
+            AttributeError,
+        ) as error:  # a digest says that a file is whole, not who made it
+            raise ValueError(
+                f"{cells.folder}: a finished cell does not hold what the report needs ({type(error).__name__}: {error}): move the "
+                f"files of its folder cells away to compute them again"
+            ) from error
         if any(numbers.get(_AT_ONCE, 1) > 1 for numbers in grid.found.values()):
             console.print("Times are of cells that were computed at once with others, which slows each of them.")
 
