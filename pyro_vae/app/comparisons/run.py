@@ -80,15 +80,11 @@ def compare(comparison: Comparison, config: str, order: Order) -> None:
         cells.left_out(console, bool(grid.found), grid.died)
         try:
             comparison.report(cells, grid.found)
-        except (
-            KeyError,
-            IndexError,
-            TypeError,
-            AttributeError,
-        ) as error:  # a digest says that a file is whole, not who made it
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            # A digest says that a cell's file is whole, and not that this program wrote it.
             raise ValueError(
-                f"{cells.folder}: a finished cell does not hold what the report needs ({type(error).__name__}: {error}): move the "
-                f"files of its folder cells away to compute them again"
+                f"{cells.folder}: a finished cell does not hold what the report needs ({type(error).__name__}: {error}): move "
+                f"the files of its folder cells away to compute them again"
             ) from error
         if any(numbers.get(_AT_ONCE, 1) > 1 for numbers in grid.found.values()):
             console.print("Times are of cells that were computed at once with others, which slows each of them.")
