@@ -233,7 +233,9 @@ def independent_gradients(
 ) -> tuple[Tensor, list[Tensor]]:
     """Independent estimates: the value (runs,), and the gradient of each parameter (runs, ...), each of `copies` draws."""
     vae, values, found = oracle.vae, [], []
-    estimator, leaves = deepcopy(estimator), list(vae.parameters())  # it may learn
+    estimator, leaves = deepcopy(estimator), list(vae.parameters())
+    if estimator.learns:
+        estimator.state = {}  # what it learned in another test, on other data
     many = x.repeat(copies, 1)
     with library_path(), seeded(CPU, 7):
         for _ in range(runs):

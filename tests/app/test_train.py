@@ -163,7 +163,8 @@ def test_a_class_that_is_swapped_in_keeps_its_own_defaults(train, tmp_path):
     code, out, err = train("--data", "MNIST", "--optimizer", "Adadelta", *network, "--print_config")
     assert (code, err) == (0, "")
     config = yaml.safe_load(out)
-    assert config["data"]["init_args"] == {"root": "data", "binarize": "dynamic", "valid": 10000, "split_seed": 0}
+    own = {"root": "data", "binarize": "dynamic", "valid": 10000, "split_seed": 0, "labelled": None, "label_seed": 0}
+    assert config["data"]["init_args"] == own
     assert config["optimizer"]["init_args"]["lr"] == 1.0
     assert config["guide"]["init_args"]["network"]["init_args"] == {"hidden": [3], "unused": 7}
 
@@ -209,7 +210,10 @@ MINE = """
             return dist.Poisson(torch.ones(len(x), self.dims.latent)).to_event(1)
 """
 WRONG = {
-    "class": (["--prior", "Nothing"], "--prior Nothing: there is no class of that name. Known: CouplingFlow"),
+    "class": (
+        ["--prior", "Nothing"],
+        "--prior Nothing: there is no class of that name. Known: AutoregressiveBernoulli",
+    ),
     "class path": (["--prior", "no_file.Nothing"], "no_file"),
     "option": (["--pior", "StandardNormal"], "pior"),
     "option of a class": (["--guide.net", "MLP"], "DiagonalNormal has no option net; did you mean --guide.network?"),
@@ -237,7 +241,14 @@ WRONG = {
     "missing option": (["--data", "Arrays"], "--data.path: Arrays needs this option"),
     "no part": (["--prior", "mine.NoPart"], "Expected 'mine.NoPart' to be a subclass of"),
     "part of a wrong shape": (["--prior", "mine.Wrong"], "Wrong (Prior): expected event shape (8,), got (3,)"),
-    "guide without rsample": (["--guide", "mine.Poisson"], "its sites ['t'] have no rsample"),
+    "guide without rsample": (
+        ["--guide", "mine.Poisson"],
+        "latent 't' is discrete (Poisson) in the guide, and has a density",
+    ),
+    "discrete without rsample": (
+        ["--guide", "Bernoulli", "--prior", "Bernoulli", "--estimator", "ELBO"],
+        "its sites ['t'] have no rsample",
+    ),
     "learning rate": (["--optimizer.lr", "-1"], "learning rate"),
     "out": (["--out", "taken"], "out: taken exists and is left as it is"),
 }

@@ -204,7 +204,8 @@ def test_encoder_runs_once_for_every_estimator():
     oracle = LinearGaussian.random()
     seen = []
     oracle.vae.posterior.network.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape))
-    for estimator, _ in CASES.values():
+    for case, _ in CASES.values():
+        estimator = deepcopy(case)
         estimator.prepare(oracle.vae.model, oracle.vae.guide, oracle.data(4))
         seen.clear()
         estimator.estimate(oracle.vae.model, oracle.vae.guide, oracle.data(4))

@@ -214,7 +214,7 @@ def test_no_global_state_of_matplotlib(tmp_path):
 
 def test_comparisons_with_little_to_show(tmp_path):
     """One K, one seed, an estimator that is not resolved, no labels."""
-    draws = Draws(dict.fromkeys(SIDES, torch.randn(GROUPS, 9)), dict.fromkeys(SIDES, [9.0] * GROUPS), 0.01)
+    draws = Draws(dict.fromkeys(SIDES, torch.randn(GROUPS, 9)), dict.fromkeys(SIDES, [9.0] * GROUPS), 0.01, 3)
     found = moments(draws, draws)["w"]
     line = figures.SNRLine([3], [found.snr()], fit_line([3], [found.log_snr()]), 1)
     saved(figures.snr({"w": {"IWAE": line}, "phi": {"IWAE": line}}), tmp_path)

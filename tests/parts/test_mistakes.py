@@ -110,7 +110,7 @@ MISSPELLED = {
     "dims": (lambda: Dims(2, (5,), misssing=True), "Dims: there is no argument 'misssing'; did you mean 'missing'?"),
     "split": (
         lambda: Split(torch.zeros(2, 2), label=None),
-        "Split: there is no argument 'label'; did you mean 'labels'?",
+        "Split: there is no argument 'label'; did you mean 'labels' or 'labelled'?",
     ),
     "splits": (
         lambda: make_splits(Split(torch.zeros(2, 2)), valid=1, test=1, binarise="none"),
