@@ -529,7 +529,7 @@ def test_benchmark_of_discrete_latents(script, mnist_root, tmp_path, traced, mon
     bits = partial(steps.Case, hidden=8, prior="Bernoulli", guide="Bernoulli")
     monkeypatch.setattr(of_discrete, "cases", lambda x: [bits(x[:20], latent=3)])
     assert "Enumerate" not in of_discrete.contenders(bits(torch.zeros(1, 1, 2, 2), latent=50))
-    few = {name: make for name, make in of_discrete.ESTIMATORS.items() if name in (of_discrete.BASE, "NVIL", "DisARM")}
+    few = {name: make for name, make in of_discrete.ESTIMATORS.items() if name in (of_discrete.BASE, "NVIL", "REBAR")}
     monkeypatch.setattr(of_discrete, "ESTIMATORS", few)
     data = ["--data.root", str(mnist_root), "--data.valid", "100"]
     code, out, err = script("benchmark", *data, "--rounds", "3", "--seconds", "0.001", "--whole", "false", "--out", "b")
